@@ -1,0 +1,1 @@
+"""One language-model training job, usable alone: `python -m trainer CONFIG`."""

@@ -1,0 +1,204 @@
+"""Reading settings: YAML documents, dotted paths, pydantic models, one-line errors.
+
+Used by train configs and study files alike. Nothing here knows a setting's name, and nothing
+here imports torch: the command line validates a study with it before any worker starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+Document = dict[str, Any]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """The user's input is wrong; the message is one line: file, key, what was given, what would do."""
+
+
+class Section(BaseModel):
+    """Base of every settings model: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class _Loader(yaml.SafeLoader):
+    """safe_load that reads 1e-4 as a number (YAML 1.2) and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if isinstance(key, (list, dict)):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be a word", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def read_document(path: str | Path) -> Document:
+    """The mapping in the YAML file `path`. Raises ConfigError naming the file and line."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {_line(error)}") from None
+    return parse_document(text, str(path))
+
+
+def parse_document(text: str, source: str) -> Document:
+    """The mapping in the YAML `text` that came from `source`. Raises ConfigError."""
+    document = _parse_yaml(text, source)
+    if not isinstance(document, dict):
+        raise ConfigError(f"{source}: must hold settings, `key: value`, not {_shown(document)}")
+    return document
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
+        raise ConfigError(f"{source}:{line} not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{source}: not valid YAML: {_line(error)}") from None
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`"optim.lr=1e-3"` as `("optim.lr", 0.001)`; the value is YAML. Raises ConfigError."""
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise ConfigError(f"{text!r}: must be path=value, such as optim.lr=1e-3")
+    return path.strip(), _parse_yaml(value, text)
+
+
+def set_path(document: Document, path: str, value: Any) -> None:
+    """Set the dotted `path` in `document`, making the sections on the way."""
+    *sections, key = path.split(".")
+    for section in sections:
+        child = document.get(section)
+        document[section] = child = dict(child) if isinstance(child, Mapping) else {}
+        document = child
+    document[key] = value
+
+
+def get_path(document: Mapping[str, Any], path: str) -> Any:
+    """The value at the dotted `path`, or None where a section on the way is missing."""
+    value: Any = document
+    for key in path.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(key)
+    return value
+
+
+def validated(model: type[Model], document: Mapping[str, Any], source: str) -> Model:
+    """`document` as `model`. Raises ConfigError for its first mistake, in one line."""
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(model, error)}") from None
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`"; did you mean lr?"` for the name closest to `name`, or the choices if few, or nothing."""
+    choices = sorted(set(names))
+    # A bare key is compared with last parts too: `lrr` finds `optim.lr`.
+    candidates = difflib.get_close_matches(name, choices, n=1, cutoff=0.6) or [
+        choice
+        for choice in choices
+        if difflib.SequenceMatcher(None, name.rpartition(".")[2], choice.rpartition(".")[2]).ratio()
+        > 0.75
+    ]
+    if candidates:
+        return f"; did you mean {candidates[0]}?"
+    return f"; one of: {', '.join(choices)}" if 0 < len(choices) <= 12 else ""
+
+
+def leaf_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every dotted path of `model` that holds a value, with its field."""
+    for name, field in model.model_fields.items():
+        section = _section(field.annotation)
+        if section is not None:
+            yield from leaf_fields(section, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def check_value(model: type[BaseModel], path: str, value: Any, what: str) -> None:
+    """Raise ConfigError, beginning with `what`, unless `path` of `model` accepts `value`."""
+    fields = dict(leaf_fields(model))
+    if path not in fields:
+        raise ConfigError(f"{what}: no such train setting{nearest(path, fields)}")
+    field = fields[path]
+    try:
+        TypeAdapter(Annotated[field.annotation, *field.metadata]).validate_python(value)
+    except ValidationError as error:
+        reason = _reason(error.errors(include_url=False)[0])
+        raise ConfigError(f"{what}: {_shown(value)} does not fit {path}: {reason}") from None
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section(part))), None)
+
+
+def _explain(model: type[BaseModel], error: ValidationError) -> str:
+    # An unknown key first: it is usually why another one is missing.
+    problems = error.errors(include_url=False)
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    location = [str(part) for part in problem["loc"]]
+    path = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        names = _names_at(model, location[:-1])
+        return f"{path}: no such setting{nearest(location[-1], names)}"
+    if problem["type"] == "missing":
+        return f"{path}: is required and was not given"
+    where = f"{path}: " if path else ""
+    if problem["type"] == "value_error":
+        return f"{where}{_reason(problem)}"
+    return f"{where}{_reason(problem)}, not {_shown(problem['input'])}"
+
+
+def _names_at(model: type[BaseModel], location: list[str]) -> list[str]:
+    for part in location:
+        field = model.model_fields.get(part)
+        section = _section(field.annotation) if field else None
+        model = section or model
+    return list(model.model_fields)
+
+
+def _reason(problem: Mapping[str, Any]) -> str:
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return _line(message.replace("Input should be", "must be"))
+
+
+def _shown(value: Any) -> str:
+    text = _line(repr(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _line(problem: object) -> str:
+    return " ".join(str(problem).split()) or type(problem).__name__
