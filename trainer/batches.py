@@ -1,0 +1,97 @@
+"""Token ids cut into batches: shuffled blocks to train on, the whole split in order to evaluate.
+
+A position is a pure function of the step, so a resumed run needs no data state. Nothing here
+knows a rank's random state or the clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.settings import ConfigError
+from trainer.tokens import Tokens
+
+PADDING = -100  # a target that is no token: torch's cross_entropy ignores it by default
+
+
+class TrainBatches:
+    """Contiguous blocks of the train split in an order drawn from (seed, epoch).
+
+    Each epoch starts at a random token below `context`, so that blocks differ from epoch to
+    epoch. What is left over, shorter than a batch, is dropped; every epoch has as many batches.
+    """
+
+    def __init__(self, tokens: Tokens, context: int, batch_size: int, seed: int) -> None:
+        """`tokens` has shape (tokens,). Raises ConfigError when it is shorter than a batch."""
+        # Counted at the largest shift, context - 1, with one more token as the last target.
+        blocks = (len(tokens) - context) // context
+        if blocks < batch_size:
+            raise ConfigError(
+                f"data.batch_size: {batch_size} sequences of data.context {context} need "
+                f"{context * (batch_size + 1)} tokens, the train split has {len(tokens)}; "
+                "use a smaller data.batch_size or data.context, or a longer text"
+            )
+        self.batches_per_epoch = blocks // batch_size
+        # A memory map is slow to index: every slice of it is a memory map again.
+        self._tokens = np.asarray(tokens)
+        self._blocks, self._context, self._batch_size = blocks, context, batch_size
+        self._seed = seed
+        self._window = np.arange(context + 1)
+        self._epoch, self._starts = 0, self._draw_starts(0)
+
+    def at(self, step: int) -> npt.NDArray[np.int64]:
+        """The sequences of optimizer step `step` (0-based), shape (batch_size, context + 1).
+
+        Inputs are `[:, :-1]`, targets `[:, 1:]`.
+        """
+        assert step >= 0
+        epoch, batch = divmod(step, self.batches_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._starts = epoch, self._draw_starts(epoch)
+        rows = self._starts[batch * self._batch_size : (batch + 1) * self._batch_size]
+        return np.asarray(self._tokens[rows[:, None] + self._window], np.int64)
+
+    def _draw_starts(self, epoch: int) -> npt.NDArray[np.int64]:
+        # Raw words of Philox: NumPy keeps these for ever, its shuffles only within a version.
+        words = np.random.Philox(key=[self._seed, epoch]).random_raw(self._blocks + 1)
+        shift = int(words[0] % self._context)
+        order = np.argsort(words[1:], kind="stable")
+        return np.asarray(shift + self._context * order, np.int64)
+
+
+@dataclass(frozen=True)
+class EvalBlocks:
+    """A whole split, shape (tokens,), in non-overlapping blocks of `context` targets.
+
+    Every token but the very first is a target exactly once.
+    """
+
+    tokens: Tokens
+    context: int
+
+    @property
+    def targets(self) -> int:
+        """Tokens predicted over all ranks."""
+        return len(self.tokens) - 1
+
+    def batches(
+        self, rank: int, ranks: int, blocks_per_batch: int
+    ) -> Iterator[npt.NDArray[np.int64]]:
+        """The batches of one rank: its every `ranks`-th block, shape (blocks, context + 1).
+
+        Targets are `[:, 1:]`, inputs `[:, :-1]` with `PADDING`, which only the split's last
+        block has after its tokens, clamped to any token. Ranks may have unequal numbers of
+        batches, a rank of a short split none.
+        """
+        starts = range(rank * self.context, self.targets, ranks * self.context)
+        for first in range(0, len(starts), blocks_per_batch):
+            rows = starts[first : first + blocks_per_batch]
+            batch = np.full((len(rows), self.context + 1), PADDING, np.int64)
+            for row, start in zip(batch, rows, strict=True):
+                block = self.tokens[start : start + self.context + 1]
+                row[: len(block)] = block
+            yield batch
