@@ -1,0 +1,32 @@
+"""The ledger: one SQL database, Optuna's tables and ours, that says what happened.
+
+Nothing here imports ray or torch, and no worker ever imports this.
+"""
+
+from storage.errors import (
+    BudgetSpent,
+    LeaseHeld,
+    LeaseLost,
+    LedgerError,
+    StudyExists,
+    StudyNotFound,
+)
+from storage.ledger import Lease, Ledger, Transaction
+from storage.reasons import Reason
+from storage.records import Attempt, Controller, StudyRecord
+
+__all__ = [
+    "Attempt",
+    "BudgetSpent",
+    "Controller",
+    "Lease",
+    "LeaseHeld",
+    "LeaseLost",
+    "Ledger",
+    "LedgerError",
+    "Reason",
+    "StudyExists",
+    "StudyNotFound",
+    "StudyRecord",
+    "Transaction",
+]

@@ -1,0 +1,144 @@
+"""Opening the database: its URL, SQLite's and PostgreSQL's settings, tables and migrations.
+
+Passwords in URLs never leave this file: whatever is shown went through `shown`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.storages import RDBStorage
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.orm import scoped_session, sessionmaker
+
+from storage.errors import LedgerError
+from storage.session import JoinedSession
+
+VERSION_TABLE = "hpo_alembic_version"
+HEAD = "0001"
+BUSY_SECONDS = 30  # how long SQLite waits for another writer
+
+
+def shown(url: str) -> str:
+    """`url` without its password, for people and logs."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return "the storage URL"
+
+
+def open_storage(url: str, *, create: bool) -> RDBStorage:
+    """Optuna's storage on `url`, migrated, whose sessions can be joined into one transaction.
+
+    Creates database file and tables if `create`. Raises LedgerError, naming the URL without its
+    password, when it cannot be opened or was written by a newer version.
+    """
+    parsed = _parse(url)
+    _check_sqlite_file(parsed, create)
+    try:
+        _check_version(parsed, create)
+        storage = RDBStorage(
+            parsed.render_as_string(hide_password=False), engine_kwargs=_engine_options(parsed)
+        )
+        if storage.engine.dialect.name == "sqlite":
+            sa.event.listen(storage.engine, "connect", _set_up_sqlite)
+            storage.engine.dispose()
+        storage.scoped_session = scoped_session(
+            sessionmaker(bind=storage.engine, class_=JoinedSession)
+        )
+        _migrate(storage.engine)
+    except (SQLAlchemyError, ImportError, RuntimeError, OSError) as error:
+        reason = _without_password(str(getattr(error, "orig", None) or error), parsed)
+        raise LedgerError(f"{shown(url)}: cannot be opened: {reason}") from None
+    return storage
+
+
+def clock(dialect: str) -> sa.ColumnElement[float]:
+    """The database's own clock, seconds since 1970, as an SQL expression."""
+    if dialect == "sqlite":
+        return sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Double())
+    return sa.literal_column("extract(epoch from clock_timestamp())::float8", sa.Double())
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        parsed.get_dialect()
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        raise LedgerError(
+            f"{shown(url)}: not a storage URL; use sqlite:///hpo.db or "
+            "postgresql://user@host/database"
+        ) from None
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise LedgerError(f"{shown(url)}: the ledger is kept in SQLite or PostgreSQL only")
+    return parsed
+
+
+def _check_sqlite_file(url: URL, create: bool) -> None:
+    if url.get_backend_name() != "sqlite":
+        return
+    if not url.database or url.database == ":memory:":
+        raise LedgerError(f"{url}: a ledger in memory is lost with its process; name a file")
+    path = Path(url.database)
+    if not create and not path.exists():
+        raise LedgerError(f"{path}: no such database; `hpo start` makes one")
+    if not path.parent.is_dir():
+        raise LedgerError(f"{path}: the folder {path.parent} does not exist")
+
+
+def _engine_options(url: URL) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": BUSY_SECONDS}}
+    return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+
+
+def _set_up_sqlite(connection: Any, _: object) -> None:
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _check_version(url: URL, create: bool) -> None:
+    # On an engine of its own: Optuna's storage writes tables as soon as it is made.
+    engine = sa.create_engine(url, **_engine_options(url))
+    with engine.connect() as connection:
+        version = _version(connection)
+    engine.dispose()
+    if version is None and not create:
+        raise RuntimeError("it holds no ledger; `hpo start` makes one")
+    if version is not None and version > HEAD:
+        raise RuntimeError(
+            f"it was written by a newer version of this program (its tables are at {version}, "
+            f"this program knows {HEAD}); upgrade layerdrop-hpo"
+        )
+
+
+def _migrate(engine: Engine) -> None:
+    with engine.begin() as connection:
+        if _version(connection) == HEAD:
+            return
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _version(connection: Connection) -> str | None:
+    if not sa.inspect(connection).has_table(VERSION_TABLE):
+        return None
+    version: str | None = connection.scalar(sa.text(f"SELECT version_num FROM {VERSION_TABLE}"))  # noqa: S608
+    return version
+
+
+def _without_password(text: str, url: URL) -> str:
+    line = " ".join(text.split())
+    return line.replace(str(url.password), "***") if url.password else line

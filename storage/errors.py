@@ -1,0 +1,32 @@
+"""What the ledger refuses, each with a message of one line that a user can act on."""
+
+from __future__ import annotations
+
+
+class LedgerError(Exception):
+    """The ledger cannot do what was asked; the message says why. Nothing was written."""
+
+
+class StudyExists(LedgerError):
+    """A study of that name is already in the ledger."""
+
+
+class StudyNotFound(LedgerError):
+    """No study of that name is in the ledger."""
+
+
+class BudgetSpent(LedgerError):
+    """Every trial of the study's budget has been created."""
+
+
+class LeaseLost(LedgerError):
+    """Another controller has taken this one's trials over: it may not write any more."""
+
+
+class LeaseHeld(LedgerError):
+    """Another controller's lease on the study has not run out."""
+
+    def __init__(self, message: str, controller: int, expires_in: float) -> None:
+        super().__init__(message)
+        self.controller = controller
+        self.expires_in = expires_in  # seconds, by the database's clock

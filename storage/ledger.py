@@ -1,0 +1,299 @@
+"""The ledger: studies, leases, and the transactions in which a controller writes.
+
+The contract:
+- A study has one controller at a time. It holds a lease, which every one of its writes renews in
+  the same transaction; a background heartbeat renews it between them.
+- A lease that has run out by the database's clock may be taken over. Taking over marks the old
+  controller lost, and from then on each of its writes raises LeaseLost and changes nothing.
+- Everything inside `with ledger.transaction(lease)` commits together, Optuna's own writes
+  through `ledger.storage` included.
+- Readers need no lease. Workers never open the ledger.
+Instances are safe to use from several threads; a transaction belongs to one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+from optuna.exceptions import ExperimentalWarning
+from optuna.study import StudyDirection
+from sqlalchemy.orm import Session
+
+from storage.database import clock, open_storage, shown
+from storage.errors import BudgetSpent, LeaseHeld, LeaseLost, LedgerError, StudyExists
+from storage.models import AttemptRow, ControllerRow, MetricsRow, StudyRow
+from storage.reading import STUDIES, TRIALS, Reader
+from storage.reasons import Reason
+from storage.records import Attempt, StudyRecord
+from storage.session import joined
+
+LEASE_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Lease:
+    """One controller's right to write one study's trials."""
+
+    controller_id: int
+    study_id: int
+    seconds: float
+
+
+class Ledger(Reader):
+    """An open ledger. Reading is in `Reader`; this is opening, leases and writing."""
+
+    @classmethod
+    def open(cls, url: str, *, create: bool = False) -> Ledger:
+        """Open `url`, migrating it; `create` makes what is missing. Raises LedgerError."""
+        return cls(open_storage(url, create=create), shown(url))
+
+    def create_study(
+        self,
+        name: str,
+        directions: Sequence[StudyDirection],
+        metric_names: Sequence[str],
+        document: str,
+        budget_trials: int,
+    ) -> StudyRecord:
+        """Record a new study: Optuna's and ours. Raises StudyExists."""
+        try:
+            with joined(self._sessions) as session:
+                study = optuna.create_study(
+                    study_name=name, storage=self.storage, directions=list(directions)
+                )
+                with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+                    study.set_metric_names(list(metric_names))
+                self._forget_deleted(session)
+                session.add(
+                    StudyRow(
+                        study_id=study._study_id,
+                        uid=uuid.uuid4().hex,
+                        document=document,
+                        document_sha256=hashlib.sha256(document.encode()).hexdigest(),
+                        created_at=self._now(session),
+                        budget_trials=budget_trials,
+                        reserved_trials=0,
+                    )
+                )
+        except optuna.exceptions.DuplicatedStudyError:
+            raise StudyExists(f"study {name} is in the ledger already") from None
+        return self.study(name)
+
+    def acquire(self, study: StudyRecord, *, seconds: float = LEASE_SECONDS) -> Lease:
+        """Become the study's controller, taking over from one whose lease has run out.
+
+        Clears an earlier wish to stop. Raises LeaseHeld while another controller's lease runs.
+        """
+        with joined(self._sessions) as session:
+            # Writing first takes the lock, on SQLite and PostgreSQL alike.
+            session.execute(
+                sa.update(StudyRow)
+                .where(StudyRow.study_id == study.study_id)
+                .values(stop_requested_at=None)
+            )
+            now = self._now(session)
+            for other in session.scalars(
+                sa.select(ControllerRow)
+                .where(ControllerRow.study_id == study.study_id, ControllerRow.state == "active")
+                .with_for_update()
+            ):
+                if other.expires_at > now:
+                    raise LeaseHeld(
+                        f"study {study.name} is being run by process {other.pid} on {other.host}",
+                        other.id,
+                        other.expires_at - now,
+                    )
+                other.state = "lost"
+                session.execute(
+                    sa.update(AttemptRow)
+                    .where(AttemptRow.controller_id == other.id, AttemptRow.ended_at.is_(None))
+                    .values(ended_at=other.seen_at, reason=Reason.CONTROLLER_LOST.value)
+                )
+            row = ControllerRow(
+                study_id=study.study_id,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                state="active",
+                started_at=now,
+                seen_at=now,
+                expires_at=now + seconds,
+            )
+            session.add(row)
+            session.flush()
+            return Lease(row.id, study.study_id, seconds)
+
+    def release(self, lease: Lease) -> None:
+        """Give the lease back: the study may be resumed at once. A lost lease is left alone."""
+        with joined(self._sessions) as session:
+            now = self._now(session)
+            session.execute(
+                sa.update(ControllerRow)
+                .where(ControllerRow.id == lease.controller_id, ControllerRow.state == "active")
+                .values(state="released", seen_at=now, expires_at=now)
+            )
+
+    def request_stop(self, study: StudyRecord) -> None:
+        """Ask the study's controller to checkpoint its trials and leave."""
+        with joined(self._sessions) as session:
+            session.execute(
+                sa.update(StudyRow)
+                .where(StudyRow.study_id == study.study_id)
+                .values(stop_requested_at=self._now(session))
+            )
+
+    def set_budget(self, study: StudyRecord, trials: int) -> None:
+        """Change how many trials the study may have in all."""
+        with joined(self._sessions) as session:
+            session.execute(
+                sa.update(StudyRow)
+                .where(StudyRow.study_id == study.study_id)
+                .values(budget_trials=trials)
+            )
+
+    @contextmanager
+    def transaction(self, lease: Lease) -> Iterator[Transaction]:
+        """One atomic write under `lease`, which it renews. Raises LeaseLost, writing nothing."""
+        with joined(self._sessions) as session:
+            transaction = Transaction(self, session, lease)
+            transaction.renew()
+            yield transaction
+
+    @contextmanager
+    def heartbeat(self, lease: Lease, on_error: Callable[[Exception], None]) -> Iterator[None]:
+        """Renew `lease` from a thread while the block runs, every third of its length.
+
+        `on_error` is called, once and from that thread, when a renewal fails.
+        """
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(lease.seconds / 3):
+                try:
+                    with self.transaction(lease):
+                        pass
+                except (LedgerError, sa.exc.SQLAlchemyError) as error:
+                    on_error(error)
+                    return
+
+        thread = threading.Thread(target=beat, name="lease-heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _forget_deleted(self, session: Session) -> None:
+        # A study deleted in the dashboard takes our rows along only where foreign keys are
+        # enforced, and SQLite hands its ids out again.
+        for model, parent in (
+            (MetricsRow, TRIALS.c.trial_id),
+            (AttemptRow, TRIALS.c.trial_id),
+            (ControllerRow, STUDIES.c.study_id),
+            (StudyRow, STUDIES.c.study_id),
+        ):
+            child = getattr(model, parent.name)
+            session.execute(
+                sa.delete(model)
+                .where(~sa.exists().where(parent == child))
+                .execution_options(**_UNSYNCED)
+            )
+
+
+_UNSYNCED: dict[str, Any] = {"synchronize_session": False}
+
+
+class Transaction:
+    """What a controller writes beside Optuna's own rows, inside `Ledger.transaction`."""
+
+    def __init__(self, ledger: Ledger, session: Session, lease: Lease) -> None:
+        self._ledger = ledger
+        self._session = session
+        self._lease = lease
+
+    def renew(self) -> None:
+        """Lengthen the lease. Raises LeaseLost if it has been taken over or released."""
+        now = clock(self._session.get_bind().dialect.name)
+        renewed = self._session.execute(
+            sa.update(ControllerRow)
+            .where(ControllerRow.id == self._lease.controller_id, ControllerRow.state == "active")
+            .values(seen_at=now, expires_at=now + self._lease.seconds)
+            .execution_options(**_UNSYNCED)
+        )
+        if renewed.rowcount != 1:  # type: ignore[attr-defined]
+            raise LeaseLost("another controller has taken this study over")
+
+    def reserve_trial(self) -> None:
+        """Count one more trial against the budget. Raises BudgetSpent, writing nothing."""
+        reserved = self._session.execute(
+            sa.update(StudyRow)
+            .where(
+                StudyRow.study_id == self._lease.study_id,
+                StudyRow.reserved_trials < StudyRow.budget_trials,
+            )
+            .values(reserved_trials=StudyRow.reserved_trials + 1)
+            .execution_options(**_UNSYNCED)
+        )
+        if reserved.rowcount != 1:  # type: ignore[attr-defined]
+            raise BudgetSpent("every trial of the budget has been created")
+
+    def begin_attempt(self, trial_id: int, *, devices: int) -> Attempt:
+        """Open the trial's next attempt. The first of two controllers to do so has it."""
+        last = self._session.scalar(
+            sa.select(sa.func.max(AttemptRow.number)).where(AttemptRow.trial_id == trial_id)
+        )
+        row = AttemptRow(
+            trial_id=trial_id,
+            number=(last or 0) + 1,
+            controller_id=self._lease.controller_id,
+            devices=devices,
+            started_at=self._ledger._now(self._session),
+        )
+        self._session.add(row)
+        self._session.flush()
+        return self._ledger._attempt(row)
+
+    def record_metrics(self, attempt: Attempt, step: int, metrics: dict[str, float]) -> None:
+        """Keep all metrics of the attempt's trial at optimizer step `step`, once a step."""
+        self._session.merge(
+            MetricsRow(
+                trial_id=attempt.trial_id,
+                step=step,
+                attempt_id=attempt.attempt_id,
+                at=self._ledger._now(self._session),
+                metrics=metrics,
+            )
+        )
+        self._update(attempt, last_step=step)
+
+    def record_first_step(self, attempt: Attempt, step: int) -> None:
+        """Keep the optimizer step that the attempt started or resumed from."""
+        self._update(attempt, first_step=step)
+
+    def end_attempt(self, attempt: Attempt, reason: Reason | None, detail: str | None) -> None:
+        """Close the attempt. `reason` is None when all its steps were done."""
+        self._update(
+            attempt,
+            ended_at=self._ledger._now(self._session),
+            reason=reason.value if reason else None,
+            detail=detail,
+        )
+
+    def _update(self, attempt: Attempt, **values: object) -> None:
+        self._session.execute(
+            sa.update(AttemptRow)
+            .where(AttemptRow.id == attempt.attempt_id)
+            .values(**values)
+            .execution_options(**_UNSYNCED)
+        )

@@ -1,0 +1,83 @@
+"""Our own tables, beside Optuna's in the same database. Optuna's are never changed.
+
+Times are seconds since 1970 by the database's own clock, so that leases compare across machines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, ForeignKey, Index, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+# Optuna's tables as far as ours point at them; alembic creates only ours.
+STUDY_KEY = "studies.study_id"
+TRIAL_KEY = "trials.trial_id"
+
+
+class Base(DeclarativeBase):
+    """The metadata of the `hpo_` tables."""
+
+
+class StudyRow(Base):
+    """What Optuna cannot keep of a study: its file, its budget, a wish to stop."""
+
+    __tablename__ = "hpo_studies"
+
+    study_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    uid: Mapped[str] = mapped_column(String(32), unique=True)
+    document: Mapped[str] = mapped_column(Text)  # the resolved study file, YAML
+    document_sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float]
+    budget_trials: Mapped[int]
+    reserved_trials: Mapped[int] = mapped_column(default=0)
+    stop_requested_at: Mapped[float | None]
+
+
+class ControllerRow(Base):
+    """One controller process and its lease on one study."""
+
+    __tablename__ = "hpo_controllers"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(index=True)
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int]
+    state: Mapped[str] = mapped_column(String(16))  # active, released, lost
+    started_at: Mapped[float]
+    seen_at: Mapped[float]
+    expires_at: Mapped[float]
+
+
+class AttemptRow(Base):
+    """One execution of a trial by one gang; open while `ended_at` is null."""
+
+    __tablename__ = "hpo_attempts"
+    __table_args__ = (
+        UniqueConstraint("trial_id", "number", name="uq_hpo_attempts_trial_number"),
+        Index("ix_hpo_attempts_controller", "controller_id"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    trial_id: Mapped[int]
+    number: Mapped[int]  # 1-based
+    controller_id: Mapped[int] = mapped_column(ForeignKey("hpo_controllers.id"))
+    devices: Mapped[int]  # ranks, each on a GPU or on CPU cores of its own
+    started_at: Mapped[float]
+    ended_at: Mapped[float | None]
+    first_step: Mapped[int | None]  # optimizer step it started or resumed from
+    last_step: Mapped[int | None]  # last optimizer step reported
+    reason: Mapped[str | None] = mapped_column(String(32))
+    detail: Mapped[str | None] = mapped_column(Text)  # a traceback, for instance
+
+
+class MetricsRow(Base):
+    """All metrics of a trial at one optimizer step."""
+
+    __tablename__ = "hpo_metrics"
+
+    trial_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("hpo_attempts.id"))
+    at: Mapped[float]
+    metrics: Mapped[dict[str, Any]] = mapped_column(JSON)

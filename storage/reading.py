@@ -1,0 +1,160 @@
+"""Reading the ledger: studies, controllers, attempts, metrics. Never writes."""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from typing import Any, cast
+
+import sqlalchemy as sa
+from optuna.storages import BaseStorage, RDBStorage, get_storage
+from sqlalchemy.orm import Session, scoped_session
+
+from storage.database import clock
+from storage.errors import StudyNotFound
+from storage.models import AttemptRow, ControllerRow, MetricsRow, StudyRow
+from storage.reasons import Reason
+from storage.records import Attempt, Controller, StudyRecord
+from storage.session import JoinedSession
+
+STUDIES = sa.table("studies", sa.column("study_id"), sa.column("study_name"))
+TRIALS = sa.table("trials", sa.column("trial_id"), sa.column("study_id"), sa.column("state"))
+
+
+class Reader:
+    """The reading half of the ledger.
+
+    `storage` is the Optuna storage to hand to Optuna, `url` the address without its password.
+    """
+
+    def __init__(self, backend: RDBStorage, url: str) -> None:
+        self.storage: BaseStorage = get_storage(backend)
+        self.url = url
+        self._sessions = cast(scoped_session[JoinedSession], backend.scoped_session)
+        self._dialect: str = backend.engine.dialect.name
+
+    def studies(self) -> list[StudyRecord]:
+        """Every study that this program made, oldest first."""
+        with self._sessions() as session:
+            rows = session.execute(
+                sa.select(StudyRow, STUDIES.c.study_name)
+                .join(STUDIES, STUDIES.c.study_id == StudyRow.study_id)
+                .order_by(StudyRow.created_at)
+            )
+            return [_study(row, name) for row, name in rows]
+
+    def study(self, name: str) -> StudyRecord:
+        """The study called `name`. Raises StudyNotFound with the nearest names."""
+        studies = {study.name: study for study in self.studies()}
+        if name in studies:
+            return studies[name]
+        close = difflib.get_close_matches(name, studies, n=3, cutoff=0.4) or list(studies)[-3:]
+        hint = f"; did you mean {' or '.join(close)}?" if close else "; it holds no study yet"
+        raise StudyNotFound(f"{self.url}: no study called {name}{hint}")
+
+    def controllers(self, study: StudyRecord) -> list[Controller]:
+        """Every controller the study has had, oldest first."""
+        with self._sessions() as session:
+            now = self._now(session)
+            rows = session.scalars(
+                sa.select(ControllerRow)
+                .where(ControllerRow.study_id == study.study_id)
+                .order_by(ControllerRow.id)
+            )
+            return [
+                Controller(
+                    row.id,
+                    row.host,
+                    row.pid,
+                    row.state,
+                    row.started_at,
+                    row.seen_at,
+                    row.expires_at - now,
+                )
+                for row in rows
+            ]
+
+    def attempts(self, study: StudyRecord) -> dict[int, list[Attempt]]:
+        """Every attempt of every trial of the study, by trial id, in order."""
+        found: dict[int, list[Attempt]] = defaultdict(list)
+        with self._sessions() as session:
+            rows = session.scalars(
+                sa.select(AttemptRow)
+                .join(TRIALS, TRIALS.c.trial_id == AttemptRow.trial_id)
+                .where(TRIALS.c.study_id == study.study_id)
+                .order_by(AttemptRow.trial_id, AttemptRow.number)
+            )
+            for row in rows:
+                found[row.trial_id].append(self._attempt(row))
+        return dict(found)
+
+    def trial_attempts(self, trial_id: int) -> list[Attempt]:
+        """Every attempt of one trial, in order."""
+        with self._sessions() as session:
+            rows = session.scalars(
+                sa.select(AttemptRow)
+                .where(AttemptRow.trial_id == trial_id)
+                .order_by(AttemptRow.number)
+            )
+            return [self._attempt(row) for row in rows]
+
+    def orphans(self, study: StudyRecord) -> list[int]:
+        """Ids of RUNNING trials that no live controller executes, oldest first."""
+        open_attempt = (
+            sa.exists()
+            .where(AttemptRow.trial_id == TRIALS.c.trial_id, AttemptRow.ended_at.is_(None))
+            .where(ControllerRow.id == AttemptRow.controller_id, ControllerRow.state == "active")
+        )
+        with self._sessions() as session:
+            return list(
+                session.scalars(
+                    sa.select(TRIALS.c.trial_id)
+                    .where(
+                        TRIALS.c.study_id == study.study_id,
+                        sa.cast(TRIALS.c.state, sa.String) == "RUNNING",
+                    )
+                    .where(~open_attempt)
+                    .order_by(TRIALS.c.trial_id)
+                )
+            )
+
+    def metrics(self, trial_id: int) -> dict[int, dict[str, Any]]:
+        """Metrics of one trial by optimizer step, in order."""
+        with self._sessions() as session:
+            rows = session.scalars(
+                sa.select(MetricsRow)
+                .where(MetricsRow.trial_id == trial_id)
+                .order_by(MetricsRow.step)
+            )
+            return {row.step: dict(row.metrics) for row in rows}
+
+    def _now(self, session: Session) -> float:
+        return float(session.scalar(sa.select(clock(self._dialect))) or 0.0)
+
+    def _attempt(self, row: AttemptRow) -> Attempt:
+        return Attempt(
+            row.id,
+            row.trial_id,
+            row.number,
+            row.controller_id,
+            row.devices,
+            row.started_at,
+            row.ended_at,
+            row.first_step,
+            row.last_step,
+            Reason(row.reason) if row.reason else None,
+            row.detail,
+        )
+
+
+def _study(row: StudyRow, name: str) -> StudyRecord:
+    return StudyRecord(
+        row.study_id,
+        row.uid,
+        name,
+        row.document,
+        row.created_at,
+        row.budget_trials,
+        row.reserved_trials,
+        row.stop_requested_at is not None,
+    )

@@ -1,0 +1,17 @@
+"""Why an attempt ended. Every end that is not plain success has exactly one."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """The typed reasons of the ledger, kept with the attempt and shown by the dashboard."""
+
+    PRUNED = "pruned"  # the pruner said stop
+    DIVERGED = "diverged"  # the loss turned NaN or infinite, or passed its limit
+    OUT_OF_MEMORY = "out_of_memory"
+    WORKER_LOST = "worker_lost"  # a rank or node lost, a hang, an unreadable checkpoint
+    ERROR = "error"  # the code raised
+    STOPPED = "stopped"  # by a person; the trial goes on at a resume
+    CONTROLLER_LOST = "controller_lost"  # the controller died; the trial is adopted

@@ -1,0 +1,60 @@
+"""A session in which several of Optuna's small transactions commit together, or not at all.
+
+Optuna opens, commits and closes a session of its own in each storage call. Inside `joined()` those
+commits are flushes and the closes are put off, so that a trial's creation, its parameters and our
+rows about it are one transaction. A process killed at any line leaves all of it or nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.orm import Session, scoped_session
+
+
+class JoinedSession(Session):
+    """A session whose `commit` and `close` wait for the end of `joined()`, if inside one."""
+
+    _joined = False
+    _broken = False
+
+    def commit(self) -> None:
+        """Commit; inside `joined()`, flush and let readers see what bulk statements changed."""
+        if not self._joined:
+            return super().commit()
+        self.flush()
+        return self.expire_all()
+
+    def rollback(self) -> None:
+        """Roll back; inside `joined()`, the whole of it, which then cannot commit any more."""
+        self._broken = self._joined
+        super().rollback()
+
+    def close(self) -> None:
+        """Close; inside `joined()`, only forget the objects."""
+        if not self._joined:
+            return super().close()
+        return self.expunge_all()
+
+
+@contextmanager
+def joined(sessions: scoped_session[JoinedSession]) -> Iterator[Session]:
+    """The calling thread's session; everything done in the block is one transaction.
+
+    Not re-entrant. Any exception rolls all of it back and goes on to the caller.
+    """
+    session = sessions()
+    assert not session._joined, "joined() inside joined()"
+    session._joined, session._broken = True, False
+    try:
+        yield session
+        if session._broken:
+            raise RuntimeError("a statement inside the transaction failed and was rolled back")
+        Session.commit(session)
+    except BaseException:
+        Session.rollback(session)
+        raise
+    finally:
+        session._joined = False
+        session.close()

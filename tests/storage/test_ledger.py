@@ -1,0 +1,373 @@
+"""The ledger's contract, on every backend."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from storage import (
+    BudgetSpent,
+    LeaseHeld,
+    LeaseLost,
+    Ledger,
+    LedgerError,
+    Reason,
+    StudyExists,
+    StudyNotFound,
+    StudyRecord,
+)
+from storage.database import VERSION_TABLE, shown
+
+MINIMIZE = [StudyDirection.MINIMIZE]
+
+
+def new_study(ledger: Ledger, name: str = "tiny", budget: int = 3) -> StudyRecord:
+    return ledger.create_study(name, MINIMIZE, ["valid_ppl"], "study: tiny\n", budget)
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Ledger:
+    return Ledger.open(ledger_url, create=True)
+
+
+class TestAStudy:
+    def test_is_read_back_as_it_was_recorded(self, ledger: Ledger, ledger_url: str) -> None:
+        made = new_study(ledger)
+        read = Ledger.open(ledger_url).study("tiny")
+        assert read == made
+        assert (read.document, read.budget_trials, read.reserved_trials) == ("study: tiny\n", 3, 0)
+
+    def test_is_an_ordinary_optuna_study_too(self, ledger: Ledger, ledger_url: str) -> None:
+        new_study(ledger)
+        study = optuna.load_study(study_name="tiny", storage=ledger.storage)
+        assert study.direction == StudyDirection.MINIMIZE
+        assert study.metric_names == ["valid_ppl"]
+
+    def test_cannot_be_recorded_twice(self, ledger: Ledger) -> None:
+        new_study(ledger)
+        with pytest.raises(StudyExists, match="tiny"):
+            new_study(ledger)
+        assert len(ledger.studies()) == 1
+
+    def test_that_is_unknown_is_refused_with_the_nearest_name(self, ledger: Ledger) -> None:
+        new_study(ledger)
+        with pytest.raises(StudyNotFound, match="did you mean tiny"):
+            ledger.study("tyni")
+
+    def test_deleted_with_optuna_leaves_no_row_that_a_new_one_would_inherit(
+        self, ledger: Ledger
+    ) -> None:
+        study = new_study(ledger)
+        lease = ledger.acquire(study)
+        run_trial(ledger, lease)
+        ledger.release(lease)
+        optuna.delete_study(study_name="tiny", storage=ledger.storage)
+        fresh = new_study(ledger)
+        assert ledger.controllers(fresh) == []
+        assert ledger.attempts(fresh) == {}
+
+
+def run_trial(ledger: Ledger, lease, value: float = 5.0) -> optuna.Trial:
+    study_name = next(s.name for s in ledger.studies() if s.study_id == lease.study_id)
+    study = optuna.load_study(study_name=study_name, storage=ledger.storage)
+    with ledger.transaction(lease) as tx:
+        tx.reserve_trial()
+        trial = study.ask()
+        trial.suggest_float("lr", 0.0, 1.0)
+        attempt = tx.begin_attempt(trial._trial_id, devices=2)
+    with ledger.transaction(lease) as tx:
+        trial.report(value, 10)
+        tx.record_metrics(attempt, 10, {"valid_ppl": value})
+    with ledger.transaction(lease) as tx:
+        study.tell(trial, value)
+        tx.end_attempt(attempt, None, None)
+    return trial
+
+
+class TestATransaction:
+    def test_keeps_optunas_rows_and_ours_together(self, ledger: Ledger, ledger_url: str) -> None:
+        study = new_study(ledger)
+        trial = run_trial(ledger, ledger.acquire(study), 4.5)
+        read = Ledger.open(ledger_url)
+        frozen = optuna.load_study(study_name="tiny", storage=read.storage).trials[0]
+        assert (frozen.state, frozen.value) == (TrialState.COMPLETE, 4.5)
+        assert frozen.intermediate_values == {10: 4.5}
+        assert read.metrics(trial._trial_id) == {10: {"valid_ppl": 4.5}}
+        (attempt,) = read.trial_attempts(trial._trial_id)
+        assert (attempt.number, attempt.last_step, attempt.reason) == (1, 10, None)
+        assert attempt.device_seconds == pytest.approx(
+            2 * ((attempt.ended_at or 0) - attempt.started_at)
+        )
+
+    def test_that_fails_leaves_nothing_of_optunas_writes(
+        self, ledger: Ledger, ledger_url: str
+    ) -> None:
+        study = new_study(ledger)
+        lease = ledger.acquire(study)
+        optuna_study = optuna.load_study(study_name="tiny", storage=ledger.storage)
+        with pytest.raises(ZeroDivisionError), ledger.transaction(lease) as tx:
+            tx.reserve_trial()
+            optuna_study.ask().suggest_float("lr", 0.0, 1.0)
+            _ = 1 / 0
+        read = Ledger.open(ledger_url)
+        assert read.study("tiny").reserved_trials == 0
+        assert optuna.load_study(study_name="tiny", storage=read.storage).trials == []
+
+    def test_of_a_process_killed_before_its_commit_leaves_nothing(
+        self, ledger: Ledger, ledger_url: str
+    ) -> None:
+        new_study(ledger)
+        program = f"""
+import os, signal, optuna
+from storage import Ledger
+ledger = Ledger.open({ledger_url!r})
+lease = ledger.acquire(ledger.study("tiny"), seconds=0.5)
+study = optuna.load_study(study_name="tiny", storage=ledger.storage)
+with ledger.transaction(lease) as tx:
+    tx.reserve_trial()
+    trial = study.ask()
+    trial.suggest_float("lr", 0.0, 1.0)
+    tx.begin_attempt(trial._trial_id, devices=1)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+        ended = subprocess.run([sys.executable, "-c", program], check=False)
+        assert ended.returncode == -signal.SIGKILL
+        time.sleep(0.6)
+        study = Ledger.open(ledger_url).study("tiny")
+        assert study.reserved_trials == 0
+        run_trial(ledger, ledger.acquire(study))
+        assert ledger.study("tiny").reserved_trials == 1
+
+
+class TestTheBudget:
+    def test_is_never_exceeded_by_one(self, ledger: Ledger) -> None:
+        lease = ledger.acquire(new_study(ledger, budget=2))
+        run_trial(ledger, lease)
+        run_trial(ledger, lease)
+        with pytest.raises(BudgetSpent):
+            run_trial(ledger, lease)
+        study = optuna.load_study(study_name="tiny", storage=ledger.storage)
+        assert len(study.trials) == 2
+
+    def test_holds_when_many_threads_ask_at_once(self, ledger: Ledger) -> None:
+        lease = ledger.acquire(new_study(ledger, budget=5))
+
+        def ask(_: int) -> bool:
+            try:
+                with ledger.transaction(lease) as tx:
+                    tx.reserve_trial()
+                    optuna.load_study(study_name="tiny", storage=ledger.storage).ask()
+            except BudgetSpent:
+                return False
+            return True
+
+        with ThreadPoolExecutor(4) as pool:
+            made = list(pool.map(ask, range(12)))
+        study = optuna.load_study(study_name="tiny", storage=ledger.storage)
+        assert sum(made) == len(study.trials) == 5
+        assert [trial.number for trial in study.trials] == list(range(5))
+
+    def test_can_be_raised(self, ledger: Ledger) -> None:
+        study = new_study(ledger, budget=0)
+        lease = ledger.acquire(study)
+        ledger.set_budget(study, 1)
+        run_trial(ledger, lease)
+        assert ledger.study("tiny").reserved_trials == 1
+
+
+class TestALease:
+    def test_that_runs_is_not_taken_over(self, ledger: Ledger) -> None:
+        study = new_study(ledger)
+        ledger.acquire(study, seconds=30)
+        with pytest.raises(LeaseHeld, match=str(os.getpid())) as refused:
+            ledger.acquire(study)
+        assert 25 < refused.value.expires_in <= 30
+
+    def test_given_back_can_be_had_at_once(self, ledger: Ledger) -> None:
+        study = new_study(ledger)
+        ledger.release(ledger.acquire(study, seconds=30))
+        run_trial(ledger, ledger.acquire(study))
+
+    def test_that_ran_out_is_taken_over_and_its_late_writer_refused(self, ledger: Ledger) -> None:
+        study = new_study(ledger)
+        late = ledger.acquire(study, seconds=0.3)
+        time.sleep(0.4)
+        run_trial(ledger, ledger.acquire(study))
+        with pytest.raises(LeaseLost):
+            run_trial(ledger, late)
+        ledger.release(late)
+        assert [c.state for c in ledger.controllers(study)] == ["lost", "active"]
+        assert len(optuna.load_study(study_name="tiny", storage=ledger.storage).trials) == 1
+
+    def test_that_ran_out_but_nobody_took_over_goes_on_at_the_next_write(
+        self, ledger: Ledger
+    ) -> None:
+        study = new_study(ledger)
+        lease = ledger.acquire(study, seconds=0.3)
+        time.sleep(0.4)
+        run_trial(ledger, lease)
+        with pytest.raises(LeaseHeld):
+            ledger.acquire(study)
+
+    def test_is_kept_by_its_heartbeat(self, ledger: Ledger) -> None:
+        study = new_study(ledger)
+        lease = ledger.acquire(study, seconds=0.6)
+        errors: list[Exception] = []
+        with ledger.heartbeat(lease, errors.append):
+            time.sleep(1.5)
+            with pytest.raises(LeaseHeld):
+                ledger.acquire(study)
+        assert errors == []
+
+    def test_that_is_lost_is_told_to_the_heartbeats_owner(self, ledger: Ledger) -> None:
+        study = new_study(ledger)
+        lease = ledger.acquire(study, seconds=0.3)
+        time.sleep(0.4)
+        ledger.acquire(study)
+        told = threading.Event()
+        with ledger.heartbeat(lease, lambda error: told.set()):
+            assert told.wait(5)
+
+    def test_has_one_winner_when_two_controllers_take_over_at_once(self, ledger: Ledger) -> None:
+        study = new_study(ledger)
+        ledger.acquire(study, seconds=0.01)
+        time.sleep(0.1)
+
+        def acquire(_: int) -> bool:
+            try:
+                ledger.acquire(study)
+            except LeaseHeld:
+                return False
+            return True
+
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(acquire, range(4))) == 1
+
+
+class TestAnOrphan:
+    def test_is_a_running_trial_of_a_controller_whose_lease_was_taken_over(
+        self, ledger: Ledger
+    ) -> None:
+        study = new_study(ledger)
+        dead = ledger.acquire(study, seconds=0.3)
+        optuna_study = optuna.load_study(study_name="tiny", storage=ledger.storage)
+        with ledger.transaction(dead) as tx:
+            tx.reserve_trial()
+            trial = optuna_study.ask()
+            tx.begin_attempt(trial._trial_id, devices=1)
+        assert ledger.orphans(study) == []
+        time.sleep(0.4)
+        heir = ledger.acquire(study)
+        assert ledger.orphans(study) == [trial._trial_id]
+        with ledger.transaction(heir) as tx:
+            attempt = tx.begin_attempt(trial._trial_id, devices=1)
+        assert ledger.orphans(study) == []
+        assert attempt.number == 2
+        first = ledger.trial_attempts(trial._trial_id)[0]
+        assert first.reason is Reason.CONTROLLER_LOST
+        assert first.ended_at is not None
+
+    def test_is_a_trial_stopped_by_a_person_too(self, ledger: Ledger) -> None:
+        study = new_study(ledger)
+        lease = ledger.acquire(study)
+        optuna_study = optuna.load_study(study_name="tiny", storage=ledger.storage)
+        with ledger.transaction(lease) as tx:
+            trial = optuna_study.ask()
+            attempt = tx.begin_attempt(trial._trial_id, devices=1)
+        with ledger.transaction(lease) as tx:
+            tx.end_attempt(attempt, Reason.STOPPED, None)
+        assert ledger.orphans(study) == [trial._trial_id]
+
+
+class TestAWishToStop:
+    def test_is_seen_and_forgotten_by_the_next_controller(self, ledger: Ledger) -> None:
+        study = new_study(ledger)
+        ledger.request_stop(study)
+        assert ledger.study("tiny").stop_requested
+        ledger.acquire(study)
+        assert not ledger.study("tiny").stop_requested
+
+
+class TestOpening:
+    def test_a_database_that_does_not_exist_is_refused_and_not_made(self, tmp_path: Path) -> None:
+        with pytest.raises(LedgerError, match="no such database"):
+            Ledger.open(f"sqlite:///{tmp_path}/none.db")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_database_without_a_ledger_is_refused_and_left_alone(self, tmp_path: Path) -> None:
+        file = tmp_path / "other.db"
+        sqlite3.connect(file).execute("CREATE TABLE t (x)").connection.close()
+        before = file.read_bytes()
+        with pytest.raises(LedgerError, match="holds no ledger"):
+            Ledger.open(f"sqlite:///{file}")
+        assert file.read_bytes() == before
+
+    def test_a_file_that_is_no_database_is_refused(self, tmp_path: Path) -> None:
+        file = tmp_path / "hpo.db"
+        file.write_bytes(b"not a database" * 100)
+        with pytest.raises(LedgerError, match="cannot be opened"):
+            Ledger.open(f"sqlite:///{file}", create=True)
+
+    def test_a_newer_ledger_is_refused_with_what_to_do(
+        self, ledger: Ledger, ledger_url: str
+    ) -> None:
+        with ledger._sessions() as session:
+            session.execute(sa.text("UPDATE hpo_alembic_version SET version_num = '9999'"))
+            session.commit()
+        with pytest.raises(LedgerError, match="newer version.*upgrade"):
+            Ledger.open(ledger_url, create=True)
+
+    @pytest.mark.parametrize("url", ["hpo.db", "mysql://me:secret@host/db", "redis://host", ""])
+    def test_an_address_that_is_no_ledgers_is_refused_in_one_line(self, url: str) -> None:
+        with pytest.raises(LedgerError) as refused:
+            Ledger.open(url, create=True)
+        assert "\n" not in str(refused.value)
+        assert "secret" not in str(refused.value)
+
+    def test_a_server_that_does_not_answer_is_named_without_its_password(self) -> None:
+        url = "postgresql://me:hunter2@127.0.0.1:9/db"
+        with pytest.raises(LedgerError, match="127.0.0.1") as refused:
+            Ledger.open(url)
+        assert "hunter2" not in str(refused.value)
+        assert "hunter2" not in shown(url)
+
+    def test_a_read_only_folder_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(LedgerError, match="does not exist"):
+            Ledger.open(f"sqlite:///{tmp_path}/no/folder/hpo.db", create=True)
+
+    def test_sqlite_is_kept_in_wal_mode(self, tmp_path: Path) -> None:
+        ledger = Ledger.open(f"sqlite:///{tmp_path}/hpo.db", create=True)
+        with ledger._sessions() as session:
+            assert session.scalar(sa.text("PRAGMA journal_mode")) == "wal"
+
+    def test_our_migrations_leave_exactly_the_tables_of_our_models(self, ledger: Ledger) -> None:
+        from alembic.autogenerate import compare_metadata
+        from alembic.migration import MigrationContext
+
+        from storage.models import Base
+
+        with ledger._sessions() as session:
+            ours = MigrationContext.configure(
+                session.connection(),
+                opts={"include_name": _is_ours, "version_table": VERSION_TABLE},
+            )
+            changes = compare_metadata(ours, Base.metadata)
+        tables_and_columns = {"add_table", "remove_table", "add_column", "remove_column"}
+        assert [change for change in changes if change[0] in tables_and_columns] == []
+
+
+def _is_ours(name: str | None, kind: str, _: object) -> bool:
+    return kind != "table" or (name or "").startswith("hpo_")
