@@ -1,0 +1,363 @@
+"""Data sets: the right texts, tokenized once, and a cache that survives what happens to it."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.config import DataConfig
+from trainer.data import check_data, load_splits
+from trainer.settings import ConfigError
+from trainer.tokens import EOS, SPLITS, UNK, Split, Vocabulary, cached_splits
+
+REAL_DATA = Path(__file__).parents[2].parent / "shared" / "data"
+COUNTS = {
+    "ptb": (10_000, [929_589, 73_760, 82_430]),
+    "wikitext-2": (33_278, [2_088_628, 217_646, 245_569]),
+}
+SPAWN = multiprocessing.get_context("spawn")
+
+lines = st.lists(st.lists(st.text("abcdeß語<>", min_size=1, max_size=3), max_size=6), min_size=1)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HPO_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("HPO_DATA_DIR", raising=False)
+    return tmp_path / "cache"
+
+
+def text_config(folder: Path, **texts: str) -> DataConfig:
+    """A `text` data set of the given texts, kept in `folder`."""
+    folder.mkdir(exist_ok=True)
+    texts = {"train": "b a b\nb a\n", "valid": "a\n", "test": "b\n"} | texts
+    paths = {split: str(folder / f"{split}.txt") for split in SPLITS}
+    for split in SPLITS:
+        Path(paths[split]).write_text(texts[split], encoding="utf-8")
+    return DataConfig.model_validate({"name": "text", **paths})
+
+
+def refusal(config: DataConfig) -> str:
+    """The one line that both the check and the loading refuse `config` with."""
+    messages = []
+    for read in (check_data, load_splits):
+        with pytest.raises(ConfigError) as error:
+            read(config)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    assert "\n" not in messages[0]
+    return messages[0]
+
+
+@given(lines, st.integers(1, 3))
+def test_a_vocabulary_gives_back_the_words_it_kept_and_unk_for_the_rest(
+    text: list[list[str]], min_count: int
+) -> None:
+    words = list(chain.from_iterable(text))
+    vocabulary = Vocabulary.of(text, min_count)
+    kept = {word for word in words if words.count(word) >= min_count} | {UNK, EOS}
+    assert set(vocabulary.words) == kept
+    assert len(vocabulary) == len(kept)
+    expected = [word if word in kept else UNK for word in [*words, "never seen"]]
+    assert vocabulary.decode(vocabulary.encode([*words, "never seen"])) == expected
+    assert list(vocabulary.encode(vocabulary.words)) == list(range(len(vocabulary)))
+
+
+@given(lines, st.integers(1, 3))
+def test_ids_follow_falling_frequency_then_the_word(text: list[list[str]], min_count: int) -> None:
+    vocabulary = Vocabulary.of(text, min_count)
+    seen = vocabulary.decode(vocabulary.encode(chain.from_iterable((*line, EOS) for line in text)))
+    ranks = [(-seen.count(word), word) for word in vocabulary.words]
+    assert ranks == sorted(ranks)
+
+
+def test_a_text_keeps_every_train_word_and_ends_each_line_with_eos(tmp_path: Path) -> None:
+    config = text_config(tmp_path, train="b a\tb\n\nb  a c", valid="b z\n", test="ü\r\na\n")
+    splits = load_splits(config)
+    assert splits.vocabulary.words == (EOS, "b", "a", "c", UNK)
+    texts = {split: splits.vocabulary.decode(splits.tokens(split)) for split in SPLITS}
+    assert texts["train"] == ["b", "a", "b", EOS, EOS, "b", "a", "c", EOS]
+    assert texts["valid"] == ["b", UNK, EOS]
+    assert texts["test"] == [UNK, EOS, "a", EOS]
+
+
+def test_pydocs_is_there_with_every_python() -> None:
+    check_data(DataConfig())
+    splits = load_splits(DataConfig())
+    sizes = [len(splits.tokens(split)) for split in SPLITS]
+    assert 90_000 < sum(sizes) < 140_000
+    assert 0.85 < sizes[0] / sum(sizes) < 0.95
+    assert min(sizes[1:]) > 0.03 * sum(sizes)
+    assert 2_000 < len(splits.vocabulary) < 6_000
+    train = splits.tokens("train")
+    assert splits.tokens("train").dtype == np.uint16
+    assert np.bincount(train, minlength=len(splits.vocabulary)).min() >= 2
+    for split in SPLITS:
+        words = splits.vocabulary.decode(splits.tokens(split))
+        assert words.count(UNK) < 0.06 * len(words)
+        assert all(word == word.lower() for word in words)
+
+
+def test_no_long_paragraph_of_pydocs_is_in_two_splits() -> None:
+    splits = load_splits(DataConfig())
+
+    def paragraphs(split: Split) -> set[str]:
+        text = " ".join(splits.vocabulary.decode(splits.tokens(split)))
+        return {part for part in text.split(f"{EOS} {EOS}") if len(part.split()) > 20}
+
+    train, valid, test = (paragraphs(split) for split in SPLITS)
+    assert min(len(train), len(valid), len(test)) > 20
+    assert not train & valid
+    assert not train & test
+    assert not valid & test
+
+
+def test_loading_the_default_set_never_imports_torch() -> None:
+    code = (
+        "import sys, trainer.batches, trainer.data, trainer.config\n"
+        "trainer.data.load_splits(trainer.config.DataConfig())\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the licensed texts are not on this machine")
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_published_sets_have_their_published_sizes(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_DATA_DIR", str(REAL_DATA))
+    config = DataConfig.model_validate({"name": name})
+    check_data(config)
+    splits = load_splits(config)
+    vocabulary_size, tokens = COUNTS[name]
+    assert len(splits.vocabulary) == vocabulary_size
+    assert [len(splits.tokens(split)) for split in SPLITS] == tokens
+    assert splits.vocabulary.decode(splits.tokens("valid")[-1:]) == [EOS]
+
+
+def test_a_known_set_with_another_text_is_refused_by_its_checksum(tmp_path: Path) -> None:
+    (tmp_path / "ptb").mkdir()
+    for split in SPLITS:
+        (tmp_path / f"ptb/ptb.{split}.txt").write_text("no it was n't black monday\n")
+    message = refusal(DataConfig(name="ptb", dir=str(tmp_path)))
+    assert message.startswith(str(tmp_path / "ptb/ptb.train.txt"))
+    assert "sha256" in message
+    assert "fetch the original" in message
+
+
+def test_a_data_folder_or_file_that_is_missing_is_named_with_what_would_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = refusal(DataConfig(name="wikitext-2"))
+    assert message.startswith("data.dir: wikitext-2 needs it, or HPO_DATA_DIR")
+    message = refusal(DataConfig(name="ptb", dir=str(tmp_path / "nowhere")))
+    assert message.startswith(f"data.dir: {tmp_path / 'nowhere'}: no such folder")
+    monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))
+    message = refusal(DataConfig(name="ptb"))
+    assert message.startswith(f"{tmp_path / 'ptb/ptb.train.txt'}: no such file")
+    assert "HPO_DATA_DIR" in message
+
+
+def test_data_dir_goes_before_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path / "other"))
+    message = refusal(DataConfig(name="ptb", dir=str(tmp_path)))
+    assert message.startswith(str(tmp_path / "ptb/ptb.train.txt"))
+
+
+def test_a_text_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path) -> None:
+    config = text_config(tmp_path, valid="\n \n")
+    assert refusal(config).startswith(f"data.valid: {tmp_path / 'valid.txt'} holds no words")
+    (tmp_path / "valid.txt").write_bytes(b"caf\xe9\n")
+    assert "valid.txt: not UTF-8 text" in refusal(config)
+    (tmp_path / "valid.txt").unlink()
+    assert "valid.txt: no such file; put it there, or change data.valid" in refusal(config)
+    (tmp_path / "valid.txt").mkdir()
+    assert "valid.txt: cannot be read: Is a directory" in refusal(config)
+
+
+def test_a_cache_that_cannot_be_written_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = text_config(tmp_path)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HPO_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert "set HPO_CACHE_DIR to a folder that can be written" in refusal(config)
+
+
+def test_text_paths_and_the_cache_are_taken_as_given_to_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text_config(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    config = DataConfig(name="text", train="train.txt", valid="valid.txt", test="./test.txt")
+    splits = load_splits(config, tmp_path / "elsewhere")
+    assert len(splits.tokens("train")) == 7
+    assert splits.folder.parent == tmp_path / "elsewhere"
+
+
+def test_a_check_builds_nothing(tmp_path: Path, cache: Path) -> None:
+    check_data(text_config(tmp_path))
+    check_data(DataConfig())
+    assert [path.name for path in cache.iterdir()] == ["sha256"]
+
+
+def test_a_file_is_hashed_again_only_when_its_size_or_time_changes(
+    tmp_path: Path, cache: Path
+) -> None:
+    config, train = text_config(tmp_path), tmp_path / "train.txt"
+    first = load_splits(config)
+    changed_at = train.stat().st_mtime_ns
+    train.write_text("a b a\na b\n")
+    os.utime(train, ns=(changed_at, changed_at))
+    assert load_splits(config).folder == first.folder
+    os.utime(train, ns=(changed_at, changed_at + 1))
+    second = load_splits(config)
+    assert second.folder != first.folder
+    assert second.vocabulary.decode(second.tokens("train")[:3]) == ["a", "b", "a"]
+
+
+def test_a_remembered_checksum_that_was_cut_short_is_not_believed(
+    tmp_path: Path, cache: Path
+) -> None:
+    config = text_config(tmp_path)
+    first = load_splits(config)
+    for note in (cache / "sha256").iterdir():
+        note.write_text(note.read_text()[:10])
+    assert load_splits(config).folder == first.folder
+
+
+def test_a_cache_is_shared_by_equal_texts_and_by_no_others(tmp_path: Path) -> None:
+    folders = [
+        load_splits(text_config(tmp_path / "a")).folder,
+        load_splits(text_config(tmp_path / "b")).folder,
+        load_splits(text_config(tmp_path / "c", test="a b\n")).folder,
+        load_splits(text_config(tmp_path / "d", test="a\n", valid="b\n")).folder,
+    ]
+    assert folders[0] == folders[1]
+    assert len(set(folders)) == 3
+
+
+def test_the_test_split_is_not_opened_until_it_is_asked_for(tmp_path: Path) -> None:
+    config = text_config(tmp_path)
+    load_splits(config)
+    splits = load_splits(config)
+    (splits.folder / "test.bin").unlink()
+    assert len(splits.tokens("train")) + len(splits.tokens("valid")) == 9
+    with pytest.raises(FileNotFoundError):
+        splits.tokens("test")
+
+
+def test_tokens_are_mapped_and_cannot_be_written(tmp_path: Path) -> None:
+    tokens = load_splits(text_config(tmp_path)).tokens("train")
+    assert isinstance(tokens, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        tokens[0] = 1
+
+
+def test_a_vocabulary_past_65536_words_is_kept_in_int32(tmp_path: Path) -> None:
+    words = [f"w{i}" for i in range(70_000)]
+    splits = cached_splits(tmp_path / "large", lambda split: [words])
+    tokens = splits.tokens("train")
+    assert tokens.dtype == np.int32
+    assert splits.vocabulary.decode(tokens) == [*words, EOS]
+
+
+@pytest.mark.parametrize(
+    "name", ["vocabulary.txt", "train.bin", "valid.bin", "test.bin", "manifest.json"]
+)
+@pytest.mark.parametrize("kept", [None, 0, -1])
+def test_a_damaged_cache_is_built_again(tmp_path: Path, name: str, kept: int | None) -> None:
+    config = text_config(tmp_path)
+    splits = load_splits(config)
+    whole = {path.name: path.read_bytes() for path in splits.folder.iterdir()}
+    assert set(whole) >= {name, "train.bin"}
+    (splits.folder / name).unlink()
+    if kept is not None:
+        (splits.folder / name).write_bytes(whole[name][:kept])
+    again = load_splits(config)
+    assert {path.name: path.read_bytes() for path in again.folder.iterdir()} == whole
+
+
+WORDS: dict[Split, list[list[str]]] = {
+    "train": [["a", "b", "a"]] * 50,
+    "valid": [["b"]] * 20,
+    "test": [["a", "c"]] * 20,
+}
+
+
+def build_logged(folder: Path, log: Path, hold_at: int, barrier: Barrier | None) -> None:
+    """Build in this process, noting each pass over a text; stay for ever in pass `hold_at`."""
+
+    def noted(split: Split) -> Iterator[list[str]]:
+        for place, words in enumerate(WORDS[split]):
+            if place == len(WORDS[split]) // 2:
+                with log.open("a") as file:
+                    file.write(f"{split}\n")
+                time.sleep(600 if len(log.read_text().split()) == hold_at else 0.1)
+            yield words
+
+    if barrier is not None:
+        barrier.wait()
+    splits = cached_splits(folder, noted)
+    for split in SPLITS:
+        assert len(splits.tokens(split)) == sum(len(words) + 1 for words in WORDS[split])
+    load_splits(DataConfig())
+
+
+def test_processes_that_start_at_once_build_once_and_all_read_the_same(tmp_path: Path) -> None:
+    barrier = SPAWN.Barrier(4)
+    arguments = (tmp_path / "entry", tmp_path / "log", 0, barrier)
+    processes = [SPAWN.Process(target=build_logged, args=arguments) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert (tmp_path / "log").read_text().split() == ["train", "train", "valid", "test"]
+
+
+@pytest.mark.parametrize("hold_at", [1, 2, 3, 4])
+def test_a_builder_killed_in_any_pass_leaves_nothing_to_believe_and_no_lock(
+    tmp_path: Path, hold_at: int
+) -> None:
+    folder, log = tmp_path / "entry", tmp_path / "log"
+    builder = SPAWN.Process(target=build_logged, args=(folder, log, hold_at, None))
+    builder.start()
+    try:
+        wait_for(lambda: log.exists() and len(log.read_text().split()) == hold_at)
+        with ThreadPoolExecutor() as waiters:
+            waiter = waiters.submit(cached_splits, folder, WORDS.__getitem__)
+            time.sleep(0.2)
+            assert not waiter.done()
+            assert not folder.exists()
+            builder.kill()
+            splits = waiter.result(timeout=30)
+    finally:
+        builder.kill()
+        builder.join()
+    assert builder.exitcode == -signal.SIGKILL
+    assert len(splits.tokens("train")) == 200
+    assert splits.vocabulary.words == ("a", EOS, "b", UNK)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["entry"]
+
+
+def wait_for(done: Callable[[], bool], timeout_seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
