@@ -111,6 +111,7 @@ def test_an_evaluation_predicts_each_token_once_from_the_one_before_it_on_any_ra
             inputs, targets = batch[:, :-1], batch[:, 1:]
             assert targets.shape[1] == context
             real = targets != PADDING
+            assert real.any(axis=1).all()
             assert (inputs[real] == targets[real] - 1).all()
             predicted += targets[real].tolist()
     assert sorted(predicted) == list(range(1, length))
