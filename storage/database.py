@@ -5,6 +5,8 @@ Passwords in URLs never leave this file: whatever is shown went through `shown`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,8 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
     """
     parsed = _parse(url)
     _check_sqlite_file(parsed, create)
-    try:
-        _check_version(parsed, create)
+    with _plain_errors(parsed):
+        _check_version(_read_version(parsed), create)
         storage = RDBStorage(
             parsed.render_as_string(hide_password=False), engine_kwargs=_engine_options(parsed)
         )
@@ -50,10 +52,16 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
             sessionmaker(bind=storage.engine, class_=JoinedSession)
         )
         _migrate(storage.engine)
-    except (SQLAlchemyError, ImportError, RuntimeError, OSError) as error:
-        reason = _without_password(str(getattr(error, "orig", None) or error), parsed)
-        raise LedgerError(f"{shown(url)}: cannot be opened: {reason}") from None
     return storage
+
+
+def has_ledger(url: str) -> bool:
+    """Whether there is a ledger at `url`. Makes nothing. Raises LedgerError as `open_storage`."""
+    parsed = _parse(url)
+    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
+        return False
+    with _plain_errors(parsed):
+        return _read_version(parsed) is not None
 
 
 def clock(dialect: str) -> sa.ColumnElement[float]:
@@ -104,12 +112,26 @@ def _set_up_sqlite(connection: Any, _: object) -> None:
     cursor.close()
 
 
-def _check_version(url: URL, create: bool) -> None:
+@contextmanager
+def _plain_errors(url: URL) -> Iterator[None]:
+    try:
+        yield
+    except (SQLAlchemyError, ImportError, RuntimeError, OSError) as error:
+        line = " ".join(str(getattr(error, "orig", None) or error).split())
+        reason = line.replace(str(url.password), "***") if url.password else line
+        raise LedgerError(f"{shown(str(url))}: cannot be opened: {reason}") from None
+
+
+def _read_version(url: URL) -> str | None:
     # On an engine of its own: Optuna's storage writes tables as soon as it is made.
     engine = sa.create_engine(url, **_engine_options(url))
     with engine.connect() as connection:
         version = _version(connection)
     engine.dispose()
+    return version
+
+
+def _check_version(version: str | None, create: bool) -> None:
     if version is None and not create:
         raise RuntimeError("it holds no ledger; `hpo start` makes one")
     if version is not None and version > HEAD:
@@ -137,8 +159,3 @@ def _version(connection: Connection) -> str | None:
         return None
     version: str | None = connection.scalar(sa.text(f"SELECT version_num FROM {VERSION_TABLE}"))  # noqa: S608
     return version
-
-
-def _without_password(text: str, url: URL) -> str:
-    line = " ".join(text.split())
-    return line.replace(str(url.password), "***") if url.password else line

@@ -21,7 +21,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class ConfigError(ValueError):
-    """The user's input is wrong; the message is one line: file, key, what was given, what would do."""
+    """The user's input is wrong; one line says file, key, what was given and what would do."""
 
 
 class Section(BaseModel):
@@ -118,7 +118,7 @@ def validated(model: type[Model], document: Mapping[str, Any], source: str) -> M
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(model, error)}") from None
+        raise ConfigError(f"{source}: {_explain(model, document, error)}") from None
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -153,41 +153,79 @@ def check_value(model: type[BaseModel], path: str, value: Any, what: str) -> Non
         raise ConfigError(f"{what}: no such train setting{nearest(path, fields)}")
     field = fields[path]
     try:
-        TypeAdapter(Annotated[field.annotation, *field.metadata]).validate_python(value)
+        TypeAdapter(_annotated(field)).validate_python(value)
     except ValidationError as error:
         reason = _reason(error.errors(include_url=False)[0])
         raise ConfigError(f"{what}: {_shown(value)} does not fit {path}: {reason}") from None
 
 
+def _annotated(field: FieldInfo) -> Any:
+    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+
+
 def _section(annotation: Any) -> type[BaseModel] | None:
+    return next(iter(_sections(annotation)), None)
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """Every settings model in an annotation, unions, lists and mappings looked into."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section(part))), None)
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]
 
 
-def _explain(model: type[BaseModel], error: ValidationError) -> str:
+def _explain(model: type[BaseModel], document: Mapping[str, Any], error: ValidationError) -> str:
     # An unknown key first: it is usually why another one is missing.
     problems = error.errors(include_url=False)
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    location = [str(part) for part in problem["loc"]]
+    location = _location(problem["loc"], document)
     path = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        names = _names_at(model, location[:-1])
+        names = _names_at(model, problem["loc"][:-1])
         return f"{path}: no such setting{nearest(location[-1], names)}"
     if problem["type"] == "missing":
         return f"{path}: is required and was not given"
+    if problem["type"] == "union_tag_not_found":
+        tag = str(problem["ctx"]["discriminator"]).strip("'")
+        return f"{path}.{tag}: is required and was not given"
+    if problem["type"] == "union_tag_invalid":
+        tag = str(problem["ctx"]["discriminator"]).strip("'")
+        names = [name.strip(" '") for name in problem["ctx"]["expected_tags"].split(",")]
+        given = problem["ctx"]["tag"]
+        return f"{path}.{tag}: there is no {given!r}{nearest(str(given), names)}"
     where = f"{path}: " if path else ""
     if problem["type"] == "value_error":
         return f"{where}{_reason(problem)}"
     return f"{where}{_reason(problem)}, not {_shown(problem['input'])}"
 
 
-def _names_at(model: type[BaseModel], location: list[str]) -> list[str]:
-    for part in location:
-        field = model.model_fields.get(part)
-        section = _section(field.annotation) if field else None
-        model = section or model
-    return list(model.model_fields)
+def _location(parts: tuple[int | str, ...], document: Any) -> list[str]:
+    """The keys on the way to a problem, without the tags that pydantic adds for unions."""
+    keys: list[str] = []
+    for position, part in enumerate(parts):
+        last = position == len(parts) - 1
+        if isinstance(document, Mapping) and part not in document and not last:
+            continue
+        keys.append(str(part))
+        if isinstance(document, Mapping):
+            document = document.get(part)
+        elif isinstance(document, (list, tuple)) and isinstance(part, int):
+            document = document[part] if part < len(document) else None
+    return keys
+
+
+def _names_at(model: type[BaseModel], parts: tuple[int | str, ...]) -> set[str]:
+    """The settings that the model at `parts` has; a tag picks one model of a union."""
+    models = [model]
+    for part in parts:
+        inside = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+        tagged = [
+            m
+            for m in models
+            if any(part in get_args(f.annotation) for f in m.model_fields.values())
+        ]
+        models = [s for annotation in inside for s in _sections(annotation)] or tagged or models
+    return {name for m in models for name in m.model_fields}
 
 
 def _reason(problem: Mapping[str, Any]) -> str:

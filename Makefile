@@ -1,0 +1,39 @@
+# make start: install and run a real study on the embedded text. make test: install and run the tests.
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+VENV := .venv
+READY := $(VENV)/.ready
+
+.PHONY: start test lint format bench install lock
+
+start: $(READY)
+	$(VENV)/bin/hpo start
+
+test: $(READY)
+	$(VENV)/bin/pytest
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(READY)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# One after the other: each compares two sides and wants the machine for itself.
+bench: $(READY)
+	for name in throughput turnaround command_line; do $(VENV)/bin/python -m benchmarks.$$name || exit 1; done
+
+install: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --requirement requirements.lock
+	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(READY)
+
+# The newest versions that pyproject.toml allows, tried by `make test`, then written down.
+lock: $(READY)
+	$(VENV)/bin/pip install --quiet --upgrade --editable ".[dev]"
+	( head -1 requirements.lock; $(VENV)/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' ) > $(VENV)/lock
+	mv $(VENV)/lock requirements.lock

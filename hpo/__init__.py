@@ -1,0 +1,1 @@
+"""The service: command line, study files, samplers, controller, Ray Tune."""

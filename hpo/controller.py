@@ -1,0 +1,270 @@
+"""The controller: asks, dispatches and tells. It alone writes a study's trials.
+
+It knows nothing of Ray: whoever runs attempts takes an `Assignment` from `next`, and answers with
+`Message`s through `handle`. Each call is one transaction of the ledger, so that a controller
+killed at any line leaves the trial as it was before the call, or as it is after it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.messages import Message
+from hpo.samplers import make_sampler
+from hpo.space import suggest
+from hpo.study import StudyConfig
+from storage import Attempt, BudgetSpent, Lease, Ledger, Reason, StudyRecord, Transaction
+
+logger = logging.getLogger("hpo.controller")
+
+
+@dataclass
+class Assignment:
+    """One attempt to be run."""
+
+    number: int  # of the trial
+    trial: optuna.Trial
+    attempt: Attempt
+    config: dict[str, Any]  # the train config as a document
+    params: dict[str, Any]
+    reported_step: int  # last optimizer step the ledger has metrics of; 0 for none
+
+
+class Observer(Protocol):
+    """Is told what happens, after it was written. Trackers and the live view are observers."""
+
+    def begin(self, trial: int, attempt: int, config: dict[str, Any]) -> None:
+        """An attempt at `trial` starts, with the resolved train `config`."""
+
+    def report(self, trial: int, step: int, metrics: dict[str, float]) -> None:
+        """`trial` has `metrics` at an optimizer step."""
+
+    def end(self, trial: int, state: str, reason: str | None) -> None:
+        """An attempt ended; the trial is now COMPLETE, PRUNED or FAIL, or RUNNING for another."""
+
+
+class Controller:
+    """Runs one study under one lease. Methods may be called from any thread."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        record: StudyRecord,
+        config: StudyConfig,
+        lease: Lease,
+        runs: Path,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self.config = config
+        self.study = optuna.load_study(
+            study_name=record.name,
+            storage=ledger.storage,
+            sampler=make_sampler(config.sampler),
+            pruner=config.pruner.make(),
+        )
+        self.running: dict[int, Assignment] = {}
+        self.stopping = False  # by a person: nothing new is asked, running attempts are left
+        self.gave_up: str | None = None  # why no more trials are asked, beside the budget
+        self.failing = False  # whether that is because trials fail
+        self._ledger = ledger
+        self._record = record
+        self._lease = lease
+        self._runs = runs
+        self._observers = observers
+        self._again = deque(ledger.orphans(record))
+        self._budget_spent = False
+        self._lock = threading.RLock()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `next` has nothing more to give, now or later."""
+        with self._lock:
+            if self.running:
+                return False
+            return self.stopping or (not self._again and not self._may_ask())
+
+    def next(self) -> Assignment | None:
+        """The next attempt to run: of an orphaned or lost trial, else of a new one.
+
+        None when there is none at the moment; `exhausted` tells whether to ask again.
+        """
+        with self._lock:
+            if self.stopping or len(self.running) >= self.config.resources.concurrent_trials:
+                return None
+            assignment = self._readopt(self._again.popleft()) if self._again else self._ask()
+            if assignment is None:
+                return None
+            self.running[assignment.number] = assignment
+        for observer in self._observers:
+            observer.begin(assignment.number, assignment.attempt.number, assignment.config)
+        return assignment
+
+    def handle(self, number: int, message: Message) -> bool:
+        """Write what the attempt at trial `number` said; whether it may go on."""
+        with self._lock:
+            assignment = self.running[number]
+            with self._ledger.transaction(self._lease) as transaction:
+                reason, state = self._write(transaction, assignment, message)
+            ended = message.kind != "evaluated" or state is not None
+            if ended:
+                del self.running[number]
+            if ended and state is None and reason is Reason.WORKER_LOST:
+                self._again.append(assignment.attempt.trial_id)
+        self._tell_observers(number, message, ended, state, reason)
+        return not ended
+
+    def _ask(self) -> Assignment | None:
+        if self._may_ask():
+            try:
+                with self._ledger.transaction(self._lease) as transaction:
+                    transaction.reserve_trial()
+                    return self._new_trial(transaction)
+            except BudgetSpent:
+                self._budget_spent = True
+        return None
+
+    def _new_trial(self, transaction: Transaction) -> Assignment:
+        trial = self.study.ask()
+        params = suggest(self.config.space, trial)
+        folder = self._runs / self._record.name / f"trial-{trial.number:04d}"
+        trial.set_user_attr("run_dir", str(folder))
+        attempt = transaction.begin_attempt(trial._trial_id, devices=self.config.resources.ranks)
+        document = self.config.trial_document(params, str(folder))
+        return Assignment(trial.number, trial, attempt, document, params, 0)
+
+    def _readopt(self, trial_id: int) -> Assignment:
+        """The next attempt of a RUNNING trial: its number and parameters stay as they are."""
+        trial = optuna.Trial(self.study, trial_id)
+        frozen = self._ledger.storage.get_trial(trial_id)
+        document = self.config.trial_document(frozen.params, frozen.user_attrs["run_dir"])
+        with self._ledger.transaction(self._lease) as transaction:
+            attempt = transaction.begin_attempt(trial_id, devices=self.config.resources.ranks)
+        reported = max(self._ledger.metrics(trial_id), default=0)
+        return Assignment(trial.number, trial, attempt, document, frozen.params, reported)
+
+    def _may_ask(self) -> bool:
+        if self.stopping or self._budget_spent or self.gave_up:
+            return False
+        failures = failures_in_a_row(self.study.get_trials(deepcopy=False))
+        if failures >= self.config.failures.max_failures:
+            self.failing = True
+            self.gave_up = f"the last {failures} trials failed (failures.max_failures)"
+        elif self._hours_spent():
+            self.gave_up = f"the budget of {self.config.budget.hours:g} hours is spent"
+        return self.gave_up is None
+
+    def _hours_spent(self) -> bool:
+        hours = self.config.budget.hours
+        if hours is None:
+            return False
+        controllers = self._ledger.controllers(self._record)
+        return sum(c.seen_at - c.started_at for c in controllers) >= hours * 3600
+
+    def _write(
+        self, transaction: Transaction, assignment: Assignment, message: Message
+    ) -> tuple[Reason | None, TrialState | None]:
+        """Write `message`; why the attempt ended and the trial's final state, where they did."""
+        if message.first_step is not None:
+            transaction.record_first_step(assignment.attempt, message.first_step)
+        if message.kind in ("evaluated", "finished"):
+            self._record_metrics(transaction, assignment, message)
+        reason, state = self._verdict(assignment, message)
+        if message.kind == "evaluated" and state is None:
+            return None, None
+        transaction.end_attempt(assignment.attempt, reason, message.detail)
+        if state is not None:
+            self._finish(assignment, message, reason, state)
+        return reason, state
+
+    def _record_metrics(
+        self, transaction: Transaction, assignment: Assignment, message: Message
+    ) -> None:
+        transaction.record_metrics(assignment.attempt, message.step, message.metrics)
+        if len(self.config.objectives) == 1 and message.step > assignment.reported_step:
+            # A re-adopted trial's late lines may be in the ledger already.
+            value = message.metrics[self.config.objectives[0].metric]
+            assignment.trial.report(value, message.step)
+        assignment.reported_step = max(assignment.reported_step, message.step)
+
+    def _verdict(
+        self, assignment: Assignment, message: Message
+    ) -> tuple[Reason | None, TrialState | None]:
+        """design.md's table of endings: the reason, and the final state unless it runs again."""
+        match message.kind:
+            case "evaluated":
+                if len(self.config.objectives) == 1 and assignment.trial.should_prune():
+                    return Reason.PRUNED, TrialState.PRUNED
+                return None, None
+            case "finished":
+                return None, TrialState.COMPLETE
+            case "diverged":
+                return Reason.DIVERGED, TrialState.PRUNED
+            case "out_of_memory":
+                return Reason.OUT_OF_MEMORY, TrialState.PRUNED
+            case "error":
+                return Reason.ERROR, TrialState.FAIL
+            case "stopped":
+                return Reason.STOPPED, None
+            case "worker_lost":
+                attempts = self._ledger.trial_attempts(assignment.attempt.trial_id)
+                lost = 1 + sum(a.reason is Reason.WORKER_LOST for a in attempts)
+                used_up = lost > self.config.failures.max_retries
+                return Reason.WORKER_LOST, TrialState.FAIL if used_up else None
+
+    def _finish(
+        self, assignment: Assignment, message: Message, reason: Reason | None, state: TrialState
+    ) -> None:
+        """Tell Optuna, and leave on the trial what its dashboard shows."""
+        trial = assignment.trial
+        attempts = self._ledger.trial_attempts(assignment.attempt.trial_id)
+        trial.set_user_attr("attempts", len(attempts))
+        trial.set_user_attr("device_seconds", round(sum(a.device_seconds for a in attempts), 3))
+        if reason is not None:
+            trial.set_user_attr("reason", reason.value)
+        if message.detail:
+            trial.set_user_attr("detail", message.detail.strip().splitlines()[-1][:500])
+        if reason is Reason.OUT_OF_MEMORY:
+            # A broken constraint, in the form that samplers and the dashboard both read.
+            self._ledger.storage.set_trial_system_attr(trial._trial_id, "constraints", [1.0])
+        values = None
+        if state is TrialState.COMPLETE:
+            values = [message.metrics[o.metric] for o in self.config.objectives]
+        self.study.tell(trial, values, state=state)
+
+    def _tell_observers(
+        self,
+        number: int,
+        message: Message,
+        ended: bool,
+        state: TrialState | None,
+        reason: Reason | None,
+    ) -> None:
+        for observer in self._observers:
+            if message.kind in ("evaluated", "finished"):
+                observer.report(number, message.step, message.metrics)
+            if ended:
+                observer.end(
+                    number, (state or TrialState.RUNNING).name, reason.value if reason else None
+                )
+        if ended and reason in (Reason.ERROR, Reason.WORKER_LOST):
+            logger.warning("trial %d: %s: %s", number, reason, message.detail)
+
+
+def failures_in_a_row(trials: Sequence[FrozenTrial]) -> int:
+    """How many of the trials that ended last have failed, one after the other."""
+    ended = sorted(
+        ((t.datetime_complete, t.state) for t in trials if t.datetime_complete is not None),
+        key=lambda end: end[0],
+        reverse=True,
+    )
+    return len(list(takewhile(lambda end: end[1] is TrialState.FAIL, ended)))

@@ -1,0 +1,213 @@
+"""Ray Tune runs the attempts: a Trainable around the gang, and two adapters to the controller.
+
+A Tune trial is one attempt. Tune places it, keeps its actors for the next one, and runs several at
+a time; what to run and what became of it is the controller's, and nothing that Tune keeps is read.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Before Tune is imported, which reads some of them only then. Its files would be a second store,
+# and Ctrl-C is ours.
+os.environ.update(
+    TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+    TUNE_DISABLE_SIGINT_HANDLER="1",
+    TUNE_GLOBAL_CHECKPOINT_S="1000000000",
+    TUNE_MAX_PENDING_TRIALS_PG="1000",
+    TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S="0",
+    RAY_AIR_NEW_OUTPUT="0",
+    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+)
+
+import ray
+from ray import tune
+from ray.tune.execution.placement_groups import PlacementGroupFactory
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from hpo.controller import Controller
+from hpo.gang import Gang, GangFailure
+from hpo.messages import Message
+from hpo.study import Resources
+
+
+class GangTrainable(tune.Trainable):  # type: ignore[misc]
+    """One gang, kept by Tune from trial to trial. A step is one message to the controller."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Tune made this actor for its first trial."""
+        self._gang: Gang | None = None
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Tune gives this actor its next trial."""
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The attempt's next message."""
+        try:
+            message = self._next()
+        except GangFailure as failure:
+            self._gang, self._started = None, False
+            message = Message(failure.kind, detail=failure.detail)
+        return {"message": message, "done": message.kind != "evaluated"}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: a trial's checkpoints are in its run folder, written by its ranks."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: see `save_checkpoint`."""
+
+    def cleanup(self) -> None:
+        """Tune lets this actor go."""
+        if self._gang is not None:
+            self._gang.kill()
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._assignment = config
+        self._started = False
+        self._backlog: deque[Message] = deque()
+
+    def _next(self) -> Message:
+        if not self._started:
+            self._start()
+        if self._backlog:
+            return self._backlog.popleft()
+        assert self._gang is not None
+        report = self._gang.advance()
+        if report.kind != "evaluated":
+            self._gang.close()
+        return Message(report.kind, report.step, report.metrics, self._first_step)
+
+    def _start(self) -> None:
+        if self._gang is None:
+            self._gang = Gang(ray.util.get_current_placement_group(), **self._assignment["gang"])
+        else:
+            self._gang.close()  # a pruned trial's run is still there
+        self._first_step, history = self._gang.start(
+            self._assignment["trial"], self._assignment["document"]
+        )
+        self._started = True
+        # Evaluations that were checkpointed, but whose report a killed controller never wrote.
+        self._backlog.extend(
+            Message("evaluated", report.step, report.metrics, self._first_step)
+            for report in history
+            if self._assignment["reported_step"] < report.step < self._assignment["steps"]
+        )
+
+
+class ControllerSearcher(Searcher):  # type: ignore[misc]
+    """Tune asks it for a configuration, and it asks the controller for an attempt."""
+
+    def __init__(self, controller: Controller) -> None:
+        super().__init__()
+        self._controller = controller
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next attempt as a Tune configuration, None for not now, FINISHED for no more."""
+        assignment = self._controller.next()
+        if assignment is None:
+            finished: str = Searcher.FINISHED
+            return finished if self._controller.exhausted else None
+        resources = self._controller.config.resources
+        return {
+            "trial": assignment.number,
+            "document": assignment.config,
+            "steps": assignment.config["steps"],
+            "reported_step": assignment.reported_step,
+            "gang": {
+                "ranks": resources.ranks,
+                "cpus_per_rank": resources.cpus_per_rank,
+                "gpus_per_rank": resources.gpus_per_rank,
+                "hang_seconds": self._controller.config.failures.hang_seconds,
+            },
+        }
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Nothing: the scheduler adapter hears it first."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger has it."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger has it."""
+
+
+class ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Passes every message to the controller, and its answer back to Tune."""
+
+    def __init__(self, controller: Controller) -> None:
+        super().__init__()
+        self._controller = controller
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """An evaluation: does it go on?"""
+        goes_on = self._controller.handle(trial.config["trial"], result["message"])
+        decision: str = TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+        return decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """The attempt's last message."""
+        self._controller.handle(trial.config["trial"], result["message"])
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """The actor that drives the gang is gone, its node with it perhaps."""
+        number = trial.config["trial"]
+        if number in self._controller.running:
+            detail = f"the gang's own actor was lost: {trial.get_error()}"
+            self._controller.handle(number, Message("worker_lost", detail=detail))
+
+
+def run_attempts(controller: Controller, scratch: Path) -> None:
+    """Run attempts until the controller is exhausted. `scratch` holds Tune's own files."""
+    tuner = tune.Tuner(
+        tune.with_resources(GangTrainable, _bundles(controller.config.resources)),
+        tune_config=tune.TuneConfig(
+            search_alg=ControllerSearcher(controller),
+            scheduler=ControllerScheduler(controller),
+            num_samples=-1,
+            reuse_actors=True,
+            max_concurrent_trials=None,
+        ),
+        run_config=tune.RunConfig(name="tune", storage_path=str(scratch.absolute()), verbose=0),
+    )
+    tuner.fit()
+
+
+@contextmanager
+def ray_session(address: str | None, namespace: str) -> Iterator[None]:
+    """A local Ray for as long as the block runs, or the cluster at `address`."""
+    ray.init(
+        address=address or "local",
+        namespace=namespace,
+        include_dashboard=False if address is None else None,
+        log_to_driver=False,
+        configure_logging=True,
+        logging_level=logging.WARNING,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_size() -> tuple[float, float]:
+    """CPUs and GPUs of the Ray that this process has joined."""
+    resources = ray.cluster_resources()
+    return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+
+
+def _bundles(resources: Resources) -> PlacementGroupFactory:
+    rank = {"CPU": resources.cpus_per_rank, "GPU": resources.gpus_per_rank}
+    # Tune drops the empty head bundle, so that rank i is in bundle i.
+    return PlacementGroupFactory([{}, *[rank] * resources.ranks])

@@ -1,0 +1,312 @@
+"""The gang: the ranks of one trial, one process each, kept warm for the next trial.
+
+`Rank` is the actor that holds one rank's process; `Gang` drives all of them in step and turns
+whatever goes wrong into a typed `GangFailure`. A gang that failed is killed whole and built again
+for its next trial; a dead or hung rank never holds up the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from hpo.messages import Kind, Progress
+
+T = TypeVar("T")
+
+SETTLE_SECONDS = 5.0  # after a first failure, how long the other ranks may take to say theirs
+_RANK_NAME = "rank-"
+POLL_SECONDS = 2.0  # between two looks at a gang's progress
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a rank answers instead of raising: a typed end and its traceback."""
+
+    kind: Kind
+    detail: str
+    dead: bool = False  # the process is gone: what the others say is a consequence
+
+
+class GangFailure(Exception):
+    """The gang could not go on; it has been killed and can be built again."""
+
+    def __init__(self, kind: Kind, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+
+
+@ray.remote(concurrency_groups={"control": 1})
+class Rank:
+    """One rank's process. Trials run on its main group; `control` answers meanwhile."""
+
+    def __init__(self, rank: int, ranks: int) -> None:
+        self._rank, self._ranks = rank, ranks
+        self._world: Any = None
+        self._run: Any = None
+        self._stop = False
+        self._progress = Progress(None, 0, None, 0)
+
+    def meet(self) -> tuple[str, int]:
+        """An address and a free port of this rank's node, for the process group."""
+        from trainer.distributed import free_port
+
+        return ray.util.get_node_ip_address(), free_port()
+
+    def join(self, address: str, port: int) -> Failure | None:
+        """Join the process group, once."""
+        from trainer.distributed import join
+
+        def enter() -> None:
+            self._world = join(self._rank, self._ranks, 0, address, port)
+
+        return _typed(enter)
+
+    def start(self, trial: int, document: dict[str, Any]) -> tuple[int, list[Any]] | Failure:
+        """Build the run of a train config; the step it begins at and what it measured before."""
+        from trainer.run import Run
+
+        from trainer.config import resolve
+
+        def build() -> tuple[int, list[Any]]:
+            config = resolve(document, f"trial {trial}")
+            _redirect_output(Path(config.output_dir) / f"rank-{self._rank}.log")
+            self._progress = Progress(trial, 0, None, self._progress.ticks + 1)
+            self._run = Run(config, self._world, on_progress=self._tick)
+            if self._stop:
+                self._run.request_stop()
+            return self._run.step, self._run.history()
+
+        return _typed(build)
+
+    def advance(self) -> Any:
+        """Train to the next evaluation; the run's report."""
+        return _typed(lambda: self._run.advance())
+
+    def close(self) -> Failure | None:
+        """Free the run. The process is ready for the next."""
+
+        def free() -> None:
+            run, self._run = self._run, None
+            if run is not None:
+                run.close()
+
+        return _typed(free)
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def progress(self) -> Progress:
+        """How far this rank has come."""
+        return self._progress
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def request_stop(self) -> None:
+        """Checkpoint and stop at the next step, now and in every later run."""
+        self._stop = True
+        if self._run is not None:
+            self._run.request_stop()
+
+    def _tick(self, step: int, loss: float | None) -> None:
+        self._progress = Progress(self._progress.trial, step, loss, self._progress.ticks + 1)
+
+
+class Gang:
+    """The ranks of one trial in its placement group, one bundle each."""
+
+    def __init__(
+        self,
+        placement: PlacementGroup,
+        *,
+        ranks: int,
+        cpus_per_rank: int,
+        gpus_per_rank: int,
+        hang_seconds: float,
+    ) -> None:
+        self._hang_seconds = hang_seconds
+        self._ranks: list[Any] = [
+            Rank.options(  # type: ignore[attr-defined]
+                name=f"{_RANK_NAME}{os.getpid()}-{time.monotonic_ns()}-{index}",
+                num_cpus=cpus_per_rank,
+                num_gpus=gpus_per_rank,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    placement, placement_group_bundle_index=index
+                ),
+            ).remote(index, ranks)
+            for index in range(ranks)
+        ]
+        address, port = self._all("meet", only_first=True)[0]
+        self._all("join", address, port)
+
+    def start(self, trial: int, document: dict[str, Any]) -> tuple[int, list[Any]]:
+        """Build the trial's run on every rank. Raises GangFailure."""
+        first: tuple[int, list[Any]] = self._all("start", trial, document)[0]
+        return first
+
+    def advance(self) -> Any:
+        """Train to the next evaluation; rank 0's report. Raises GangFailure."""
+        return self._all("advance")[0]
+
+    def close(self) -> None:
+        """Free the run on every rank; the processes stay. Raises GangFailure."""
+        self._all("close")
+
+    def kill(self) -> None:
+        """Kill every rank, whatever it is doing."""
+        for rank in self._ranks:
+            ray.kill(rank, no_restart=True)
+
+    def _all(self, method: str, *arguments: Any, only_first: bool = False) -> list[Any]:
+        """`method` on every rank at once; a failure of any is one of the gang."""
+        ranks = self._ranks[:1] if only_first else self._ranks
+        futures = [getattr(rank, method).remote(*arguments) for rank in ranks]
+        answers = self._wait(futures)
+        failures = [answer for answer in answers if isinstance(answer, Failure)]
+        if failures:
+            self.kill()
+            cause = _cause(failures)
+            raise GangFailure(cause.kind, cause.detail)
+        return answers
+
+    def _wait(self, futures: list[Any]) -> list[Any]:
+        """The answers of all ranks, or Failures once one has failed or all have hung."""
+        answers: dict[Any, Any] = {}
+        watch = _Watch(self._ranks[0], self._hang_seconds)
+        deadline: float | None = None
+        while len(answers) < len(futures):
+            waiting = [future for future in futures if future not in answers]
+            done, _ = ray.wait(waiting, num_returns=1, timeout=POLL_SECONDS)
+            for future in done:
+                answers[future] = _answer(future)
+                if isinstance(answers[future], Failure) and deadline is None:
+                    deadline = time.monotonic() + SETTLE_SECONDS
+            if deadline is not None and time.monotonic() > deadline:
+                break
+            if not done and (hang := watch.hung()):
+                return [hang]
+        return [answers[future] for future in futures if future in answers]
+
+
+class _Watch:
+    """Notices that a gang makes no progress. One rank will do: a collective holds up all."""
+
+    def __init__(self, rank: Any, hang_seconds: float) -> None:
+        self._rank = rank
+        self._limit = hang_seconds
+        self._ticks = -1
+        self._since = time.monotonic()
+
+    def hung(self) -> Failure | None:
+        """A failure once there has been no progress for too long."""
+        try:
+            progress = ray.get(self._rank.progress.remote(), timeout=POLL_SECONDS)
+        except (GetTimeoutError, RayError):
+            progress = None  # a stopped process does not answer; a dead one is seen elsewhere
+        if progress is not None and progress.ticks != self._ticks:
+            self._ticks, self._since = progress.ticks, time.monotonic()
+        if time.monotonic() - self._since < self._limit:
+            return None
+        return Failure("worker_lost", f"no progress for {self._limit:g} s: the gang hangs")
+
+
+def progress() -> dict[int, Progress]:
+    """The progress of each running trial, by number; ranks that do not answer are left out."""
+    futures = [rank.progress.remote() for rank in _living_ranks()]
+    done, _ = ray.wait(futures, num_returns=len(futures), timeout=1.0) if futures else ([], [])
+    answers = [_answer(future) for future in done]
+    return {
+        answer.trial: answer
+        for answer in answers
+        if isinstance(answer, Progress) and answer.trial is not None
+    }
+
+
+def request_stop() -> None:
+    """Have every rank of this controller checkpoint and stop at its next step."""
+    for rank in _living_ranks():
+        rank.request_stop.remote()
+
+
+def kill_all() -> None:
+    """Kill every rank of this controller."""
+    for rank in _living_ranks():
+        ray.kill(rank, no_restart=True)
+
+
+def _living_ranks() -> list[Any]:
+    # By name: the driver has no handle on actors that a gang's own actor made.
+    ranks: list[Any] = []
+    if not ray.is_initialized():
+        return ranks
+    for name in ray.util.list_named_actors():
+        if name.startswith(_RANK_NAME):
+            with contextlib.suppress(ValueError):  # it ended just now
+                ranks.append(ray.get_actor(name))
+    return ranks
+
+
+def _answer(future: Any) -> Any:
+    try:
+        return ray.get(future)
+    except OutOfMemoryError as error:
+        return Failure("out_of_memory", str(error))
+    except RayError as error:
+        return Failure("worker_lost", f"{type(error).__name__}: {error}", dead=True)
+
+
+def _typed(work: Callable[[], T]) -> T | Failure:
+    """What `work` returns, or a Failure typed by what it raised."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - each becomes a typed reason in the ledger
+        return Failure(_kind(error), traceback.format_exc())
+
+
+def _kind(error: BaseException) -> Kind:
+    import torch
+    from torch.distributed import DistError
+    from trainer.checkpoint import CheckpointError
+
+    text = str(error).lower()
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError)
+        and ("out of memory" in text or "can't allocate memory" in text)
+    ):
+        return "out_of_memory"
+    lost_peer = isinstance(error, RuntimeError) and any(
+        phrase in text for phrase in ("connection closed by peer", "connection reset", "gloo")
+    )
+    if isinstance(error, (CheckpointError, DistError, ConnectionError)) or lost_peer:
+        return "worker_lost"
+    return "error"
+
+
+def _cause(failures: list[Failure]) -> Failure:
+    """The first cause among what the ranks said: one that lost its peer only suffers from it."""
+
+    def rank(failure: Failure) -> int:
+        order: list[Kind] = ["out_of_memory", "error", "worker_lost"]
+        return 1 if failure.dead else 2 * order.index(failure.kind)
+
+    return min(failures, key=rank)
+
+
+def _redirect_output(path: Path) -> None:
+    """Send this process' output, DeepSpeed's chatter above all, to a file of the run's folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)

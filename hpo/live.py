@@ -1,0 +1,171 @@
+"""What a person sees while a study runs: one live view on a terminal, plain lines on a pipe.
+
+Shows what the controller wrote; never asks the ledger, never decides.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from hpo.messages import Progress
+from hpo.study import Objective
+
+
+@dataclass
+class RunningTrial:
+    """A trial in the live view."""
+
+    attempt: int
+    steps: int
+    step: int = 0
+    value: float | None = None  # of the first objective, last reported
+    loss: float | None = None  # nats per token, of the last step
+
+
+@dataclass
+class Board:
+    """An observer of the controller that draws a study."""
+
+    console: Console
+    study: str
+    objective: Objective
+    budget: int
+    finished: dict[str, int] = field(default_factory=dict)  # trials by state
+    best: tuple[int, float] | None = None  # trial and value
+    note: str = ""
+    running: dict[int, RunningTrial] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._began_at = time.monotonic()
+        self._finished_here = 0
+
+    def begin(self, trial: int, attempt: int, config: Mapping[str, Any]) -> None:
+        """A trial starts, or goes on."""
+        self.running[trial] = RunningTrial(attempt, config["steps"])
+        self._line(f"trial {trial} starts" + (f", attempt {attempt}" if attempt > 1 else ""))
+
+    def report(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
+        """A trial was evaluated."""
+        shown = self.running[trial]
+        shown.step, shown.value = step, metrics[self.objective.metric]
+        self._line(f"trial {trial} step {step}/{shown.steps} {self._metric(shown.value)}")
+
+    def end(self, trial: int, state: str, reason: str | None) -> None:
+        """An attempt ended."""
+        shown = self.running.pop(trial)
+        why = f" ({reason})" if reason else ""
+        if state == "RUNNING":
+            self._line(f"trial {trial} to be continued{why}")
+            return
+        self.finished[state] = self.finished.get(state, 0) + 1
+        self._finished_here += 1
+        value = "" if shown.value is None else f" {self._metric(shown.value)}"
+        better = state == "COMPLETE" and shown.value is not None and self._improves(shown.value)
+        if better and shown.value is not None:
+            self.best = trial, shown.value
+        self._line(f"trial {trial} {state}{why}{value}{', the best so far' if better else ''}")
+
+    def recall(self, trial: int, value: float) -> None:
+        """A trial that an earlier controller of the study completed."""
+        if self._improves(value):
+            self.best = trial, value
+
+    def progress(self, found: Mapping[int, Progress]) -> None:
+        """Steps made between evaluations."""
+        for trial, progress in found.items():
+            if trial in self.running and progress.step >= self.running[trial].step:
+                self.running[trial].step = progress.step
+                self.running[trial].loss = progress.loss
+
+    def say(self, text: str) -> None:
+        """A note to the person, kept in view."""
+        self.note = text
+        self._line(text)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Draw while the block runs, on a terminal; on a pipe the lines say it all."""
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(
+            console=self.console,
+            get_renderable=self.render,
+            refresh_per_second=4,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ):
+            yield
+
+    def render(self) -> RenderableType:
+        """The whole view."""
+        done = sum(self.finished.values())
+        states = ", ".join(f"{count} {state.lower()}" for state, count in self.finished.items())
+        head = Table.grid(padding=(0, 1), expand=False)
+        head.add_row(
+            Text(self.study, style="bold"),
+            ProgressBar(total=self.budget, completed=done, width=24),
+            f"{done}/{self.budget} trials",
+            states,
+            self._time_left(),
+        )
+        parts: list[RenderableType] = [head, self._running_table()]
+        if self.best is not None:
+            parts.append(Text(f"best  trial {self.best[0]}  {self._metric(self.best[1])}", "green"))
+        if self.note:
+            parts.append(Text(self.note, "yellow"))
+        return Group(*parts)
+
+    def _running_table(self) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for column in ("trial", "attempt", "step", "", "loss", self.objective.metric):
+            table.add_column(column, justify="left" if column == "" else "right")
+        for number, trial in sorted(self.running.items()):
+            table.add_row(
+                str(number),
+                str(trial.attempt),
+                f"{trial.step}/{trial.steps}",
+                ProgressBar(total=trial.steps, completed=trial.step, width=20),
+                "" if trial.loss is None else f"{trial.loss:.3f}",
+                "" if trial.value is None else f"{trial.value:.2f}",
+            )
+        return table
+
+    def _time_left(self) -> str:
+        left = self.budget - sum(self.finished.values())
+        if not self._finished_here or left <= 0:
+            return ""
+        seconds = (time.monotonic() - self._began_at) / self._finished_here * left
+        return f"about {_duration(seconds)} left"
+
+    def _improves(self, value: float) -> bool:
+        if self.best is None:
+            return True
+        sign = 1 if self.objective.direction == "minimize" else -1
+        return sign * value < sign * self.best[1]
+
+    def _metric(self, value: float) -> str:
+        return f"{self.objective.metric} {value:.6g}"
+
+    def _line(self, text: str) -> None:
+        if not self.console.is_terminal:
+            self.console.print(
+                f"{self.study}: {text}", markup=False, highlight=False, soft_wrap=True
+            )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,218 @@
+"""Running a study in this process: ledger, lease, Ray, live view and signals, put together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import optuna
+from optuna.trial import TrialState
+from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
+
+from hpo.chatter import chatter_to
+from hpo.controller import Controller
+from hpo.live import Board
+from hpo.study import StudyConfig, check_machine, local_cpus
+from hpo.tracking import make_tracker
+from storage import Lease, LeaseHeld, Ledger, LedgerError, StudyRecord
+
+logger = logging.getLogger("hpo.service")
+
+INTERRUPTED = 130
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run of the service ended."""
+
+    status: int  # exit status
+    message: str  # one line for the person
+
+
+def check_place(config: StudyConfig, ray_address: str | None) -> None:
+    """Raise ConfigError unless one trial fits on this machine; a cluster is asked once joined."""
+    if ray_address is None:
+        check_machine(config, local_cpus(), _local_gpus(config), "this machine")
+
+
+def run_study(
+    ledger: Ledger,
+    record: StudyRecord,
+    config: StudyConfig,
+    *,
+    runs: Path,
+    ray_address: str | None = None,
+) -> Ending:
+    """Run the study until it is done, stopped or given up.
+
+    Raises LeaseHeld while another controller runs it, ConfigError if its gangs cannot be placed.
+    """
+    lease = _acquire(ledger, record)
+    folder = (runs / record.name).absolute()
+    try:
+        with chatter_to(folder / "log.txt") as person:
+            console = Console(file=person)
+            return _run(ledger, record, config, lease, folder.parent, ray_address, console)
+    finally:
+        ledger.release(lease)
+
+
+def _run(
+    ledger: Ledger,
+    record: StudyRecord,
+    config: StudyConfig,
+    lease: Lease,
+    runs: Path,
+    ray_address: str | None,
+    console: Console,
+) -> Ending:
+    from hpo import dispatch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    tracker = make_tracker(config.tracking, record.name, record.uid, runs / record.name)
+    board = Board(console, record.name, config.objectives[0], record.budget_trials)
+    controller = Controller(ledger, record, config, lease, runs, (board, tracker))
+    _recall(board, controller.study)
+    guard = _Guard(ledger, record, controller, board)
+    with ExitStack() as stack:
+        stack.callback(tracker.close)
+        stack.enter_context(ledger.heartbeat(lease, guard.abandon))
+        namespace = f"hpo-{record.uid}-{lease.controller_id}"
+        stack.enter_context(dispatch.ray_session(ray_address, namespace))
+        check_machine(config, *dispatch.cluster_size(), "the Ray cluster")
+        stack.enter_context(guard.watching())
+        stack.enter_context(board.shown())
+        try:
+            dispatch.run_attempts(controller, runs / record.name / ".tune")
+        except Exception as error:
+            if guard.abandoned is None:
+                raise
+            logger.warning("left after %s: %s", guard.abandoned, error)
+    return _ending(guard, controller)
+
+
+class _Guard:
+    """Watches over a running controller: signals, wishes to stop, a lost lease, progress."""
+
+    def __init__(
+        self, ledger: Ledger, record: StudyRecord, controller: Controller, board: Board
+    ) -> None:
+        self._ledger = ledger
+        self._record = record
+        self._controller = controller
+        self._board = board
+        self.abandoned: Exception | None = None  # why nothing may be written any more
+
+    def abandon(self, error: Exception) -> None:
+        """The ledger cannot be written: stop, and leave the trials to the next controller."""
+        from hpo import gang
+
+        self.abandoned = error
+        self._controller.stopping = True
+        gang.kill_all()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Answer signals and follow the ranks while the block runs."""
+        done = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(done,), name="guard", daemon=True)
+        before = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._controller.stopping:
+            os._exit(INTERRUPTED)  # the second: leave at once, the checkpoints are what they are
+        self._stop("stopping: running trials write a checkpoint; again to leave at once")
+
+    def _stop(self, why: str) -> None:
+        self._controller.stopping = True
+        self._board.say(why)
+
+    def _watch(self, done: threading.Event) -> None:
+        from hpo import gang
+
+        while not done.wait(POLL_SECONDS):
+            if not self._controller.stopping and self._wish_to_stop():
+                self._stop("stopping: asked to by `hpo stop`")
+            if self._controller.stopping:
+                gang.request_stop()
+            self._board.progress(gang.progress())
+
+    def _wish_to_stop(self) -> bool:
+        try:
+            return self._ledger.study(self._record.name).stop_requested
+        except (LedgerError, SQLAlchemyError) as error:
+            logger.warning("could not read the ledger: %s", error)
+            return False
+
+
+def _acquire(ledger: Ledger, record: StudyRecord) -> Lease:
+    """The study's lease; waits for a dead controller's to run out. Raises LeaseHeld if it lives."""
+    held: LeaseHeld | None = None
+    while True:
+        try:
+            return ledger.acquire(record)
+        except LeaseHeld as error:
+            # A lease that has become longer was renewed: its controller lives.
+            if held is not None and (
+                error.controller != held.controller or error.expires_in > held.expires_in
+            ):
+                raise
+            if held is None:
+                print(
+                    f"hpo: {error}, or was: waiting {error.expires_in:.0f} s for its lease",
+                    file=sys.stderr,
+                )
+            held = error
+            time.sleep(POLL_SECONDS)
+
+
+def _recall(board: Board, study: optuna.Study) -> None:
+    """Show what earlier controllers of the study have done."""
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state.is_finished():
+            board.finished[trial.state.name] = board.finished.get(trial.state.name, 0) + 1
+            if trial.state is TrialState.COMPLETE and trial.values is not None:
+                board.recall(trial.number, trial.values[0])
+
+
+def _ending(guard: _Guard, controller: Controller) -> Ending:
+    name = controller.study.study_name
+    again = f"hpo resume {name}"
+    if guard.abandoned is not None:
+        return Ending(1, f"left study {name}: {guard.abandoned}; go on with: {again}")
+    if controller.stopping:
+        return Ending(INTERRUPTED, f"study {name} is stopped; go on with: {again}")
+    complete = controller.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    gave_up = controller.gave_up
+    if not complete:
+        return Ending(1, f"study {name}: no trial completed{f': {gave_up}' if gave_up else ''}")
+    if controller.failing:
+        return Ending(1, f"study {name} stopped: {gave_up}; go on with: {again}")
+    return Ending(0, f"study {name} is done{f': {gave_up}' if gave_up else ''}")
+
+
+def _local_gpus(config: StudyConfig) -> int:
+    if not config.resources.gpus_per_rank:
+        return 0
+    import torch
+
+    return torch.cuda.device_count()

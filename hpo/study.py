@@ -1,0 +1,197 @@
+"""Study files: their settings, and everything that can be checked before a row is written."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from optuna.study import StudyDirection
+from pydantic import Field, model_validator
+
+from hpo.pruners import NoPruner, PrunerConfig
+from hpo.samplers import SamplerConfig
+from hpo.space import Dimension, check_space
+from hpo.tracking import TrackingConfig
+from trainer import config as train_config
+from trainer.config import Count, Positive
+from trainer.data import check_data
+from trainer.settings import ConfigError, Section, read_document, set_path, validated
+
+Metric = Literal[
+    "valid_ppl",
+    "train_loss",
+    "tokens_per_second",
+    "step_seconds",
+    "train_seconds",
+    "peak_memory_bytes",
+]
+STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+
+class Objective(Section):
+    """A reported metric to make small or large."""
+
+    metric: Metric = "valid_ppl"
+    direction: Literal["minimize", "maximize"] = "minimize"
+
+    @property
+    def optuna_direction(self) -> StudyDirection:
+        """Optuna's own."""
+        return StudyDirection[self.direction.upper()]
+
+
+class Budget(Section):
+    """When the study is done: whichever is reached first."""
+
+    trials: Count = 20
+    hours: Positive | None = None  # the controllers' wall-clock time, over all resumes
+
+
+class Resources(Section):
+    """What one trial takes, and how many run at a time."""
+
+    ranks: Count = 1
+    cpus_per_rank: Count = 1
+    gpus_per_rank: Annotated[int, Field(ge=0)] = 0
+    concurrent_trials: Count = 1
+
+
+class Failures(Section):
+    """How much goes wrong before the service gives up."""
+
+    max_retries: Annotated[int, Field(ge=0)] = 2  # attempts more, after a trial's worker was lost
+    max_failures: Count = 3  # failed trials in a row that stop the study
+    hang_seconds: Positive = 600.0  # without any progress, a gang is killed
+
+
+class StudyConfig(Section):
+    """One study."""
+
+    study: Annotated[str, Field(pattern=STUDY_NAME)]
+    storage: str | None = None
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (Objective(),)
+    sampler: SamplerConfig = SamplerConfig()
+    pruner: PrunerConfig = NoPruner(name="none")
+    budget: Budget = Budget()
+    resources: Resources = Resources()
+    failures: Failures = Failures()
+    tracking: TrackingConfig = TrackingConfig()
+    train: dict[str, Any]  # a train config; in a file, the path of one will do
+    space: Annotated[dict[str, Dimension], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _several_objectives_cannot_prune(self) -> StudyConfig:
+        if len(self.objectives) > 1 and self.pruner.name != "none":
+            raise ValueError(
+                f"pruner.name: {self.pruner.name} needs one objective, and there are "
+                f"{len(self.objectives)}; use none"
+            )
+        return self
+
+    def to_document(self) -> str:
+        """The resolved study as YAML, to be kept in the ledger: no storage URL, nothing secret."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude={"storage"}), sort_keys=False)
+
+    def trial_document(self, params: dict[str, Any], output_dir: str) -> dict[str, Any]:
+        """The train config of a trial with `params`, as a document."""
+        document = copy.deepcopy(self.train)
+        for path, value in params.items():
+            set_path(document, path, value)
+        document["output_dir"] = output_dir
+        if not self.resources.gpus_per_rank:
+            document["threads"] = self.resources.cpus_per_rank
+        return document
+
+
+def shipped(kind: str) -> Path:
+    """The folder of the YAML files that ship with the program: `studies` or `train`."""
+    installed = Path(__file__).parent / "configs"
+    root = installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
+    return root / kind
+
+
+def find_study_file(given: str | None) -> Path:
+    """A study file by path, or by the name of one that ships. Raises ConfigError."""
+    given = given or "quickstart"
+    path = Path(given)
+    if path.is_file():
+        return path
+    named = shipped("studies") / f"{given}.yaml"
+    if "/" not in given and named.is_file():
+        return named
+    names = ", ".join(sorted(file.stem for file in shipped("studies").glob("*.yaml")))
+    raise ConfigError(f"{given}: no such file, nor a study that ships ({names})")
+
+
+def load_study(
+    path: Path, *, settings: Sequence[str] = (), name: str | None = None, trials: int | None = None
+) -> StudyConfig:
+    """The study in the file `path`, with `path=value` train settings over it, checked whole.
+
+    Raises ConfigError, one line, for anything wrong: the study, its train config, a searched path,
+    a bound, missing data, ranks that cannot share the batch. Writes nothing.
+    """
+    document = read_document(path)
+    train = document.get("train")
+    if isinstance(train, str):
+        source = path.parent / train
+        document["train"] = read_document(source)
+    else:
+        source = path
+    if isinstance(document.get("train"), dict):
+        train_config.override(document["train"], settings)
+    if name is not None:
+        document["study"] = name
+    if trials is not None:
+        budget = document.get("budget")
+        document["budget"] = {**(budget if isinstance(budget, dict) else {}), "trials": trials}
+    study = validated(StudyConfig, document, str(path))
+    return _checked(study, str(path), "train: " if source == path else "", str(source))
+
+
+def restore_study(document: str, name: str) -> StudyConfig:
+    """The study as the ledger keeps it. Raises ConfigError if this version cannot run it."""
+    return validated(StudyConfig, yaml.safe_load(document), f"study {name}")
+
+
+def check_machine(study: StudyConfig, cpus: float, gpus: float, where: str) -> None:
+    """Raise ConfigError unless one trial's gang fits on `where`, with `cpus` and `gpus`."""
+    wanted = study.resources
+    for kind, given, each in (
+        ("cpus", cpus, wanted.cpus_per_rank),
+        ("gpus", gpus, wanted.gpus_per_rank),
+    ):
+        if wanted.ranks * each > given:
+            raise ConfigError(
+                f"study {study.study}: resources.ranks: {wanted.ranks} ranks x {each} "
+                f"{kind}_per_rank need {wanted.ranks * each} {kind.upper()}, and {where} has "
+                f"{given:g}"
+            )
+
+
+def local_cpus() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _checked(study: StudyConfig, source: str, prefix: str, train_source: str) -> StudyConfig:
+    try:
+        config = train_config.resolve(study.train, train_source)
+    except ConfigError as error:
+        raise ConfigError(
+            str(error).replace(f"{train_source}: ", f"{train_source}: {prefix}", 1)
+        ) from None
+    check_space(study.space, source)
+    searched = [path for path in ("data.batch_size", "optim.accumulation") if path in study.space]
+    if not searched:
+        config.check_ranks(study.resources.ranks)
+    check_data(config.data)
+    train = config.model_dump(mode="json")
+    for key in ("dir", "train", "valid", "test"):  # a worker's folder is not the user's
+        if train["data"][key] is not None:
+            train["data"][key] = os.path.abspath(train["data"][key])
+    return study.model_copy(update={"train": train})

@@ -1,0 +1,116 @@
+"""What the reading commands print for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+View = dict[str, Any]
+
+
+def studies(found: list[View]) -> None:
+    """The table of `hpo list`."""
+    table = _table("study", "trials", "states", "run by")
+    for study in found:
+        table.add_row(study["study"], _progress(study), _states(study), study["controller"] or "-")
+    _print(table if found else "no study yet: `hpo start` makes one")
+
+
+def status(found: View) -> None:
+    """The lines of `hpo status`."""
+    _print(f"{found['study']}: {_progress(found)} trials, {_states(found) or 'none yet'}")
+    _print(f"run by: {found['controller'] or 'nobody; `hpo resume ' + found['study'] + '`'}")
+    _print(f"cost: {found['device_seconds']:.0f} device-seconds")
+    if found["best"]:
+        _print(f"best: trial {found['best']['trial']}, {_values(found['best'])}")
+    if found["running"]:
+        trials(found["running"])
+
+
+def trials(found: list[View]) -> None:
+    """The table of `hpo trials`."""
+    paths = sorted({path for trial in found for path in trial["params"]})
+    table = _table("trial", "state", "reason", "step", "value", "attempts", *paths)
+    for trial in found:
+        table.add_row(
+            str(trial["trial"]),
+            trial["state"],
+            trial["reason"] or "",
+            _text(trial["step"]),
+            _values(trial, names=False),
+            str(trial["attempts"]),
+            *(_text(trial["params"].get(path)) for path in paths),
+        )
+    _print(table if found else "no trial yet")
+
+
+def trial(found: View) -> None:
+    """The page of `hpo show`."""
+    reason = f" ({found['reason']})" if found["reason"] else ""
+    _print(f"trial {found['trial']}: {found['state']}{reason} {_values(found)}")
+    _print(f"folder: {found['run_dir']}")
+    _print(f"cost: {found['device_seconds']:.1f} device-seconds")
+    for path, value in found["params"].items():
+        _print(f"  {path}={_text(value)}")
+    attempts = _table("attempt", "steps", "reason", "device-seconds")
+    for attempt in found["attempts"]:
+        steps = f"{_text(attempt['first_step'])}-{_text(attempt['last_step'])}"
+        seconds = f"{attempt['device_seconds']:.1f}"
+        attempts.add_row(str(attempt["number"]), steps, attempt["reason"] or "", seconds)
+    _print(attempts)
+    names = sorted({name for metrics in found["metrics"].values() for name in metrics})
+    metrics_table = _table("step", *names)
+    for step, metrics in found["metrics"].items():
+        metrics_table.add_row(str(step), *(_text(metrics.get(name)) for name in names))
+    _print(metrics_table)
+    for attempt in found["attempts"]:
+        if attempt["detail"]:
+            _print(f"attempt {attempt['number']}:\n{attempt['detail']}")
+
+
+def best(name: str, found: list[View]) -> None:
+    """The lines of `hpo best`, and what to type next."""
+    if not found:
+        _print(f"study {name} has no completed trial yet")
+    for trial in found:
+        _print(f"best of {name}: trial {trial['trial']}, {_values(trial)}")
+        for path, value in trial["params"].items():
+            _print(f"  {path}={_text(value)}")
+        _print(f"next: hpo show {name} {trial['trial']}, hpo trials {name}, hpo dashboard")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print(what: Table | str) -> None:
+    # On a pipe a table is as wide as it needs to be: nothing is cut.
+    console = Console(width=None if Console().is_terminal else 10_000, highlight=False)
+    console.print(what, markup=False, soft_wrap=isinstance(what, str))
+
+
+def _progress(study: View) -> str:
+    return f"{study['trials']}/{study['budget']}"
+
+
+def _states(study: View) -> str:
+    return ", ".join(f"{count} {state.lower()}" for state, count in study["states"].items())
+
+
+def _values(trial: View, *, names: bool = True) -> str:
+    return ", ".join(
+        f"{name} {_text(value)}" if names else _text(value)
+        for name, value in trial["values"].items()
+    )
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
