@@ -53,11 +53,16 @@ class Block(nn.Module):
 class LanguageModel(nn.Module):
     """Next-token negative log-likelihood of sequences of up to `context` tokens.
 
-    Input and output embeddings are one matrix; positions are learned.
+    Input and output embeddings are one matrix; positions are learned. Weights are fp32; `bf16`
+    computes the matrix products in bfloat16 (torch.autocast), but the residual stream, its norms
+    and the loss in fp32.
     """
 
-    def __init__(self, config: ModelConfig, vocabulary: int, context: int) -> None:
+    def __init__(
+        self, config: ModelConfig, vocabulary: int, context: int, bf16: bool = False
+    ) -> None:
         super().__init__()
+        self.bf16 = bf16
         self.dropout = config.dropout
         self.embedding = nn.Parameter(torch.empty(vocabulary, config.d_model))
         self.positions = nn.Parameter(torch.empty(context, config.d_model))
@@ -96,14 +101,16 @@ class LanguageModel(nn.Module):
         each = F.cross_entropy(logits, targets.flatten(), reduction="none", ignore_index=IGNORED)
         return each.double().sum()
 
-    def _logits(self, inputs: Tensor, keep: Sequence[bool] | None) -> Tensor:
+    def _logits(self, inputs: Tensor, keep: Sequence[bool] | None) -> Tensor:  # (B, T, V)
         assert keep is None or len(keep) == len(self.blocks)
-        x = F.embedding(inputs, self.embedding) + self.positions[: inputs.shape[1]]
-        x = F.dropout(x, self.dropout, self.training)
-        for index, block in enumerate(self.blocks):
-            if keep is None or keep[index]:
-                x = block(x)
-        return F.linear(_norm(x) * (1.0 + self.gain), self.embedding)  # (B, T, V)
+        # Inside, not around DeepSpeed's engine: that switches a surrounding autocast off.
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bf16):
+            x = F.embedding(inputs, self.embedding) + self.positions[: inputs.shape[1]]
+            x = F.dropout(x, self.dropout, self.training)
+            for index, block in enumerate(self.blocks):
+                if keep is None or keep[index]:
+                    x = block(x)
+            return F.linear(_norm(x) * (1.0 + self.gain), self.embedding)
 
 
 def _norm(x: Tensor) -> Tensor:

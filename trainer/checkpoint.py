@@ -1,0 +1,127 @@
+"""Checkpoints: a run's tensors and progress, whole or not there, verified before they are used.
+
+`checkpoints/step-00000400/` holds `state.safetensors` and `progress.json`, which has the other's
+size and sha256. Nothing is unpickled. Nothing here knows DeepSpeed, or a number of ranks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FORMAT = 1
+_WRITING = ".writing"
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(Exception):
+    """A run's checkpoints are there but cannot be read; the message is one line."""
+
+
+@dataclass
+class Progress:
+    """How far a run is: all that it needs to go on, beside its tensors."""
+
+    step: int = 0  # optimizer steps done
+    train_seconds: float = 0.0
+    loss_sum: float = 0.0  # of the steps since the last evaluation, nats per token
+    loss_steps: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)  # metrics by evaluation
+
+
+def save_checkpoint(folder: Path, state: dict[str, Tensor], progress: Progress, keep: int) -> None:
+    """Write a checkpoint into `folder`; then leave only the newest `keep` up to its step.
+
+    A process killed at any moment leaves the checkpoints there were, or those and this one.
+    """
+    aside = folder / f"{_WRITING}-{progress.step:08}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    tensors = aside / "state.safetensors"
+    save_file(state, tensors)
+    _sync(tensors)
+    manifest = {
+        "format": FORMAT,
+        "bytes": tensors.stat().st_size,
+        "sha256": _sha256(tensors),
+        "progress": dataclasses.asdict(progress),
+    }
+    (aside / "progress.json").write_text(json.dumps(manifest), encoding="utf-8")
+    _sync(aside / "progress.json")
+    _sync(aside)
+    target = folder / f"step-{progress.step:08}"
+    if target.exists():  # unreadable, or this run would have gone on from it
+        shutil.rmtree(target)
+    aside.rename(target)
+    _sync(folder)
+    _prune(folder, progress.step, keep)
+
+
+def newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress] | None:
+    """The newest checkpoint in `folder` that reads, or None where there never was one.
+
+    Raises CheckpointError when there are some and none reads.
+    """
+    first_error: CheckpointError | None = None
+    for _, path in reversed(_checkpoints(folder)):
+        try:
+            return _read(path)
+        except CheckpointError as error:
+            _log.warning("%s; trying the one before", error)
+            first_error = first_error or error
+    if first_error is not None:
+        raise first_error
+    return None
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Progress]:
+    tensors = path / "state.safetensors"
+    try:
+        manifest = json.loads((path / "progress.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"its format is {manifest['format']}, this version reads {FORMAT}")
+        if tensors.stat().st_size != manifest["bytes"] or _sha256(tensors) != manifest["sha256"]:
+            raise ValueError("state.safetensors is damaged: its size or sha256 is wrong")
+        return load_file(tensors), Progress(**manifest["progress"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+
+def _prune(folder: Path, step: int, keep: int) -> None:
+    # One past `step` was unreadable, or the run would have gone on from it.
+    checkpoints = _checkpoints(folder)
+    kept = [path for its_step, path in checkpoints if its_step <= step][-keep:]
+    for path in folder.iterdir():
+        if path not in kept:
+            shutil.rmtree(path)
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    # By step, oldest first.
+    return sorted(
+        (int(path.name.removeprefix("step-")), path) for path in folder.glob("step-[0-9]*")
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    # A rename that survives a power cut must not point at contents that did not.
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,125 @@
+"""The process group: joined once in a process' life, used by all the runs it trains.
+
+DeepSpeed's communication on top of torch.distributed, gloo on CPUs and nccl on GPUs. Nothing here
+knows a config, a model or a run.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+# Read when deepspeed is first imported, so all of `trainer` takes deepspeed from here.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+import deepspeed as deepspeed
+import deepspeed.ops
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process' place among the `ranks` that train together, and the device it computes on."""
+
+    rank: int
+    ranks: int
+    local_rank: int
+    device: torch.device
+
+    def on_rank_0(self, work: Callable[[], T]) -> T:
+        """`work()`, done by rank 0 alone: every rank gets its value, or raises its exception."""
+        if self.ranks == 1:
+            return work()
+        if self.rank > 0:
+            outcome = self._share(None)
+            if isinstance(outcome, _Raised):
+                raise outcome.error
+            return outcome  # type: ignore[no-any-return]
+        try:
+            value = work()
+        except Exception as error:
+            self._share(_Raised(error))
+            raise
+        self._share(value)
+        return value
+
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """Make `tensor` of every rank, on `device`, equal to that of rank 0."""
+        if self.ranks > 1:
+            dist.broadcast(tensor, src=0)
+
+    def sum(self, tensor: torch.Tensor) -> None:
+        """Make `tensor` of every rank, on `device`, the sum of all of them."""
+        if self.ranks > 1:
+            dist.all_reduce(tensor)
+
+    def largest(self, value: float) -> float:
+        """The largest `value` of any rank."""
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        if self.ranks > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor.item()
+
+    def _share(self, outcome: Any) -> Any:
+        box = [outcome]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+
+@dataclass(frozen=True)
+class _Raised:
+    error: Exception
+
+
+def join(rank: int, ranks: int, local_rank: int, master_addr: str, master_port: int) -> World:
+    """Join the process group as `rank` of `ranks`; returns once all have. Once in a process.
+
+    Rank 0 listens on `master_port` at `master_addr`. `local_rank` is the GPU to use, if any.
+    """
+    assert not dist.is_initialized(), "a process joins once"
+    place = {
+        "RANK": rank,
+        "WORLD_SIZE": ranks,
+        "LOCAL_RANK": local_rank,
+        "MASTER_ADDR": master_addr,
+        "MASTER_PORT": master_port,
+    }
+    os.environ.update({name: str(value) for name, value in place.items()})
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(local_rank)
+    # DeepSpeed would compile it for a minute, and wait for ever on the lock of a killed build.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+    return World(
+        rank, ranks, local_rank, torch.device("cuda", local_rank) if gpu else torch.device("cpu")
+    )
+
+
+def from_environment() -> World:
+    """Join as torchrun's variables say, or alone where there are none."""
+    if "WORLD_SIZE" not in os.environ:
+        return join(0, 1, 0, "127.0.0.1", free_port())
+    rank, ranks, local_rank, port = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+    )
+    return join(rank, ranks, local_rank, os.environ["MASTER_ADDR"], port)
+
+
+def leave() -> None:
+    """Leave the process group, at the end of the process."""
+    dist.destroy_process_group()
+
+
+def free_port() -> int:
+    """A TCP port that nothing on this machine listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,113 @@
+"""A run's folder: its lock, `config.yaml`, `metrics.jsonl`, `checkpoints/` and `result.json`.
+
+Only rank 0 has one. Whatever a kill leaves behind, opening the folder again makes all of its
+files agree with its newest checkpoint. Nothing here trains.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from trainer.checkpoint import Progress, newest_checkpoint, save_checkpoint
+from trainer.config import TrainConfig, load
+from trainer.settings import ConfigError
+
+LOCK_SECONDS = 30.0  # a killed predecessor may take a moment to let go
+
+# What may differ when a run is resumed, because its result does not depend on it.
+_FREE = {"output_dir", "threads", "keep_checkpoints", "data.dir"}
+
+
+class RunFolder:
+    """The folder of one run, for as long as this process holds its lock."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Wait for the lock of `config.output_dir`. Raises ConfigError if another keeps it."""
+        self._config = config
+        self._path = Path(config.output_dir)
+        self._path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self._path / ".lock", timeout=LOCK_SECONDS, thread_local=False)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"output_dir: another process is training in {self._path}; "
+                "stop it, or give another folder"
+            ) from None
+
+    def resume(self) -> tuple[dict[str, Tensor], Progress] | None:
+        """The newest checkpoint that reads, with `metrics.jsonl` cut back to it; None if none.
+
+        Raises ConfigError if a checkpoint was written with a config that trains otherwise, and
+        CheckpointError if there are checkpoints and none reads.
+        """
+        found = newest_checkpoint(self._path / "checkpoints")
+        if found is not None:
+            self._check_same_config()
+        progress = found[1] if found else Progress()
+        if progress.step < self._config.steps:
+            (self._path / "result.json").unlink(missing_ok=True)
+        self._write("config.yaml", self._config.to_yaml())
+        self._write("metrics.jsonl", "".join(_line(metrics) for metrics in progress.history))
+        return found
+
+    def append_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Add a line to `metrics.jsonl`, on the disk when this returns."""
+        with (self._path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(_line(metrics))
+            _flush(file)
+
+    def save(self, state: dict[str, Tensor], progress: Progress) -> None:
+        """Write a checkpoint and drop the oldest past `keep_checkpoints`."""
+        save_checkpoint(self._path / "checkpoints", state, progress, self._config.keep_checkpoints)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write `result.json`, whole or not at all, unless this run's is there already."""
+        if not (self._path / "result.json").exists():
+            self._write("result.json", json.dumps(result, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Let the lock go."""
+        self._lock.release()
+
+    def _write(self, name: str, text: str) -> None:
+        aside = self._path / f".{name}.writing"
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            _flush(file)
+        aside.replace(self._path / name)
+
+    def _check_same_config(self) -> None:
+        path = self._path / "config.yaml"
+        before = dict(_leaves(load(path).model_dump(mode="json")))
+        now = dict(_leaves(self._config.model_dump(mode="json")))
+        for key in sorted(before.keys() | now.keys()):
+            if key not in _FREE and before.get(key) != now.get(key):
+                raise ConfigError(
+                    f"{path}: {key} was {before.get(key)} and is now {now.get(key)}; "
+                    "resume with the old value, or train the new one in another output_dir"
+                )
+
+
+def _leaves(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _line(metrics: Mapping[str, float]) -> str:
+    return json.dumps(metrics, allow_nan=False) + "\n"
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,33 @@
+"""The peak memory of one run, in a process that may have trained others before it."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import torch
+
+_RESET_PEAK = "5"  # proc(5), clear_refs
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forget the peak so far. Where the system does not allow it, the process' own peak counts."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
+    except OSError:
+        return
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most bytes held at once since `reset_peak`: allocated on the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) * 1024

@@ -1,0 +1,281 @@
+"""One training run, driven from evaluation to evaluation: evaluate, append, checkpoint, go on.
+
+Everything random comes from (seed, position), so a run that was interrupted anywhere and resumed
+writes, bit for bit, what it would have written. Nothing here knows who drives it: a command line
+or a service.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from trainer.batches import EvalBlocks, TrainBatches
+from trainer.checkpoint import Progress
+from trainer.config import TrainConfig
+from trainer.data import load_splits
+from trainer.distributed import World
+from trainer.engine import Engine
+from trainer.folder import RunFolder
+from trainer.layerdrop import make_policy
+from trainer.memory import peak_bytes, reset_peak
+from trainer.model import LanguageModel
+from trainer.schedule import learning_rate
+
+Kind = Literal["evaluated", "finished", "stopped", "diverged"]
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What is known of one optimizer step."""
+
+    step: int  # steps done, this one included
+    loss: float  # nats per token, mean over all ranks
+    lr: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where `advance` came to, the same on every rank.
+
+    `step` counts optimizer steps done. `metrics` are the last evaluation's, finite numbers by the
+    names of `metrics.jsonl`; none were taken since if the run stopped or diverged.
+    """
+
+    kind: Kind
+    step: int
+    metrics: dict[str, float]
+
+
+class Run:
+    """One rank's part of a training run: built from a config, resumed from its newest checkpoint.
+
+    All ranks build it and call `advance` together. Metrics: `valid_ppl`; `train_loss`, nats per
+    token, mean since the last evaluation; `tokens_per_second` and `step_seconds` (median) of
+    those steps; `train_seconds`, of all steps of all attempts, evaluation not counted;
+    `peak_memory_bytes`, the largest of any rank since the run was built; `lr` and
+    `drop_probability`, of the last step.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        world: World,
+        on_step: Callable[[StepInfo], None] | None = None,
+    ) -> None:
+        """Raises ConfigError, and CheckpointError if the folder's checkpoints do not read."""
+        config.check_ranks(world.ranks)
+        self._config = config
+        self._world = world
+        self._on_step = on_step
+        self._stop_requested = False  # here, by anyone
+        self._stop_due = False  # agreed at an evaluation, which is reported first
+        self._step_seconds: list[float] = []  # since the last evaluation
+        with ExitStack() as closing:
+            self._build(closing)
+            self._closing = closing.pop_all()
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self._progress.step
+
+    def history(self) -> list[dict[str, float]]:
+        """The metrics of every evaluation so far, those before a resume too, oldest first."""
+        return [dict(metrics) for metrics in self._progress.history]
+
+    def request_stop(self) -> None:
+        """Have `advance` checkpoint and return after the step in progress, on every rank.
+
+        May be called from any thread or signal handler, on any rank.
+        """
+        self._stop_requested = True
+
+    def advance(self) -> Report:
+        """Train to the next evaluation, evaluate, checkpoint; the same report on every rank.
+
+        A run that has finished says so again; one that was stopped goes on. After `diverged`
+        there is nothing to go on from.
+        """
+        if self._stop_due:
+            self._stop_due = False
+            return self._report("stopped")
+        while self.step < self._config.steps:
+            loss, stop = self._train_step()
+            if not self._is_sane(loss):
+                return self._ended("diverged")
+            if self.step % self._config.eval_every == 0 or self.step == self._config.steps:
+                self._stop_due = stop
+                return self._evaluate()
+            if stop:
+                self._save()
+                return self._report("stopped")
+        return self._ended("finished")
+
+    def close(self) -> None:
+        """Let engine, memory and lock go; this process is then ready for its next Run."""
+        self._closing.close()
+
+    def _build(self, closing: ExitStack) -> None:
+        config, world = self._config, self._world
+        reset_peak(world.device)
+        _compute_with(config.threads, closing)
+        splits = load_splits(config.data)
+        context = config.data.context
+        self._batches = TrainBatches(
+            splits.tokens("train"), context, config.data.batch_size, config.seed
+        )
+        self._valid = EvalBlocks(splits.tokens("valid"), context)
+        self._policy = make_policy(config)
+        bf16 = config.precision == "bf16"
+        self._model = LanguageModel(config.model, len(splits.vocabulary), context, bf16)
+        self._model.initialize(config.seed)
+        self._engine = Engine(config, world, self._model)
+        closing.callback(self._free)
+        # Sums over ranks: of their mean losses, and of their requests to stop.
+        self._agreed = torch.zeros(2, dtype=torch.float64, device=world.device)
+        self._resume(closing)
+
+    def _resume(self, closing: ExitStack) -> None:
+        state: dict[str, Tensor] = {}
+
+        def open_folder() -> Progress:
+            self._folder = RunFolder(self._config)
+            closing.callback(self._folder.close)
+            found = self._folder.resume()
+            if found is None:
+                return Progress()
+            state.update(found[0])
+            return found[1]
+
+        self._progress = self._world.on_rank_0(open_folder)
+        if self.step > 0:
+            self._engine.load_state(state)
+
+    def _train_step(self) -> tuple[float, bool]:
+        # The loss (nats per token, mean over the whole batch) and whether a rank asks to stop.
+        started = time.perf_counter()
+        config, step = self._config, self.step
+        masks = [self._policy.mask(step, micro) for micro in range(config.optim.accumulation)]
+        lr = learning_rate(config.optim, config.steps, step)
+        loss, stop = self._agree(self._engine.step(step, self._batches.at(step), masks, lr))
+        seconds = time.perf_counter() - started
+
+        progress = self._progress
+        progress.step += 1
+        progress.train_seconds += seconds
+        progress.loss_sum += loss
+        progress.loss_steps += 1
+        self._step_seconds.append(seconds)
+        if self._on_step is not None:
+            self._on_step(StepInfo(progress.step, loss, lr, seconds))
+        return loss, stop
+
+    def _agree(self, loss: Tensor) -> tuple[float, bool]:
+        self._agreed[0] = loss
+        self._agreed[1] = self._stop_requested
+        self._world.sum(self._agreed)
+        losses, stops = self._agreed.tolist()
+        if stops > 0:
+            self._stop_requested = False
+        return losses / self._world.ranks, stops > 0
+
+    def _is_sane(self, loss: float) -> bool:
+        limit = self._config.loss_limit
+        return math.isfinite(loss) and (limit is None or loss <= limit) and self._engine.applied
+
+    def _evaluate(self) -> Report:
+        valid_ppl = self._valid_ppl()
+        if not math.isfinite(valid_ppl):
+            return self._ended("diverged")
+        peak = self._world.largest(peak_bytes(self._world.device))
+        metrics = self._world.on_rank_0(lambda: self._record(valid_ppl, peak))
+        self._progress.history.append(metrics)
+        self._progress.loss_sum, self._progress.loss_steps = 0.0, 0
+        self._step_seconds.clear()
+        self._save()
+        return (
+            self._ended("finished")
+            if self.step == self._config.steps
+            else self._report("evaluated")
+        )
+
+    def _valid_ppl(self) -> float:
+        # Word-level perplexity of the whole split; inf where that is no number.
+        config, world = self._config, self._world
+        rows = config.data.batch_size // (world.ranks * config.optim.accumulation)
+        total = torch.zeros((), dtype=torch.float64, device=world.device)
+        self._model.eval()
+        for batch in self._valid.batches(world.rank, world.ranks, rows):
+            tokens = torch.from_numpy(batch).to(world.device)
+            total += self._model.total_nll(tokens[:, :-1].clamp(min=0), tokens[:, 1:])
+        self._model.train()
+        world.sum(total)
+        try:
+            ppl = math.exp(total.item() / self._valid.targets)
+        except OverflowError:
+            return math.inf
+        return ppl
+
+    def _record(self, valid_ppl: float, peak_memory_bytes: float) -> dict[str, float]:
+        config, last = self._config, self.step - 1
+        tokens = config.data.batch_size * config.data.context * len(self._step_seconds)
+        metrics = {
+            "step": self.step,
+            "valid_ppl": valid_ppl,
+            "train_loss": self._progress.loss_sum / self._progress.loss_steps,
+            "lr": learning_rate(config.optim, config.steps, last),
+            "drop_probability": self._policy.mean_probability(last),
+            "tokens_per_second": tokens / sum(self._step_seconds),
+            "step_seconds": statistics.median(self._step_seconds),
+            "train_seconds": self._progress.train_seconds,
+            "peak_memory_bytes": peak_memory_bytes,
+        }
+        self._folder.append_metrics(metrics)
+        return metrics
+
+    def _save(self) -> None:
+        state = self._engine.state()
+        self._world.on_rank_0(lambda: self._folder.save(state, self._progress))
+
+    def _ended(self, kind: Kind) -> Report:
+        report = self._report(kind)
+        result = {**report.metrics, "kind": kind, "step": report.step, "versions": _versions()}
+        self._world.on_rank_0(lambda: self._folder.write_result(result))
+        return report
+
+    def _report(self, kind: Kind) -> Report:
+        history = self._progress.history
+        return Report(kind, self.step, dict(history[-1]) if history else {})
+
+    def _free(self) -> None:
+        self._engine.close()
+        del self._engine, self._model
+        gc.collect()
+        if self._world.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _compute_with(threads: int | None, closing: ExitStack) -> None:
+    # Denormals slow a CPU down several times as training goes on. Both settings are of a thread.
+    torch.set_flush_denormal(True)
+    if threads is not None:
+        closing.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(threads)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("layerdrop-hpo", "torch", "deepspeed")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
