@@ -109,10 +109,15 @@ class Controller:
             observer.begin(assignment.number, assignment.attempt.number, assignment.config)
         return assignment
 
-    def handle(self, number: int, message: Message) -> bool:
-        """Write what the attempt at trial `number` said; whether it may go on."""
+    def handle(self, number: int, attempt: int, message: Message) -> bool:
+        """Write what an attempt at trial `number` said; whether it may go on.
+
+        What an attempt says after its end is left alone.
+        """
         with self._lock:
-            assignment = self.running[number]
+            assignment = self.running.get(number)
+            if assignment is None or assignment.attempt.number != attempt:
+                return False
             with self._ledger.transaction(self._lease) as transaction:
                 reason, state = self._write(transaction, assignment, message)
             ended = message.kind != "evaluated" or state is not None

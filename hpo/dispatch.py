@@ -98,13 +98,22 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         self._started = True
         # Evaluations that were checkpointed, but whose report a killed controller never wrote.
         self._backlog.extend(
-            Message("evaluated", report.step, report.metrics, self._first_step)
-            for report in history
-            if self._assignment["reported_step"] < report.step < self._assignment["steps"]
+            Message("evaluated", int(metrics["step"]), metrics, self._first_step)
+            for metrics in history
+            if self._assignment["reported_step"] < metrics["step"] < self._assignment["steps"]
         )
 
 
-class ControllerSearcher(Searcher):  # type: ignore[misc]
+class _Adapter:
+    """Speaks for the controller; Tune pickles its adapters for a restore that never comes."""
+
+    _controller: Controller
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class ControllerSearcher(_Adapter, Searcher):  # type: ignore[misc]
     """Tune asks it for a configuration, and it asks the controller for an attempt."""
 
     def __init__(self, controller: Controller) -> None:
@@ -120,6 +129,7 @@ class ControllerSearcher(Searcher):  # type: ignore[misc]
         resources = self._controller.config.resources
         return {
             "trial": assignment.number,
+            "attempt": assignment.attempt.number,
             "document": assignment.config,
             "steps": assignment.config["steps"],
             "reported_step": assignment.reported_step,
@@ -143,7 +153,7 @@ class ControllerSearcher(Searcher):  # type: ignore[misc]
         """Nothing: the ledger has it."""
 
 
-class ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
+class ControllerScheduler(_Adapter, FIFOScheduler):  # type: ignore[misc]
     """Passes every message to the controller, and its answer back to Tune."""
 
     def __init__(self, controller: Controller) -> None:
@@ -152,20 +162,22 @@ class ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """An evaluation: does it go on?"""
-        goes_on = self._controller.handle(trial.config["trial"], result["message"])
-        decision: str = TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+        decision: str = TrialScheduler.STOP
+        if self._handle(trial, result["message"]):
+            decision = TrialScheduler.CONTINUE
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """The attempt's last message."""
-        self._controller.handle(trial.config["trial"], result["message"])
+        """The attempt's last message, or an evaluation again after which it was stopped."""
+        self._handle(trial, result["message"])
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """The actor that drives the gang is gone, its node with it perhaps."""
-        number = trial.config["trial"]
-        if number in self._controller.running:
-            detail = f"the gang's own actor was lost: {trial.get_error()}"
-            self._controller.handle(number, Message("worker_lost", detail=detail))
+        detail = f"the gang's own actor was lost: {trial.get_error()}"
+        self._handle(trial, Message("worker_lost", detail=detail))
+
+    def _handle(self, trial: Any, message: Message) -> bool:
+        return self._controller.handle(trial.config["trial"], trial.config["attempt"], message)
 
 
 def run_attempts(controller: Controller, scratch: Path) -> None:
@@ -177,7 +189,8 @@ def run_attempts(controller: Controller, scratch: Path) -> None:
             scheduler=ControllerScheduler(controller),
             num_samples=-1,
             reuse_actors=True,
-            max_concurrent_trials=None,
+            trial_name_creator=_tune_name,
+            trial_dirname_creator=_tune_name,
         ),
         run_config=tune.RunConfig(name="tune", storage_path=str(scratch.absolute()), verbose=0),
     )
@@ -205,6 +218,10 @@ def cluster_size() -> tuple[float, float]:
     """CPUs and GPUs of the Ray that this process has joined."""
     resources = ray.cluster_resources()
     return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+
+
+def _tune_name(trial: Any) -> str:
+    return f"trial-{trial.config['trial']:04d}-attempt-{trial.config['attempt']}"
 
 
 def _bundles(resources: Resources) -> PlacementGroupFactory:

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError
@@ -23,6 +23,9 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from hpo.messages import Kind, Progress
+
+if TYPE_CHECKING:
+    from trainer.run import StepInfo
 
 T = TypeVar("T")
 
@@ -77,15 +80,14 @@ class Rank:
 
     def start(self, trial: int, document: dict[str, Any]) -> tuple[int, list[Any]] | Failure:
         """Build the run of a train config; the step it begins at and what it measured before."""
-        from trainer.run import Run
-
         from trainer.config import resolve
+        from trainer.run import Run
 
         def build() -> tuple[int, list[Any]]:
             config = resolve(document, f"trial {trial}")
             _redirect_output(Path(config.output_dir) / f"rank-{self._rank}.log")
             self._progress = Progress(trial, 0, None, self._progress.ticks + 1)
-            self._run = Run(config, self._world, on_progress=self._tick)
+            self._run = Run(config, self._world, on_step=self._tick)
             if self._stop:
                 self._run.request_stop()
             return self._run.step, self._run.history()
@@ -118,8 +120,9 @@ class Rank:
         if self._run is not None:
             self._run.request_stop()
 
-    def _tick(self, step: int, loss: float | None) -> None:
-        self._progress = Progress(self._progress.trial, step, loss, self._progress.ticks + 1)
+    def _tick(self, info: StepInfo) -> None:
+        ticks = self._progress.ticks + 1
+        self._progress = Progress(self._progress.trial, info.step, info.loss, ticks)
 
 
 class Gang:
@@ -276,6 +279,7 @@ def _typed(work: Callable[[], T]) -> T | Failure:
 def _kind(error: BaseException) -> Kind:
     import torch
     from torch.distributed import DistError
+
     from trainer.checkpoint import CheckpointError
 
     text = str(error).lower()

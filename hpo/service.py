@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -87,6 +88,8 @@ def _run(
     guard = _Guard(ledger, record, controller, board)
     with ExitStack() as stack:
         stack.callback(tracker.close)
+        scratch = runs / record.name / ".tune"
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         stack.enter_context(ledger.heartbeat(lease, guard.abandon))
         namespace = f"hpo-{record.uid}-{lease.controller_id}"
         stack.enter_context(dispatch.ray_session(ray_address, namespace))
@@ -94,7 +97,7 @@ def _run(
         stack.enter_context(guard.watching())
         stack.enter_context(board.shown())
         try:
-            dispatch.run_attempts(controller, runs / record.name / ".tune")
+            dispatch.run_attempts(controller, scratch)
         except Exception as error:
             if guard.abandoned is None:
                 raise

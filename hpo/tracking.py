@@ -137,7 +137,7 @@ class WandbTracker(Tracker):
         if self._off.is_set():
             return
         try:
-            self._calls.put(call)
+            self._calls.put_nowait(call)
         except queue.Full:
             self._turn_off(f"{QUEUE_SIZE} calls are waiting")
 

@@ -178,7 +178,7 @@ def _explain(model: type[BaseModel], document: Mapping[str, Any], error: Validat
     # An unknown key first: it is usually why another one is missing.
     problems = error.errors(include_url=False)
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    location = _location(problem["loc"], document)
+    location = _location(problem["loc"], document, missing=problem["type"] == "missing")
     path = ".".join(location)
     if problem["type"] == "extra_forbidden":
         names = _names_at(model, problem["loc"][:-1])
@@ -199,12 +199,12 @@ def _explain(model: type[BaseModel], document: Mapping[str, Any], error: Validat
     return f"{where}{_reason(problem)}, not {_shown(problem['input'])}"
 
 
-def _location(parts: tuple[int | str, ...], document: Any) -> list[str]:
+def _location(parts: tuple[int | str, ...], document: Any, *, missing: bool) -> list[str]:
     """The keys on the way to a problem, without the tags that pydantic adds for unions."""
     keys: list[str] = []
     for position, part in enumerate(parts):
-        last = position == len(parts) - 1
-        if isinstance(document, Mapping) and part not in document and not last:
+        wanted = missing and position == len(parts) - 1
+        if isinstance(document, Mapping) and part not in document and not wanted:
             continue
         keys.append(str(part))
         if isinstance(document, Mapping):

@@ -1,0 +1,210 @@
+"""Study files: what ships loads, and every mistake is one line that says what would do."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from hpo.space import Dimension, check_space
+from hpo.study import find_study_file, load_study, restore_study, shipped
+from trainer.config import load, train_paths
+from trainer.settings import ConfigError
+
+STUDY: dict[str, Any] = {
+    "study": "tiny",
+    "budget": {"trials": 3},
+    "train": {"steps": 20, "eval_every": 10},
+    "space": {"optim.lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}},
+}
+
+
+def written(tmp_path: Path, **changes: Any) -> Path:
+    """A study file with dotted `changes` to STUDY; dots in keys of the space are kept."""
+    document = copy.deepcopy(STUDY)
+    document.update(changes)
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(document))
+    return file
+
+
+def refusal(tmp_path: Path, **changes: Any) -> str:
+    with pytest.raises(ConfigError) as refused:
+        load_study(written(tmp_path, **changes))
+    message = str(refused.value)
+    assert "\n" not in message
+    assert "study.yaml" in message
+    return message.partition("study.yaml: ")[2]
+
+
+def dimension(**changes: Any) -> dict[str, Any]:
+    return {"space": {"optim.lr": {"type": "float", "low": 0.1, "high": 0.2, **changes}}}
+
+
+@pytest.mark.parametrize("file", sorted(shipped("studies").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_study_that_ships_loads(
+    file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("hpo.study.check_data", lambda config: None)  # PTB is not in the package
+    study = load_study(find_study_file(file.stem))
+    assert restore_study(study.to_document(), study.study) == study
+
+
+@pytest.mark.parametrize("file", sorted(shipped("train").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_train_config_that_ships_loads(file: Path) -> None:
+    assert load(file).steps > 0
+
+
+def test_the_default_study_is_the_quickstart() -> None:
+    study = load_study(find_study_file(None))
+    assert (study.study, study.budget.trials) == ("quickstart", 12)
+    assert study.resources.concurrent_trials == 2
+
+
+def test_a_study_in_the_ledger_holds_no_storage_url(tmp_path: Path) -> None:
+    study = load_study(written(tmp_path, storage="postgresql://me:hunter2@host/db"))
+    assert "hunter2" not in study.to_document()
+    assert study.storage is not None
+
+
+def test_settings_on_the_command_line_win_over_the_file(tmp_path: Path) -> None:
+    study = load_study(written(tmp_path), settings=["steps=7", "optim.lr=2e-4"], trials=5, name="n")
+    assert (study.train["steps"], study.train["optim"]["lr"]) == (7, 2e-4)
+    assert (study.budget.trials, study.study) == (5, "n")
+
+
+def test_a_trials_config_is_the_studys_with_its_parameters(tmp_path: Path) -> None:
+    study = load_study(written(tmp_path))
+    document = study.trial_document({"optim.lr": 0.5}, "runs/tiny/trial-0003")
+    assert (document["optim"]["lr"], document["threads"]) == (0.5, 1)
+    assert document["output_dir"] == "runs/tiny/trial-0003"
+    assert study.train["optim"]["lr"] != 0.5
+
+
+def test_a_searched_path_that_does_not_exist_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    space = {"optim.lrr": {"type": "float", "low": 0.1, "high": 0.2}}
+    message = refusal(tmp_path, space=space)
+    assert message == "space.optim.lrr: no such train setting; did you mean optim.lr?"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"budgett": {}}, "budgett: no such setting; did you mean budget?"),
+        ({"budget": {"trial": 3}}, "budget.trial: no such setting; did you mean trials?"),
+        ({"budget": {"trials": 0}}, "budget.trials: must be greater than or equal to 1, not 0"),
+        ({"budget": {"trials": "many"}}, "budget.trials: must be a valid integer"),
+        ({"budget": 3}, "budget: must be a valid dictionary"),
+        ({"sampler": {"name": "tpee"}}, "sampler.name: must be 'random' or 'tpe', not 'tpee'"),
+        ({"pruner": {"name": "ashaa"}}, "pruner.name: there is no 'ashaa'; did you mean asha?"),
+        ({"pruner": {"min_steps": 3}}, "pruner.name: is required and was not given"),
+        (
+            {"pruner": {"name": "asha", "min_stepss": 3}},
+            "pruner.min_stepss: no such setting; did you mean min_steps?",
+        ),
+        ({"pruner": {"name": "asha", "reduction_factor": 1}}, "pruner.reduction_factor: must be"),
+        (dimension(low=0.3), "space.optim.lr: low 0.3 is above high 0.2"),
+        (dimension(low=0.2), "space.optim.lr: low and high are both 0.2"),
+        (dimension(low=0.0, log=True), "space.optim.lr: low 0 has no logarithm"),
+        (dimension(low=float("nan")), "space.optim.lr.low: must be a finite number"),
+        (dimension(low=-0.5), "space.optim.lr: -0.5 does not fit optim.lr: must be greater than 0"),
+        (dimension(lowest=1), "space.optim.lr.lowest: no such setting; did you mean low?"),
+        (dimension(type="flot"), "space.optim.lr.type: there is no 'flot'; did you mean float?"),
+        (dimension(log=True, step=0.1), "space.optim.lr: log and step cannot go together"),
+        (
+            {"space": {"steps": {"type": "float", "low": 1, "high": 9}}},
+            "space.steps: 4.31370848 does not fit steps: must be a valid integer",
+        ),
+        (
+            {"space": {"layerdrop.policy": {"type": "categorical", "choices": ["none", "lin"]}}},
+            "space.layerdrop.policy: 'lin' does not fit layerdrop.policy: must be 'none', ",
+        ),
+        (
+            {"space": {"layerdrop.policy": {"type": "categorical", "choices": []}}},
+            "space.layerdrop.policy.choices: List should have at least 1 item",
+        ),
+        (
+            {"space": {"output_dir": {"type": "categorical", "choices": ["a"]}}},
+            "space.output_dir: is set by the service itself",
+        ),
+        ({"space": {}}, "space: Dictionary should have at least 1 item"),
+        ({"study": "../x"}, "study: String should match pattern"),
+        ({"study": "x" * 300}, "study: String should match pattern"),
+        ({"train": {"optim": {"lrr": 1}}}, "train: optim.lrr: no such setting; did you mean lr?"),
+        ({"train": {"model": {"heads": 3}}}, "train: model: heads: 3 does not divide d_model 64"),
+        (
+            {"objectives": [{"metric": "valid_pplx"}]},
+            "objectives.0.metric: must be 'valid_ppl', ",
+        ),
+        (
+            {"objectives": [{}, {"metric": "step_seconds"}], "pruner": {"name": "asha"}},
+            "pruner.name: asha needs one objective, and there are 2; use none",
+        ),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_key(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    assert refusal(tmp_path, **changes).startswith(words)
+
+
+def test_ranks_that_cannot_share_the_batch_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="data.batch_size: 16 sequences cannot be shared by 3"):
+        load_study(written(tmp_path, resources={"ranks": 3}))
+
+
+def test_data_that_is_missing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HPO_DATA_DIR", raising=False)
+    with pytest.raises(ConfigError, match="HPO_DATA_DIR"):
+        load_study(written(tmp_path, train={"data": {"name": "ptb"}}))
+
+
+def test_a_train_config_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere.yaml: no such file"):
+        load_study(written(tmp_path, train="nowhere.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("study: [", "not valid YAML"),
+        ("- 1\n- 2\n", "must hold settings"),
+        ("", "must hold settings"),
+        ("study: a\nstudy: b\n", "line 2: not valid YAML: key 'study' is given twice"),
+        ("study: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        ("[a, b]: 1\n", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_study_is_refused_in_one_line(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=words) as refused:
+        load_study(file)
+    assert "\n" not in str(refused.value)
+
+
+def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    choices = "{type: categorical, choices: [1e-3, 5E-4]}"
+    file.write_text(f"study: s\ntrain: {{}}\nspace: {{optim.lr: {choices}}}\n")
+    assert load_study(file).space["optim.lr"].probes() == [1e-3, 5e-4]
+
+
+@given(st.sampled_from(train_paths()), st.data())
+def test_a_misspelt_path_never_passes(path: str, data: st.DataObject) -> None:
+    position = data.draw(st.integers(0, len(path) - 1))
+    wrong = path[:position] + path[position + 1 :]
+    space = TypeAdapter(dict[str, Dimension]).validate_python(
+        {wrong: {"type": "float", "low": 0.1, "high": 0.2}}
+    )
+    if wrong not in train_paths() and not wrong.startswith("deepspeed."):
+        with pytest.raises(ConfigError, match="no such train setting"):
+            check_space(space, "study.yaml")

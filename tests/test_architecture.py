@@ -1,0 +1,64 @@
+"""The house's rules on imports, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RAY_FILES = {"hpo/dispatch.py", "hpo/gang.py"}
+
+
+def imports_of(file: Path) -> set[str]:
+    """Top-level names of every module that `file` imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def files_of(package: str) -> list[Path]:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    return files
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [
+        ("trainer", {"ray", "optuna", "ax", "sqlalchemy", "hpo", "storage"}),
+        ("storage", {"ray", "torch", "deepspeed", "ax", "hpo", "trainer"}),
+        ("hpo", {"ax"}),
+    ],
+)
+def test_a_package_imports_nothing_above_it(package: str, forbidden: set[str]) -> None:
+    broken = {str(f): imports_of(f) & forbidden for f in files_of(package)}
+    assert not {file: names for file, names in broken.items() if names}
+
+
+def test_the_ray_adapters_alone_import_ray() -> None:
+    users = {
+        str(f.relative_to(ROOT)) for p in ("hpo", "storage", "trainer") for f in files_of(p)
+        if "ray" in imports_of(f)
+    }  # fmt: skip
+    assert users == RAY_FILES
+
+
+@pytest.mark.parametrize("module", ["trainer.config", "hpo.cli", "hpo.study", "hpo.views"])
+def test_what_answers_the_user_imports_neither_torch_nor_ray(module: str) -> None:
+    program = f"import {module}, sys; sys.exit(bool({{'torch', 'ray', 'ax'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_the_command_line_starts_without_the_database() -> None:
+    program = (
+        "import hpo.cli, sys; sys.exit('optuna' in sys.modules or 'sqlalchemy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
