@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from trainer.checkpoint import CheckpointError
 from trainer.distributed import World, deepspeed
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -37,7 +38,7 @@ def load_full_state(
 ) -> None:
     """Set what `full_state` gives to rank 0's `state`; the optimizer must have taken a step.
 
-    Raises ValueError, on every rank, for the state of another model.
+    Raises CheckpointError, on every rank, for the state of another model.
     """
     shapes = {f"weights/{name}": value.shape for name, value in model.named_parameters()}
     world.on_rank_0(lambda: _check_fits(state, shapes))
@@ -91,4 +92,7 @@ def _check_fits(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -
     for key, shape in shapes.items():
         found = state[key].shape if key in state else None
         if found != shape:
-            raise ValueError(f"{key} is {found}, the model's is {tuple(shape)}")
+            raise CheckpointError(
+                f"the checkpoint is of another model: its {key} has shape "
+                f"{found and tuple(found)}, not {tuple(shape)}"
+            )

@@ -1,0 +1,107 @@
+"""The command line: `python -m trainer CONFIG.yaml [path=value]...`, also under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.config import TrainConfig, load
+from trainer.data import check_data
+from trainer.settings import ConfigError
+from trainer.signals import StopSignals
+from trainer.terminal import Display, Quiet
+
+if TYPE_CHECKING:
+    from trainer.run import Run
+
+_DESCRIPTION = """\
+Train one language model as CONFIG.yaml says, or go on from the newest checkpoint in its
+output_dir. With torchrun in front, all of its processes train together:
+
+  torchrun --nproc-per-node 2 -m trainer CONFIG.yaml optim.lr=1e-3
+
+The output_dir gets config.yaml (every setting), metrics.jsonl (a line an evaluation),
+checkpoints/, result.json and log.txt. SIGTERM and Ctrl-C checkpoint first; a second Ctrl-C
+does not. Exit status: 0 trained; 1 diverged, or failed; 2 a setting is wrong; 143 or 130 stopped.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as `argv` says; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        "python -m trainer",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG.yaml", help="a train config")
+    parser.add_argument(
+        "settings", metavar="path=value", nargs="*", help="over the file's, such as optim.lr=1e-3"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        config = load(arguments.config, arguments.settings)
+        config.check_ranks(int(os.environ.get("WORLD_SIZE", "1")))
+        check_data(config.data)
+        return _train(config, StopSignals())
+    except ConfigError as error:
+        return _failed(error, status=2)
+
+
+def _train(config: TrainConfig, signals: StopSignals) -> int:
+    # Imported here: torch takes seconds, and most of the user's mistakes are known by now.
+    from trainer.checkpoint import CheckpointError
+
+    try:
+        with Quiet() as quiet:
+            return _train_quietly(config, signals, quiet)
+    except CheckpointError as error:
+        return _failed(error, status=1)
+
+
+def _train_quietly(config: TrainConfig, signals: StopSignals, quiet: Quiet) -> int:
+    from trainer.distributed import from_environment, leave
+    from trainer.run import Run
+
+    world = from_environment()
+    try:
+        with (
+            Display(quiet.output, config, shown=world.rank == 0) as display,
+            closing(Run(config, world, display.step)) as run,
+        ):
+            quiet.keep_in(Path(config.output_dir) / "log.txt")
+            signals.call(run.request_stop)
+            if run.step:
+                display.say(f"going on from step {run.step}")
+            return _drive(run, signals, display)
+    finally:
+        leave()
+
+
+def _drive(run: Run, signals: StopSignals, display: Display) -> int:
+    while True:
+        report = run.advance()
+        if report.kind in ("evaluated", "finished"):
+            display.evaluated(report)
+        if report.kind == "finished":
+            return 0
+        if report.kind == "stopped":
+            display.say(f"stopped at step {report.step}; the same command goes on from there")
+            return signals.exit_status
+        if report.kind == "diverged":
+            display.say(f"diverged at step {report.step}: a loss is not finite or past loss_limit")
+            return 1
+
+
+def _failed(error: Exception, status: int) -> int:
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"trainer: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

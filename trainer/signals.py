@@ -1,0 +1,39 @@
+"""SIGTERM and SIGINT: a run in progress checkpoints and stops, anything else ends at once."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+
+_SAME_PRESS_SECONDS = 1.0  # torchrun hands a Ctrl-C on, so its ranks get the one press twice
+
+
+class StopSignals:
+    """Takes SIGTERM and SIGINT over for the rest of the process."""
+
+    def __init__(self) -> None:
+        self._request_stop: Callable[[], None] | None = None
+        self._received = signal.SIGTERM  # a rank may be stopped for another's signal
+        self._first_at = 0.0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    @property
+    def exit_status(self) -> int:
+        """What a shell expects of a process that the signal ended: 143 or 130."""
+        return 128 + self._received
+
+    def call(self, request_stop: Callable[[], None]) -> None:
+        """From now on a signal calls `request_stop`, and only a second SIGINT ends the process."""
+        self._request_stop = request_stop
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        again = 0.0 < self._first_at < now - _SAME_PRESS_SECONDS
+        if self._request_stop is None or (again and number == signal.SIGINT):
+            raise SystemExit(128 + number)
+        if not self._first_at:
+            self._first_at, self._received = now, signal.Signals(number)
+        self._request_stop()

@@ -1,0 +1,118 @@
+"""What a person sees of a run: a progress bar on a terminal, a line an evaluation on a pipe.
+
+Libraries' chatter is kept off the terminal, in the run folder's `log.txt`. Nothing here trains.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trainer.config import TrainConfig
+
+if TYPE_CHECKING:
+    from trainer.run import Report, StepInfo
+
+
+class Quiet:
+    """A context in which whatever is written to standard output and error stays off the terminal.
+
+    `output` is the real standard output.
+    """
+
+    def __enter__(self) -> Quiet:
+        with ExitStack() as undo:
+            for stream in (1, 2):
+                copy = os.dup(stream)
+                undo.callback(os.close, copy)
+                undo.callback(os.dup2, copy, stream)
+            self._aside = undo.enter_context(tempfile.TemporaryFile())
+            self.output = undo.enter_context(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+            _send_output_to(self._aside.fileno())
+            undo.callback(_flush)
+            self._undo = undo.pop_all()
+        return self
+
+    def keep_in(self, path: Path) -> None:
+        """Append what was written so far, and all that follows, to the file `path`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as log:
+            _flush()
+            self._aside.seek(0)
+            shutil.copyfileobj(self._aside, log)
+            log.flush()
+            _send_output_to(log.fileno())
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+
+class Display:
+    """Shows the run of `config` on `output`: live where that is a terminal, else in plain lines.
+
+    Not `shown`, it shows nothing: one rank speaks for all.
+    """
+
+    def __init__(self, output: TextIO, config: TrainConfig, shown: bool = True) -> None:
+        self._steps = config.steps
+        self._step_tokens = config.data.batch_size * config.data.context
+        self._valid = ""
+        self._console = Console(file=output, highlight=False, soft_wrap=True, quiet=not shown)
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[now]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            refresh_per_second=4,
+        )
+        self._task = self._bar.add_task("", total=self._steps, now="")
+
+    def __enter__(self) -> Display:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Show a line."""
+        self._console.print(text, markup=False)
+
+    def step(self, info: StepInfo) -> None:
+        """Show where training is."""
+        if self._console.is_terminal:
+            speed = f"{self._step_tokens / info.seconds:,.0f} tokens/s"
+            now = f"loss {info.loss:.3f}  {self._valid}{speed}"
+            self._bar.update(self._task, completed=info.step, now=now)
+
+    def evaluated(self, report: Report) -> None:
+        """Show what an evaluation measured."""
+        metrics = report.metrics
+        self._valid = f"valid_ppl {metrics['valid_ppl']:.2f}  "
+        self.say(
+            f"step {report.step}/{self._steps}  {self._valid}"
+            f"train_loss {metrics['train_loss']:.4f}  "
+            f"{metrics['tokens_per_second']:,.0f} tokens/s"
+        )
+
+
+def _send_output_to(descriptor: int) -> None:
+    _flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
