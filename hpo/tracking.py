@@ -131,7 +131,6 @@ class WandbTracker(Tracker):
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
             self._turn_off(f"it did not finish in {CLOSE_SECONDS:.0f} s")
-            self._kill_service()
 
     def _send(self, call: Callable[[], None] | None) -> None:
         if self._off.is_set():
@@ -145,6 +144,7 @@ class WandbTracker(Tracker):
         if not self._off.is_set():
             self._off.set()
             logger.warning("wandb tracking is off for the rest of this run: %s", reason)
+        self._kill_service()
 
     def _work(self) -> None:
         try:
@@ -206,7 +206,7 @@ class WandbTracker(Tracker):
         self._wandb = wandb
 
     def _kill_service(self) -> None:
-        """End wandb's hanging process; at exit, wandb itself would wait for it for ever."""
+        """End wandb's process, for which wandb itself would wait at exit, for ever if it hangs."""
         unregister_at_exit = getattr(self._service, "_cleanup", None)
         process = getattr(getattr(self._service, "_proc", None), "_process", None)
         if unregister_at_exit and process:
