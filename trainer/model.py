@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer.batches import PADDING
 from trainer.config import ModelConfig
-
-IGNORED = -100  # a target that is padding
 
 
 class Block(nn.Module):
@@ -96,9 +95,9 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def total_nll(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Summed NLL (scalar, fp64, nats) of the targets that are not IGNORED; all layers run."""
+        """Summed NLL (scalar, fp64, nats) of the targets that are not PADDING; all layers run."""
         logits = self._logits(inputs, None).flatten(0, 1).float()
-        each = F.cross_entropy(logits, targets.flatten(), reduction="none", ignore_index=IGNORED)
+        each = F.cross_entropy(logits, targets.flatten(), reduction="none", ignore_index=PADDING)
         return each.double().sum()
 
     def _logits(self, inputs: Tensor, keep: Sequence[bool] | None) -> Tensor:  # (B, T, V)
