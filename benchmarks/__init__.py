@@ -1,0 +1,1 @@
+"""Programs that measure the product, each run as `python -m benchmarks.NAME`."""
