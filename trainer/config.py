@@ -94,12 +94,41 @@ class OptimConfig(Section):
     accumulation: Count = 1  # micro steps in an optimizer step
 
 
+# Keys of DeepSpeed's that a train config sets through a setting of its own.
+_DEEPSPEED_KEYS = {
+    "train_batch_size": "data.batch_size",
+    "train_micro_batch_size_per_gpu": "data.batch_size and optim.accumulation",
+    "gradient_accumulation_steps": "optim.accumulation",
+    "gradient_clipping": "optim.grad_clip",
+    "optimizer": "optim",
+    "scheduler": "optim",
+    "bf16": "precision",
+    "fp16": "precision",
+    "torch_autocast": "precision",
+}
+
+
 class DeepSpeedConfig(Section):
     """`zero_stage`; anything more is passed to DeepSpeed as it is."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     zero_stage: Literal[0, 1, 2] = 2
+
+    @model_validator(mode="after")
+    def _leaves_ours_alone(self) -> DeepSpeedConfig:
+        extra = self.model_extra or {}
+        for key in extra.keys() & _DEEPSPEED_KEYS.keys():
+            raise ValueError(f"{key}: is set by {_DEEPSPEED_KEYS[key]}")
+        zero = extra.get("zero_optimization", {})
+        if not isinstance(zero, Mapping):
+            raise ValueError(f"zero_optimization: must hold settings, not {zero!r}")
+        if "stage" in zero:
+            raise ValueError("zero_optimization.stage: is set by deepspeed.zero_stage")
+        if zero.keys() & {"offload_optimizer", "offload_param"}:
+            # Under offloading, a dropped layer silently trains on its last gradient again.
+            raise ValueError("zero_optimization: offloading does not go with layer dropping")
+        return self
 
 
 class TrainConfig(Section):

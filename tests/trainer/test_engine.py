@@ -1,0 +1,257 @@
+"""The engine against plain PyTorch: same model, masks and batches, written out by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.checkpoint import CheckpointError
+from trainer.config import TrainConfig, resolve
+from trainer.distributed import World
+from trainer.engine import Engine
+from trainer.layerdrop import Mask, make_policy
+from trainer.model import LanguageModel
+from trainer.schedule import learning_rate
+from trainer.settings import ConfigError
+
+VOCABULARY, STEPS = 60, 20
+
+
+def config(**sections: Any) -> TrainConfig:
+    document = {
+        "seed": 5,
+        "steps": STEPS,
+        "data": {"context": 8, "batch_size": 8},
+        "model": {"layers": 3, "d_model": 16, "heads": 2, "d_ff": 32, "dropout": 0.0},
+        "optim": {"lr": 1e-2, "weight_decay": 0.1, "warmup_steps": 5, "grad_clip": 0.5},
+    }
+    for name, section in sections.items():
+        document[name] = {**document.get(name, {}), **section}  # type: ignore[dict-item]
+    return resolve(document, "test")
+
+
+def new_model(config: TrainConfig) -> LanguageModel:
+    model = LanguageModel(config.model, VOCABULARY, config.data.context)
+    model.initialize(config.seed)
+    return model
+
+
+def batch(step: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    # Each token follows from the one before, so that there is something to learn.
+    rng = np.random.default_rng(step)
+    first, stride = rng.integers(VOCABULARY, size=(8, 1)), np.arange(9)
+    return (first + 7 * stride) % VOCABULARY
+
+
+def masks(config: TrainConfig, step: int) -> list[Mask]:
+    policy = make_policy(config)
+    return [policy.mask(step, micro) for micro in range(config.optim.accumulation)]
+
+
+def train(engine: Engine, config: TrainConfig, first: int = 0, last: int = STEPS) -> list[float]:
+    return [
+        engine.step(
+            step, batch(step), masks(config, step), learning_rate(config.optim, STEPS, step)
+        ).item()
+        for step in range(first, last)
+    ]
+
+
+def plain_learning_rate(config: TrainConfig, step: int) -> float:
+    optim = config.optim
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    angle = math.pi * (step - optim.warmup_steps) / (STEPS - optim.warmup_steps)
+    floor = optim.lr * optim.lr_final_fraction
+    return floor + (optim.lr - floor) * (1 + math.cos(angle)) / 2
+
+
+def plain_training(config: TrainConfig) -> tuple[list[float], torch.optim.AdamW, LanguageModel]:
+    """The reference: no DeepSpeed. A dropped layer's gradient is zero, not none."""
+    model, optim = new_model(config), config.optim
+    adamw = torch.optim.AdamW(
+        model.parameters(), betas=optim.betas, weight_decay=optim.weight_decay, fused=False
+    )
+    losses = []
+    for step in range(STEPS):
+        adamw.param_groups[0]["lr"] = plain_learning_rate(config, step)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        micro_losses = []
+        micro_batches = np.split(batch(step), optim.accumulation)
+        for rows, mask in zip(micro_batches, masks(config, step), strict=True):
+            tokens = torch.from_numpy(rows)
+            loss = model(tokens[:, :-1], tokens[:, 1:], mask) / optim.accumulation
+            loss.backward()
+            micro_losses.append(loss.item())
+        gradients = [
+            parameter.grad for parameter in model.parameters() if parameter.grad is not None
+        ]
+        norm = torch.sqrt(sum((g.double() ** 2).sum() for g in gradients))
+        for gradient in gradients:
+            gradient.mul_(min(1.0, optim.grad_clip / (norm.item() + 1e-6)))
+        adamw.step()
+        losses.append(sum(micro_losses))
+    return losses, adamw, model
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.parametrize("policy", ["none", "static"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_losses_and_the_state_are_those_of_plain_pytorch(
+    world: World, zero_stage: int, policy: str, accumulation: int
+) -> None:
+    case = config(
+        deepspeed={"zero_stage": zero_stage},
+        layerdrop={"policy": policy, "p_init": 0.5},
+        optim={"accumulation": accumulation},
+    )
+    engine = Engine(case, world, new_model(case))
+    losses = train(engine, case)
+    state = engine.state()
+    engine.close()
+
+    expected, adamw, model = plain_training(case)
+    assert losses == pytest.approx(expected, abs=1e-5)
+    assert losses[-1] < losses[0] - 0.5
+    assert state["optimizer_steps"] == STEPS
+    for name, parameter in model.named_parameters():
+        plain = {"weights": parameter.detach(), **adamw.state[parameter]}
+        for what, tolerance in (("weights", 2e-5), ("exp_avg", 1e-6), ("exp_avg_sq", 1e-6)):
+            torch.testing.assert_close(
+                state[f"{what}/{name}"], plain[what], atol=tolerance, rtol=1e-3
+            )
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_a_state_goes_on_in_another_engine_bit_for_bit(world: World, zero_stage: int) -> None:
+    case = config(
+        deepspeed={"zero_stage": zero_stage},
+        model={"dropout": 0.2},
+        layerdrop={"policy": "static", "p_init": 0.3},
+        optim={"accumulation": 2},
+    )
+    engine = Engine(case, world, new_model(case))
+    train(engine, case, last=10)
+    state = engine.state()
+    uninterrupted = train(engine, case, first=10)
+    engine.close()
+
+    resumed = Engine(case, world, new_model(case))
+    resumed.load_state(state)
+    assert train(resumed, case, first=10) == uninterrupted
+    resumed.close()
+
+
+def test_a_state_of_one_zero_stage_goes_on_at_another(world: World) -> None:
+    case = config()
+    engine = Engine(case, world, new_model(case))
+    train(engine, case, last=10)
+    state = engine.state()
+    uninterrupted = train(engine, case, first=10)
+    engine.close()
+
+    other = Engine(config(deepspeed={"zero_stage": 0}), world, new_model(case))
+    other.load_state(state)
+    assert train(other, case, first=10) == pytest.approx(uninterrupted, abs=1e-5)
+    other.close()
+
+
+def test_the_state_of_another_model_is_refused(world: World) -> None:
+    case, wider = config(), config(model={"d_ff": 48})
+    engine = Engine(case, world, new_model(case))
+    train(engine, case, last=1)
+    state = engine.state()
+    engine.close()
+    other = Engine(wider, world, new_model(wider))
+    with pytest.raises(CheckpointError, match=r"another model.*expand.*\(32, 16\), not \(48, 16\)"):
+        other.load_state(state)
+    other.close()
+
+
+def test_dropout_depends_on_where_the_rows_are_and_on_nothing_else(world: World) -> None:
+    def first_losses(accumulation: int, perturb: bool = False) -> list[float]:
+        case = config(model={"dropout": 0.5}, optim={"accumulation": accumulation})
+        engine = Engine(case, world, new_model(case))
+        halves = []
+        for step in (0, 1):
+            if perturb:
+                torch.manual_seed(99)
+            rows = np.concatenate([batch(0)[:4]] * 2)
+            halves.append(engine.step(step, rows, [(True,) * 3] * accumulation, lr=0.0).item())
+        engine.close()
+        return halves
+
+    whole, again = first_losses(1), first_losses(1, perturb=True)
+    assert whole == again
+    assert whole[0] != whole[1]  # another step, other dropout
+    # Equal halves: were the micro steps to draw the same, their mean would be that of one half.
+    assert first_losses(2)[0] != whole[0]
+
+
+def test_a_step_with_gradients_that_are_not_finite_is_not_applied(world: World) -> None:
+    case = config()
+    model = new_model(case)
+    engine = Engine(case, world, model)
+    train(engine, case, last=1)
+    assert engine.applied
+    before = model.embedding.detach().clone()
+    model.positions.register_hook(lambda gradient: gradient * math.inf)
+    train(engine, case, first=1, last=2)
+    assert not engine.applied
+    assert torch.equal(model.embedding.detach(), before)
+    engine.close()
+
+
+def test_what_the_deepspeed_section_says_reaches_deepspeed(world: World) -> None:
+    case = config(deepspeed={"zero_optimization": {"reduce_bucket_size": 1234}})
+    engine = Engine(case, world, new_model(case))
+    assert engine._deepspeed.zero_reduce_bucket_size() == 1234
+    assert engine._deepspeed.zero_optimization_stage() == 2
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"zero_optimization": {"reduce_bucket_size": "many"}}, "deepspeed: .*reduce_bucket_size"),
+        ({"zero_optimization": {"no_such_key": 1}}, "deepspeed: .*no_such_key"),
+    ],
+)
+def test_what_deepspeed_refuses_is_one_line(
+    world: World, section: dict[str, Any], message: str
+) -> None:
+    case = config(deepspeed=section)
+    with pytest.raises(ConfigError, match=message) as refusal:
+        Engine(case, world, new_model(case))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"train_batch_size": 4}, "train_batch_size: is set by data.batch_size"),
+        ({"bf16": {"enabled": True}}, "bf16: is set by precision"),
+        ({"zero_optimization": {"stage": 3}}, "is set by deepspeed.zero_stage"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "offloading"),
+        ({"zero_optimization": 2}, "must hold settings, not 2"),
+    ],
+)
+def test_deepspeed_keys_that_would_contradict_the_config_are_refused(
+    section: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(deepspeed=section)
+
+
+def test_the_learning_rate_warms_up_from_nothing_and_ends_where_it_should() -> None:
+    optim = config(optim={"lr": 1.0, "warmup_steps": 4, "lr_final_fraction": 0.1}).optim
+    assert [learning_rate(optim, 100, step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert learning_rate(optim, 100, 52) == pytest.approx(0.55)
+    assert learning_rate(optim, 100, 99) == pytest.approx(0.1, abs=1e-3)
+    assert learning_rate(optim.model_copy(update={"schedule": "constant"}), 100, 99) == 1.0
+    assert learning_rate(optim.model_copy(update={"warmup_steps": 200}), 100, 99) == 0.5
