@@ -254,8 +254,11 @@ def _url(storage: str | None) -> str:
 
 
 def _open(url: str, *, create: bool = False) -> Ledger:
+    import optuna
+
     from storage import Ledger
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     return Ledger.open(url, create=create)
 
 

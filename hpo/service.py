@@ -80,7 +80,6 @@ def _run(
 ) -> Ending:
     from hpo import dispatch
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     tracker = make_tracker(config.tracking, record.name, record.uid, runs / record.name)
     board = Board(console, record.name, config.objectives[0], record.budget_trials)
     controller = Controller(ledger, record, config, lease, runs, (board, tracker))
@@ -180,10 +179,8 @@ def _acquire(ledger: Ledger, record: StudyRecord) -> Lease:
             ):
                 raise
             if held is None:
-                print(
-                    f"hpo: {error}, or was: waiting {error.expires_in:.0f} s for its lease",
-                    file=sys.stderr,
-                )
+                left = f"its lease has {error.expires_in:.0f} s to run: waiting for them"
+                print(f"hpo: {error}, or was; {left}", file=sys.stderr)
             held = error
             time.sleep(POLL_SECONDS)
 

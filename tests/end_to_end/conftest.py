@@ -1,0 +1,146 @@
+"""Runs the real `hpo` command in folders of their own, and finds every process that it started."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+import yaml
+
+MARK = "HPO_TEST_MARK"
+
+TINY: dict[str, Any] = {
+    "study": "tiny",
+    "sampler": {"name": "random", "seed": 1},
+    "budget": {"trials": 2},
+    "resources": {"ranks": 2, "cpus_per_rank": 1, "concurrent_trials": 1},
+    "train": {
+        "steps": 60,
+        "eval_every": 20,
+        "data": {"name": "pydocs", "context": 32, "batch_size": 8},
+        "model": {"layers": 2, "d_model": 32, "heads": 2, "d_ff": 64, "dropout": 0.1},
+        "layerdrop": {"policy": "linear"},
+        "optim": {"warmup_steps": 5},
+    },
+    "space": {
+        "optim.lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
+        "layerdrop.p_init": {"type": "float", "low": 0.05, "high": 0.4},
+    },
+}
+
+
+@dataclass
+class Desk:
+    """A user's folder: `hpo` is typed here."""
+
+    folder: Path
+    environment: dict[str, str]
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def write_study(self, **changes: Any) -> Path:
+        """TINY with `changes` to its top level; sections are merged."""
+        document = json.loads(json.dumps(TINY))
+        for key, value in changes.items():
+            merged = isinstance(value, dict) and key in ("train", "resources", "budget")
+            document[key] = {**document[key], **value} if merged else value
+        file = self.folder / "study.yaml"
+        file.write_text(yaml.safe_dump(document))
+        return file
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """`hpo` with `arguments`, running."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hpo", *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def hpo(self, *arguments: str, status: int = 0, timeout: float = 240) -> str:
+        """What `hpo` with `arguments` prints, having ended with `status`."""
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=timeout)
+        assert process.returncode == status, f"{arguments}: {process.returncode}\n{out}\n{err}"
+        return out if status == 0 else err
+
+    def json(self, *arguments: str) -> Any:
+        """What `hpo` with `arguments` and --json prints, read."""
+        return json.loads(self.hpo(*arguments, "--json"))
+
+    def study(self, name: str = "tiny") -> optuna.Study:
+        """The study, read with plain Optuna."""
+        url = f"sqlite:///{self.folder / 'hpo.db'}"
+        return optuna.load_study(study_name=name, storage=url)
+
+    def ours(self) -> list[psutil.Process]:
+        """Every living process that a command of this desk started, Ray's included."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                marked = process.environ().get(MARK) == self.environment[MARK]
+                if marked and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return found
+
+    def ranks(self) -> list[psutil.Process]:
+        """The processes of living ranks, in the order they were started."""
+        return sorted(
+            (p for p in self.ours() if p.name().startswith("ray::Rank")),
+            key=lambda process: process.create_time(),
+        )
+
+    def wait_for(self, what: Callable[[], Any], timeout: float = 90) -> Any:
+        """The first true answer of `what`."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if answer := what():
+                return answer
+            time.sleep(0.1)
+        raise AssertionError(f"waited {timeout} s for {what} in vain")
+
+    def steps(self, trial: int, study: str = "tiny") -> list[int]:
+        """Steps in the metrics.jsonl of a trial."""
+        file = self.folder / "runs" / study / f"trial-{trial:04d}" / "metrics.jsonl"
+        if not file.exists():
+            return []
+        return [json.loads(line)["step"] for line in file.read_text().splitlines()]
+
+    def interrupt(self, process: subprocess.Popen[str]) -> tuple[str, str]:
+        """Ctrl-C, and what the command said."""
+        process.send_signal(signal.SIGINT)
+        return process.communicate(timeout=60)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """A user's empty folder; nothing that was started there outlives the test."""
+    cache = tmp_path_factory.getbasetemp() / "token-cache"
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("HPO_", "WANDB_", "RAY_"))},
+        MARK: uuid.uuid4().hex,
+        "HPO_CACHE_DIR": str(cache),
+    }
+    folder = tmp_path / "desk"
+    folder.mkdir()
+    desk = Desk(folder, environment)
+    yield desk
+    for process in desk.ours():
+        process.kill()

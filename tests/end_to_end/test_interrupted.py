@@ -1,0 +1,140 @@
+"""Ctrl-C, `hpo stop` and resuming; every reading command; wandb's runs of a resumed study."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+from optuna.trial import TrialState
+from wandb.proto import wandb_internal_pb2
+from wandb.sdk.internal.datastore import DataStore
+
+from tests.end_to_end.conftest import Desk
+
+
+@pytest.mark.timeout(400)
+def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(desk: Desk) -> None:
+    desk.environment["WANDB_API_KEY"] = ""
+    file = desk.write_study(
+        train={"steps": 300, "eval_every": 50},
+        tracking={"wandb": {"project": "tests", "mode": "offline"}},
+    )
+    first = desk.start("start", str(file))
+    desk.wait_for(lambda: 50 in desk.steps(0))
+    out, err = desk.interrupt(first)
+    assert first.returncode == 130, out + err
+    assert "go on with: hpo resume tiny" in err
+    (trial,) = desk.study().trials
+    assert trial.state is TrialState.RUNNING
+    shown = desk.json("show", "tiny", "0")
+    assert [a["reason"] for a in shown["attempts"]] == ["stopped"]
+    assert desk.json("status", "tiny")["controller"] is None
+
+    second = desk.start("resume", "tiny")
+    desk.wait_for(lambda: max(desk.steps(0)) >= 150)
+    assert desk.json("status", "tiny")["controller"].startswith(f"process {second.pid} on")
+    refused = desk.hpo("resume", "tiny", status=2)
+    assert f"is being run by process {second.pid}" in refused
+    assert "is stopped" in desk.hpo("stop", "tiny")
+    assert second.wait(timeout=60) == 130
+    assert "is not being run" in desk.hpo("stop", "tiny", status=2)
+
+    out = desk.hpo("resume", "tiny")
+    assert "study tiny is done" in out
+    trials = desk.study().trials
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 2
+    assert desk.steps(0) == list(range(50, 301, 50))
+    attempts = desk.json("show", "tiny", "0")["attempts"]
+    assert [a["reason"] for a in attempts] == ["stopped", "stopped", None]
+    # A stop does not wait for an evaluation: it checkpoints at the next step.
+    assert attempts[1]["first_step"] > 50
+    assert attempts[2]["first_step"] > attempts[1]["first_step"]
+    assert wandb_steps(desk) == {"tiny-0000": list(range(50, 301, 50)),
+                                 "tiny-0001": list(range(50, 301, 50))}  # fmt: skip
+    reading_commands_agree(desk)
+
+    out = desk.hpo("resume", "tiny")
+    assert "study tiny is done" in out
+    assert "3 trials" not in desk.hpo("resume", "tiny", "--trials", "3")
+    assert len(desk.study().trials) == 3
+    assert "has 3 trials already" in desk.hpo("resume", "tiny", "--trials", "1", status=2)
+
+
+def wandb_steps(desk: Desk) -> dict[str, list[int]]:
+    """Steps by run name, read back from every offline folder with wandb's own reader."""
+    steps: dict[str, list[int]] = {}
+    names: dict[str, str] = {}
+    for file in sorted((desk.folder / "runs").rglob("run-*.wandb"), key=lambda f: f.parent.name):
+        store = DataStore()
+        store.open_for_scan(str(file))
+        run_id = file.stem.removeprefix("run-")
+        while (data := store.scan_data()) is not None:
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            if record.HasField("run"):
+                names[run_id] = record.run.display_name
+                assert record.run.run_group == "tiny"
+            if record.HasField("history"):
+                steps.setdefault(run_id, []).append(record.history.step.num)
+    assert len(set(names.values())) == len(names), "one run id a trial"
+    return {names[run_id]: found for run_id, found in steps.items()}
+
+
+def reading_commands_agree(desk: Desk) -> None:
+    """`list`, `status`, `trials`, `show` and `best` say the same, to people and to machines."""
+    study = desk.study()
+    (listed,) = desk.json("list")
+    assert listed == {"study": "tiny", "trials": 2, "budget": 2, "states": {"COMPLETE": 2},
+                      "controller": None}  # fmt: skip
+    (best,) = desk.json("best", "tiny")
+    assert best["trial"] == study.best_trial.number
+    assert best["values"] == {"valid_ppl": study.best_value}
+    assert best["params"] == study.best_trial.params
+    assert desk.json("status", "tiny")["best"] == best
+    trials = desk.json("trials", "tiny")
+    assert trials[best["trial"]] == best
+    shown = desk.json("show", "tiny", "0")
+    assert shown["metrics"]["300"]["valid_ppl"] == study.trials[0].value
+    for command in (["list"], ["status", "tiny"], ["trials", "tiny"], ["best", "tiny"]):
+        text = desk.hpo(*command)
+        assert "tiny" in text or "COMPLETE" in text
+    assert "optim.lr=" in desk.hpo("show", "tiny", "0")
+
+
+@pytest.mark.timeout(200)
+def test_a_second_ctrl_c_leaves_at_once_and_the_trial_is_adopted_later(desk: Desk) -> None:
+    file = desk.write_study(
+        budget={"trials": 1}, resources={"ranks": 1}, train={"steps": 4000, "eval_every": 20}
+    )
+    study = desk.start("start", str(file))
+    desk.wait_for(lambda: desk.steps(0))
+    for rank in desk.ranks():
+        rank.send_signal(signal.SIGSTOP)  # it cannot checkpoint now
+    study.send_signal(signal.SIGINT)
+    desk.wait_for(lambda: b"stopping" in peek(study))
+    study.send_signal(signal.SIGINT)
+    assert study.wait(timeout=5) == 130
+    assert desk.json("status", "tiny")["states"] == {"RUNNING": 1}
+    desk.wait_for(lambda: not desk.ours(), timeout=90)
+
+
+def peek(process: object) -> bytes:
+    """What the process has printed by now, without waiting for more."""
+    import os
+    import select
+    import subprocess
+
+    assert isinstance(process, subprocess.Popen)
+    assert process.stdout is not None
+    descriptor = process.stdout.fileno()
+    if select.select([descriptor], [], [], 0)[0]:
+        return os.read(descriptor, 1 << 16)
+    return b""
+
+
+def test_json_is_all_that_reading_commands_print(desk: Desk) -> None:
+    desk.hpo("start", str(desk.write_study(budget={"trials": 1}, train={"steps": 2})))
+    for command in (["list"], ["status", "tiny"], ["trials", "tiny"], ["show", "tiny", "0"],
+                    ["best", "tiny"]):  # fmt: skip
+        json.loads(desk.hpo(*command, "--json"))

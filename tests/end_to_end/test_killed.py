@@ -1,0 +1,115 @@
+"""Kill -9 of the controller, of a rank, and a rank that hangs: nothing is lost, nothing is left."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from tests.end_to_end.conftest import Desk
+
+
+@pytest.mark.timeout(600)
+def test_a_study_whose_controller_is_killed_three_times_ends_with_exactly_its_trials(
+    desk: Desk,
+) -> None:
+    file = desk.write_study(
+        budget={"trials": 10},
+        resources={"ranks": 1, "concurrent_trials": 2},
+        train={"steps": 200, "eval_every": 25},
+    )
+    moments = random.Random(7)
+    controller = desk.start("start", str(file))
+    seen: dict[int, dict[str, Any]] = {}
+    for _ in range(3):
+        finished = len(seen_trials(desk, seen))
+        # Some way into the work, so that there are trials to be adopted, then at a random moment.
+        desk.wait_for(lambda done=finished: any_progress(desk, beyond=done), timeout=120)
+        time.sleep(moments.uniform(0.0, 3.0))
+        assert controller.poll() is None
+        controller.kill()
+        controller.communicate()
+        seen_trials(desk, seen)
+        time.sleep(2)  # the dead controller's ranks may still be alive
+        controller = desk.start("resume", "tiny")
+    out, err = controller.communicate(timeout=300)
+    assert controller.returncode == 0, out + err
+
+    trials = desk.study().trials
+    assert [trial.number for trial in trials] == list(range(10))
+    assert all(trial.state is TrialState.COMPLETE for trial in trials)
+    for number, params in seen.items():
+        assert trials[number].params == params
+    attempts = {t.number: desk.json("show", "tiny", str(t.number))["attempts"] for t in trials[:4]}
+    adopted = [a for all_ in attempts.values() for a in all_[1:]]
+    assert adopted
+    assert any(attempt["first_step"] > 0 for attempt in adopted), "went on from a checkpoint"
+    for trial in trials:
+        assert desk.steps(trial.number) == list(range(25, 201, 25)), "without gap or repeat"
+        assert sorted(trial.intermediate_values) == list(range(25, 201, 25))
+    desk.wait_for(lambda: not desk.ours(), timeout=90)
+
+
+def seen_trials(desk: Desk, seen: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Add every trial's parameters to `seen`; none may have changed."""
+    if (desk.folder / "hpo.db").exists():
+        for trial in desk.study().trials:
+            assert seen.setdefault(trial.number, trial.params) == trial.params
+    return seen
+
+
+def any_progress(desk: Desk, beyond: int) -> bool:
+    """Whether a trial newer than those `beyond`, or one of the last two, was evaluated."""
+    return any(desk.steps(number) for number in range(max(0, beyond - 1), 10))
+
+
+@pytest.mark.timeout(400)
+def test_a_trial_whose_rank_is_killed_or_hangs_ends_as_if_undisturbed(
+    desk: Desk, tmp_path: Path
+) -> None:
+    file = desk.write_study(
+        train={"steps": 400, "eval_every": 50},
+        failures={"hang_seconds": 6, "max_retries": 1},
+    )
+    study = desk.start("start", str(file))
+    for trial, disturbance in ((0, signal.SIGKILL), (1, signal.SIGSTOP)):
+        desk.wait_for(lambda number=trial: 100 in desk.steps(number))
+        time.sleep(0.3)
+        first_rank, second_rank = desk.ranks()
+        (second_rank if trial == 0 else first_rank).send_signal(disturbance)
+    out, err = study.communicate(timeout=200)
+    assert study.returncode == 0, out + err
+
+    for trial in desk.study().trials:
+        shown = desk.json("show", "tiny", str(trial.number))
+        assert trial.state is TrialState.COMPLETE
+        assert [a["reason"] for a in shown["attempts"]] == ["worker_lost", None]
+        assert shown["attempts"][1]["first_step"] >= 100
+        assert sorted(trial.intermediate_values) == list(range(50, 401, 50))
+    assert trial.value == undisturbed(desk, trial.number, tmp_path)
+    first = desk.study().trials[0]
+    assert first.value == undisturbed(desk, first.number, tmp_path)
+
+
+def undisturbed(desk: Desk, number: int, tmp_path: Path) -> float:
+    """The last valid_ppl of the trial's own config, trained by hand on two ranks."""
+    folder = desk.folder / "runs" / "tiny" / f"trial-{number:04d}"
+    by_hand = tmp_path / f"by-hand-{number}"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "output_dir": str(by_hand)}))
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+         "-m", "trainer", str(tmp_path / "config.yaml")],
+        check=True, env=desk.environment, timeout=120, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    result: float = json.loads((by_hand / "result.json").read_text())["valid_ppl"]
+    return result
