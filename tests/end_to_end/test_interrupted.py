@@ -7,21 +7,20 @@ import signal
 
 import pytest
 from optuna.trial import TrialState
-from wandb.proto import wandb_internal_pb2
-from wandb.sdk.internal.datastore import DataStore
 
 from tests.end_to_end.conftest import Desk
+from tests.wandb_files import offline_runs
 
 
 @pytest.mark.timeout(400)
 def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(desk: Desk) -> None:
     desk.environment["WANDB_API_KEY"] = ""
     file = desk.write_study(
-        train={"steps": 300, "eval_every": 50},
+        train={"steps": 1200, "eval_every": 100},
         tracking={"wandb": {"project": "tests", "mode": "offline"}},
     )
     first = desk.start("start", str(file))
-    desk.wait_for(lambda: 50 in desk.steps(0))
+    desk.wait_for(lambda: 100 in desk.steps(0))
     out, err = desk.interrupt(first)
     assert first.returncode == 130, out + err
     assert "go on with: hpo resume tiny" in err
@@ -32,7 +31,7 @@ def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(desk: Desk) -> No
     assert desk.json("status", "tiny")["controller"] is None
 
     second = desk.start("resume", "tiny")
-    desk.wait_for(lambda: max(desk.steps(0)) >= 150)
+    desk.wait_for(lambda: max(desk.steps(0)) >= 300)
     assert desk.json("status", "tiny")["controller"].startswith(f"process {second.pid} on")
     refused = desk.hpo("resume", "tiny", status=2)
     assert f"is being run by process {second.pid}" in refused
@@ -44,14 +43,14 @@ def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(desk: Desk) -> No
     assert "study tiny is done" in out
     trials = desk.study().trials
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 2
-    assert desk.steps(0) == list(range(50, 301, 50))
+    assert desk.steps(0) == list(range(100, 1201, 100))
     attempts = desk.json("show", "tiny", "0")["attempts"]
     assert [a["reason"] for a in attempts] == ["stopped", "stopped", None]
     # A stop does not wait for an evaluation: it checkpoints at the next step.
-    assert attempts[1]["first_step"] > 50
+    assert attempts[1]["first_step"] > 100
     assert attempts[2]["first_step"] > attempts[1]["first_step"]
-    assert wandb_steps(desk) == {"tiny-0000": list(range(50, 301, 50)),
-                                 "tiny-0001": list(range(50, 301, 50))}  # fmt: skip
+    assert wandb_steps(desk) == {"tiny-0000": list(range(100, 1201, 100)),
+                                 "tiny-0001": list(range(100, 1201, 100))}  # fmt: skip
     reading_commands_agree(desk)
 
     out = desk.hpo("resume", "tiny")
@@ -62,23 +61,14 @@ def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(desk: Desk) -> No
 
 
 def wandb_steps(desk: Desk) -> dict[str, list[int]]:
-    """Steps by run name, read back from every offline folder with wandb's own reader."""
+    """Steps by run name, over all offline folders of the study."""
     steps: dict[str, list[int]] = {}
-    names: dict[str, str] = {}
-    for file in sorted((desk.folder / "runs").rglob("run-*.wandb"), key=lambda f: f.parent.name):
-        store = DataStore()
-        store.open_for_scan(str(file))
-        run_id = file.stem.removeprefix("run-")
-        while (data := store.scan_data()) is not None:
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            if record.HasField("run"):
-                names[run_id] = record.run.display_name
-                assert record.run.run_group == "tiny"
-            if record.HasField("history"):
-                steps.setdefault(run_id, []).append(record.history.step.num)
-    assert len(set(names.values())) == len(names), "one run id a trial"
-    return {names[run_id]: found for run_id, found in steps.items()}
+    runs = offline_runs(desk.folder / "runs" / "tiny")
+    for run in runs:
+        assert run.group == "tiny"
+        steps.setdefault(run.name, []).extend(run.steps())
+    assert len({run.id for run in runs}) == len(steps), "one run id a trial"
+    return steps
 
 
 def reading_commands_agree(desk: Desk) -> None:
@@ -95,7 +85,7 @@ def reading_commands_agree(desk: Desk) -> None:
     trials = desk.json("trials", "tiny")
     assert trials[best["trial"]] == best
     shown = desk.json("show", "tiny", "0")
-    assert shown["metrics"]["300"]["valid_ppl"] == study.trials[0].value
+    assert shown["metrics"]["1200"]["valid_ppl"] == study.trials[0].value
     for command in (["list"], ["status", "tiny"], ["trials", "tiny"], ["best", "tiny"]):
         text = desk.hpo(*command)
         assert "tiny" in text or "COMPLETE" in text

@@ -6,22 +6,20 @@ Each tracker lives in a process of its own: wandb keeps one session a process.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from pydantic import ValidationError
 
 from hpo.tracking import NullTracker, TrackingConfig, WandbConfig, make_tracker
+from tests.wandb_files import offline_runs
 from trainer.settings import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -64,62 +62,6 @@ def python(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in started:
         process.kill()
         process.communicate()
-
-
-def records(path: Path) -> Iterator[Any]:
-    """The protobuf records of a .wandb file: LevelDB's log format, behind a header of 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data = path.read_bytes()
-    assert data[:4] in (b":W&B", b"")
-    position, payload = 7, b""
-    while position + 7 <= len(data):
-        if (left := 32768 - position % 32768) < 7:  # no chunk's header crosses a block
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        payload += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            yield Record.FromString(payload)
-            payload = b""
-
-
-class Run:
-    """What one offline folder says."""
-
-    def __init__(self, found: list[Any]) -> None:
-        kinds = [(record.WhichOneof("record_type"), record) for record in found]
-        run = next(record.run for kind, record in kinds if kind == "run")
-        self.id, self.name, self.group, self.tags = (
-            run.run_id,
-            run.display_name,
-            run.run_group,
-            list(run.tags),
-        )
-        self.config = {update.key: json.loads(update.value_json) for update in run.config.update}
-        self.history = [
-            {item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
-            for kind, record in kinds
-            if kind == "history"
-        ]
-        self.summary = {
-            item.key: json.loads(item.value_json)
-            for kind, record in kinds
-            if kind == "summary"
-            for item in record.summary.update
-        }
-        self.exit_codes = [record.exit.exit_code for kind, record in kinds if kind == "exit"]
-
-    def steps(self) -> list[int]:
-        return [row["_step"] for row in self.history]
-
-
-def runs(tmp_path: Path) -> list[Run]:
-    """The offline folders of a tracker that hold something yet, the oldest first."""
-    files = (tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb")
-    found = [list(records(path)) for path in sorted(files, key=lambda path: path.stat().st_mtime)]
-    return [Run(some) for some in found if some]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:
@@ -168,7 +110,7 @@ assert (sys.exit, sys.excepthook) == hooks
     )
     assert process.communicate(timeout=60) == ("", "")
     assert process.returncode == 0
-    seen = {(run.name, run.summary["attempt"]): run for run in runs(tmp_path)}
+    seen = {(run.name, run.summary["attempt"]): run for run in offline_runs(tmp_path / "runs")}
     first, pruned = seen["sweep-0007", 1], seen["sweep-0008", 1]
     retry = seen["sweep-0007", 2]
     assert len(seen) == 3
@@ -196,7 +138,7 @@ time.sleep(60)
 """
     )
     core = service_of(killed)
-    wait_for(lambda: [run.steps() for run in runs(tmp_path)] == [[100, 200]], 5)
+    wait_for(lambda: [run.steps() for run in offline_runs(tmp_path / "runs")] == [[100, 200]], 5)
     killed.kill()
     wait_for(lambda: gone(core), 60)
     successor = python(
@@ -209,7 +151,7 @@ t.close()
 """
     )
     assert successor.communicate(timeout=60) == ("", "")
-    before, after = runs(tmp_path)
+    before, after = offline_runs(tmp_path / "runs")
     assert before.id == after.id
     assert before.steps() + after.steps() == [100, 200, 300]
     assert (before.exit_codes, after.exit_codes) == ([], [0])
@@ -255,7 +197,7 @@ t.close()
 """
     )
     core = service_of(process)
-    wait_for(lambda: bool(runs(tmp_path)), 20)
+    wait_for(lambda: bool(offline_runs(tmp_path / "runs")), 20)
     core.kill()
     (tmp_path / "killed").touch()
     out, err = process.communicate(timeout=30)
@@ -294,7 +236,7 @@ print(time.monotonic() - start)
 """
     )
     core = service_of(process)
-    wait_for(lambda: bool(runs(tmp_path)), 20)
+    wait_for(lambda: bool(offline_runs(tmp_path / "runs")), 20)
     core.send_signal(signal.SIGSTOP)
     (tmp_path / "stopped").touch()
     try:

@@ -1,0 +1,294 @@
+"""The controller on a real ledger, without Ray: attempts are played by the test."""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from hpo.controller import Controller
+from hpo.messages import Message
+from hpo.study import StudyConfig
+from storage import LeaseLost, Ledger, Reason
+from trainer.config import TrainConfig
+
+STUDY: dict[str, Any] = {
+    "study": "played",
+    "sampler": {"name": "tpe", "seed": 3, "startup_trials": 3},
+    "budget": {"trials": 4},
+    "train": TrainConfig(steps=300).model_dump(mode="json"),
+    "space": {
+        "optim.lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
+        "layerdrop.policy": {"type": "categorical", "choices": ["static", "linear"]},
+    },
+}
+
+
+class Watcher:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Any, ...]] = []
+
+    def begin(self, trial: int, attempt: int, config: dict[str, Any]) -> None:
+        self.seen.append(("begin", trial, attempt))
+
+    def report(self, trial: int, step: int, metrics: dict[str, float]) -> None:
+        self.seen.append(("report", trial, step))
+
+    def end(self, trial: int, state: str, reason: str | None) -> None:
+        self.seen.append(("end", trial, state, reason))
+
+
+class Stage:
+    """One study in one ledger, and as many controllers after each other as a test wants."""
+
+    def __init__(self, url: str, **changes: Any) -> None:
+        self.config = StudyConfig.model_validate({**copy.deepcopy(STUDY), **changes})
+        self.ledger = Ledger.open(url, create=True)
+        directions = [objective.optuna_direction for objective in self.config.objectives]
+        names = [objective.metric for objective in self.config.objectives]
+        self.record = self.ledger.create_study(
+            "played", directions, names, self.config.to_document(), self.config.budget.trials
+        )
+
+    def controller(self, lease_seconds: float = 30, *observers: Any) -> Controller:
+        lease = self.ledger.acquire(self.record, seconds=lease_seconds)
+        return Controller(self.ledger, self.record, self.config, lease, Path("/runs"), observers)
+
+    @property
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        return optuna.load_study(study_name="played", storage=self.ledger.storage).trials
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/hpo.db"
+
+
+def ppl(value: float) -> dict[str, float]:
+    return {"valid_ppl": value, "step_seconds": 0.1}
+
+
+def play(controller: Controller, *messages: Message) -> int:
+    """Run one attempt that says `messages`; the trial's number."""
+    assignment = controller.next()
+    assert assignment is not None
+    for message in messages:
+        controller.handle(assignment.number, assignment.attempt.number, message)
+    return assignment.number
+
+
+def finish(controller: Controller, value: float = 5.0) -> int:
+    return play(controller, Message("finished", 300, ppl(value)))
+
+
+def test_a_study_runs_to_its_budget_and_no_further(url: str) -> None:
+    stage = Stage(url)
+    controller = stage.controller()
+    assert [finish(controller, 10.0 - n) for n in range(4)] == [0, 1, 2, 3]
+    assert controller.next() is None
+    assert controller.exhausted
+    assert [t.state for t in stage.trials] == [TrialState.COMPLETE] * 4
+
+
+def test_concurrent_trials_are_as_many_as_the_study_says(url: str) -> None:
+    controller = Stage(url, resources={"concurrent_trials": 2}).controller()
+    first, second = controller.next(), controller.next()
+    assert first is not None
+    assert second is not None
+    assert controller.next() is None
+    assert not controller.exhausted
+    controller.handle(first.number, 1, Message("finished", 300, ppl(1.0)))
+    assert controller.next() is not None
+
+
+def test_observers_are_told_in_order(url: str) -> None:
+    watcher = Watcher()
+    controller = Stage(url).controller(30, watcher)
+    play(controller, Message("evaluated", 100, ppl(9.0)), Message("finished", 300, ppl(8.0)))
+    play(controller, Message("diverged", 120))
+    assert watcher.seen == [
+        ("begin", 0, 1), ("report", 0, 100), ("report", 0, 300), ("end", 0, "COMPLETE", None),
+        ("begin", 1, 1), ("end", 1, "PRUNED", "diverged"),
+    ]  # fmt: skip
+
+
+def test_a_resumed_study_proposes_what_the_uninterrupted_one_does(tmp_path: Path) -> None:
+    def params(folder: Path, *, restart_every: int) -> list[dict[str, Any]]:
+        folder.mkdir()
+        stage = Stage(f"sqlite:///{folder}/hpo.db", budget={"trials": 9})
+        for number in range(9):
+            if number % restart_every == 0:
+                controller = stage.controller(0.001)
+            finish(controller, abs(number - 4.0))
+            time.sleep(0.002)
+        return [trial.params for trial in stage.trials]
+
+    uninterrupted = params(tmp_path / "a", restart_every=9)
+    assert params(tmp_path / "b", restart_every=2) == uninterrupted
+    assert len({trial["optim.lr"] for trial in uninterrupted}) == 9, "no point is proposed twice"
+
+
+def test_pending_trials_are_different_points(url: str) -> None:
+    controller = Stage(url, resources={"concurrent_trials": 4}).controller()
+    asked = [controller.next() for _ in range(4)]
+    assert len({a.params["optim.lr"] for a in asked if a is not None}) == 4
+
+
+def test_an_orphan_keeps_number_and_parameters_and_goes_on_as_its_next_attempt(url: str) -> None:
+    stage = Stage(url)
+    dead = stage.controller(0.001)
+    orphan = dead.next()
+    assert orphan is not None
+    dead.handle(orphan.number, 1, Message("evaluated", 100, ppl(9.0), first_step=0))
+    time.sleep(0.01)
+    heir = stage.controller()
+    adopted = heir.next()
+    assert adopted is not None
+    assert (adopted.number, adopted.attempt.number) == (0, 2)
+    assert (adopted.params, adopted.config) == (orphan.params, orphan.config)
+    assert adopted.reported_step == 100
+    with pytest.raises(LeaseLost):
+        dead.handle(orphan.number, 1, Message("finished", 300, ppl(1.0)))
+    heir.handle(0, 2, Message("finished", 300, ppl(7.0), first_step=100))
+    (trial,) = stage.trials
+    assert (trial.state, trial.value) == (TrialState.COMPLETE, 7.0)
+    assert trial.intermediate_values == {100: 9.0, 300: 7.0}
+    reasons = [a.reason for a in stage.ledger.trial_attempts(trial._trial_id)]
+    assert reasons == [Reason.CONTROLLER_LOST, None]
+
+
+def test_a_lost_worker_is_tried_again_until_its_retries_are_used_up(url: str) -> None:
+    stage = Stage(url, failures={"max_retries": 2, "max_failures": 1})
+    controller = stage.controller()
+    for attempt in (1, 2, 3):
+        assignment = controller.next()
+        assert assignment is not None
+        assert (assignment.number, assignment.attempt.number) == (0, attempt)
+        controller.handle(0, attempt, Message("worker_lost", detail="rank 1 died"))
+    (trial,) = stage.trials
+    assert (trial.state, trial.user_attrs["reason"]) == (TrialState.FAIL, "worker_lost")
+    assert trial.user_attrs["attempts"] == 3
+    assert controller.exhausted
+    assert controller.failing
+
+
+def test_what_an_attempt_says_after_its_end_is_left_alone(url: str) -> None:
+    stage = Stage(url)
+    controller = stage.controller()
+    play(controller, Message("worker_lost"))
+    again = controller.next()
+    assert again is not None
+    assert controller.handle(0, 1, Message("finished", 300, ppl(1.0))) is False
+    assert stage.trials[0].state is TrialState.RUNNING
+    controller.handle(0, 2, Message("finished", 300, ppl(2.0)))
+    assert stage.trials[0].value == 2.0
+
+
+def test_a_pruned_trial_ends_in_the_report_that_pruned_it(url: str) -> None:
+    stage = Stage(url, pruner={"name": "median", "startup_trials": 1})
+    controller = stage.controller()
+    play(controller, Message("evaluated", 100, ppl(5.0)), Message("finished", 300, ppl(4.0)))
+    assignment = controller.next()
+    assert assignment is not None
+    assert controller.handle(1, 1, Message("evaluated", 100, ppl(50.0))) is False
+    trial = stage.trials[1]
+    assert (trial.state, trial.value) == (TrialState.PRUNED, 50.0)
+    assert trial.user_attrs["reason"] == "pruned"
+
+
+def test_asha_prunes_the_worse_half_at_a_rung(url: str) -> None:
+    stage = Stage(
+        url, pruner={"name": "asha", "min_steps": 100, "reduction_factor": 2}, budget={"trials": 6}
+    )
+    controller = stage.controller()
+    for value in (5.0, 50.0, 4.0, 60.0):
+        play(
+            controller, Message("evaluated", 100, ppl(value)), Message("finished", 300, ppl(value))
+        )
+    states = [trial.state.name for trial in stage.trials]
+    assert states == ["COMPLETE", "PRUNED", "COMPLETE", "PRUNED"]
+
+
+def test_out_of_memory_is_a_broken_constraint_to_samplers_and_dashboard(url: str) -> None:
+    stage = Stage(url)
+    play(stage.controller(), Message("out_of_memory", detail="Traceback\nMemoryError: no"))
+    (trial,) = stage.trials
+    assert (trial.state, trial.user_attrs["reason"]) == (TrialState.PRUNED, "out_of_memory")
+    assert any(value > 0 for value in trial.constraints.values())
+    assert trial.user_attrs["detail"] == "MemoryError: no"
+
+
+def test_failures_in_a_row_stop_the_study_and_one_success_starts_the_count_anew(url: str) -> None:
+    stage = Stage(url, failures={"max_failures": 2}, budget={"trials": 9})
+    controller = stage.controller()
+    play(controller, Message("error", detail="boom"))
+    finish(controller)
+    play(controller, Message("error", detail="boom"))
+    assert not controller.exhausted
+    play(controller, Message("error", detail="boom"))
+    assert controller.exhausted
+    assert controller.gave_up is not None
+    assert "max_failures" in controller.gave_up
+
+
+def test_a_stopped_study_hands_out_nothing_and_keeps_its_trials_running(url: str) -> None:
+    stage = Stage(url)
+    controller = stage.controller()
+    assignment = controller.next()
+    assert assignment is not None
+    controller.stopping = True
+    assert controller.next() is None
+    assert not controller.exhausted, "one attempt has not ended yet"
+    controller.handle(0, 1, Message("stopped", 42))
+    assert controller.exhausted
+    (trial,) = stage.trials
+    assert trial.state is TrialState.RUNNING
+    assert stage.ledger.orphans(stage.record) == [trial._trial_id]
+
+
+def test_hours_are_counted_over_all_controllers(url: str) -> None:
+    stage = Stage(url, budget={"trials": 9, "hours": 1.0})
+    first = stage.controller(0.001)
+    finish(first)
+    with stage.ledger._sessions() as session:  # as if the first controller had run for an hour
+        session.execute(sa.text("UPDATE hpo_controllers SET started_at = started_at - 3600"))
+        session.commit()
+    time.sleep(0.01)
+    second = stage.controller()
+    assert second.next() is None
+    assert second.gave_up == "the budget of 1 hours is spent"
+
+
+def test_several_objectives_are_told_together(url: str) -> None:
+    objectives = [{"metric": "valid_ppl"}, {"metric": "step_seconds", "direction": "maximize"}]
+    stage = Stage(url, objectives=objectives)
+    play(
+        stage.controller(), Message("evaluated", 100, ppl(9.0)), Message("finished", 300, ppl(8.0))
+    )
+    (trial,) = stage.trials
+    assert trial.values == [8.0, 0.1]
+    assert stage.ledger.metrics(trial._trial_id)[100] == ppl(9.0)
+
+
+def test_a_report_repeated_after_an_adoption_changes_nothing(url: str) -> None:
+    stage = Stage(url)
+    dead = stage.controller(0.001)
+    play(dead, Message("evaluated", 100, ppl(9.0)), Message("evaluated", 200, ppl(8.5)))
+    time.sleep(0.01)
+    heir = stage.controller()
+    play(
+        heir,
+        Message("evaluated", 200, ppl(8.5), first_step=100),
+        Message("finished", 300, ppl(8.0), first_step=100),
+    )
+    (trial,) = stage.trials
+    assert trial.intermediate_values == {100: 9.0, 200: 8.5, 300: 8.0}
+    assert list(stage.ledger.metrics(trial._trial_id)) == [100, 200, 300]
