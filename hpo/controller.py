@@ -186,7 +186,7 @@ class Controller:
         reason, state = self._verdict(assignment, message)
         if message.kind == "evaluated" and state is None:
             return None, None
-        transaction.end_attempt(assignment.attempt, reason, message.detail)
+        transaction.end_attempt(assignment.attempt, reason, message.detail, step=message.step)
         if state is not None:
             self._finish(assignment, message, reason, state)
         return reason, state

@@ -85,7 +85,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         report = self._gang.advance()
         if report.kind != "evaluated":
             self._gang.close()
-        return Message(report.kind, report.step, report.metrics, self._first_step)
+        return Message(report.kind, report.step, _named(report.metrics), self._first_step)
 
     def _start(self) -> None:
         if self._gang is None:
@@ -98,7 +98,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         self._started = True
         # Evaluations that were checkpointed, but whose report a killed controller never wrote.
         self._backlog.extend(
-            Message("evaluated", int(metrics["step"]), metrics, self._first_step)
+            Message("evaluated", int(metrics["step"]), _named(metrics), self._first_step)
             for metrics in history
             if self._assignment["reported_step"] < metrics["step"] < self._assignment["steps"]
         )
@@ -218,6 +218,10 @@ def cluster_size() -> tuple[float, float]:
     """CPUs and GPUs of the Ray that this process has joined."""
     resources = ray.cluster_resources()
     return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+
+
+def _named(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name != "step"}
 
 
 def _tune_name(trial: Any) -> str:

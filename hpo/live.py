@@ -119,7 +119,9 @@ class Board:
             states,
             self._time_left(),
         )
-        parts: list[RenderableType] = [head, self._running_table()]
+        parts: list[RenderableType] = [head]
+        if self.running:
+            parts.append(self._running_table())
         if self.best is not None:
             parts.append(Text(f"best  trial {self.best[0]}  {self._metric(self.best[1])}", "green"))
         if self.note:

@@ -281,10 +281,17 @@ class Transaction:
         """Keep the optimizer step that the attempt started or resumed from."""
         self._update(attempt, first_step=step)
 
-    def end_attempt(self, attempt: Attempt, reason: Reason | None, detail: str | None) -> None:
-        """Close the attempt. `reason` is None when all its steps were done."""
+    def end_attempt(
+        self, attempt: Attempt, reason: Reason | None, detail: str | None, *, step: int = 0
+    ) -> None:
+        """Close the attempt at optimizer step `step`, 0 if that is not known.
+
+        `reason` is None when all its steps were done.
+        """
+        reached = {"last_step": step} if step else {}
         self._update(
             attempt,
+            **reached,
             ended_at=self._ledger._now(self._session),
             reason=reason.value if reason else None,
             detail=detail,

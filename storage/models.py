@@ -66,7 +66,7 @@ class AttemptRow(Base):
     started_at: Mapped[float]
     ended_at: Mapped[float | None]
     first_step: Mapped[int | None]  # optimizer step it started or resumed from
-    last_step: Mapped[int | None]  # last optimizer step reported
+    last_step: Mapped[int | None]  # last optimizer step heard of
     reason: Mapped[str | None] = mapped_column(String(32))
     detail: Mapped[str | None] = mapped_column(Text)  # a traceback, for instance
 

@@ -16,7 +16,7 @@ from tests.wandb_files import offline_runs
 def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(desk: Desk) -> None:
     desk.environment["WANDB_API_KEY"] = ""
     file = desk.write_study(
-        train={"steps": 1200, "eval_every": 100},
+        train={"steps": 800, "eval_every": 100},
         tracking={"wandb": {"project": "tests", "mode": "offline"}},
     )
     first = desk.start("start", str(file))
@@ -31,7 +31,7 @@ def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(desk: Desk) -> No
     assert desk.json("status", "tiny")["controller"] is None
 
     second = desk.start("resume", "tiny")
-    desk.wait_for(lambda: max(desk.steps(0)) >= 300)
+    desk.wait_for(lambda: max(desk.steps(0)) >= 200)
     assert desk.json("status", "tiny")["controller"].startswith(f"process {second.pid} on")
     refused = desk.hpo("resume", "tiny", status=2)
     assert f"is being run by process {second.pid}" in refused
@@ -43,21 +43,19 @@ def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(desk: Desk) -> No
     assert "study tiny is done" in out
     trials = desk.study().trials
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 2
-    assert desk.steps(0) == list(range(100, 1201, 100))
+    assert desk.steps(0) == list(range(100, 801, 100))
     attempts = desk.json("show", "tiny", "0")["attempts"]
     assert [a["reason"] for a in attempts] == ["stopped", "stopped", None]
     # A stop does not wait for an evaluation: it checkpoints at the next step.
     assert attempts[1]["first_step"] > 100
     assert attempts[2]["first_step"] > attempts[1]["first_step"]
-    assert wandb_steps(desk) == {"tiny-0000": list(range(100, 1201, 100)),
-                                 "tiny-0001": list(range(100, 1201, 100))}  # fmt: skip
+    assert wandb_steps(desk) == {"tiny-0000": list(range(100, 801, 100)),
+                                 "tiny-0001": list(range(100, 801, 100))}  # fmt: skip
     reading_commands_agree(desk)
 
     out = desk.hpo("resume", "tiny")
     assert "study tiny is done" in out
-    assert "3 trials" not in desk.hpo("resume", "tiny", "--trials", "3")
-    assert len(desk.study().trials) == 3
-    assert "has 3 trials already" in desk.hpo("resume", "tiny", "--trials", "1", status=2)
+    assert "has 2 trials already" in desk.hpo("resume", "tiny", "--trials", "1", status=2)
 
 
 def wandb_steps(desk: Desk) -> dict[str, list[int]]:
@@ -85,7 +83,7 @@ def reading_commands_agree(desk: Desk) -> None:
     trials = desk.json("trials", "tiny")
     assert trials[best["trial"]] == best
     shown = desk.json("show", "tiny", "0")
-    assert shown["metrics"]["1200"]["valid_ppl"] == study.trials[0].value
+    assert shown["metrics"]["800"]["valid_ppl"] == study.trials[0].value
     for command in (["list"], ["status", "tiny"], ["trials", "tiny"], ["best", "tiny"]):
         text = desk.hpo(*command)
         assert "tiny" in text or "COMPLETE" in text

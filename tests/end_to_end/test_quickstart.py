@@ -1,10 +1,13 @@
-"""The first thing a user does: `hpo start`, and the dashboard beside it."""
+"""The first ten minutes: the README's commands, in its order, and the dashboard beside them."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+import shlex
+import subprocess
+import sys
 import urllib.request
 from collections import Counter
 from pathlib import Path
@@ -14,15 +17,77 @@ import pytest
 from optuna.trial import TrialState
 
 from benchmarks.kneser_ney import unigram_perplexity
+from hpo.cli import app
 from tests.end_to_end.conftest import Desk
 from trainer.config import DataConfig
 from trainer.data import load_splits
 
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 
-@pytest.mark.timeout(600)
-def test_the_quickstart_runs_12_trials_that_beat_the_unigram_and_shows_in_the_dashboard(
-    desk: Desk, tmp_path: Path
-) -> None:
+
+def readme_blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def readme_commands() -> list[list[str]]:
+    """Every command line of the README, without comments, in order."""
+    lines = [line for block in readme_blocks("sh") for line in block.splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+@pytest.mark.timeout(800)
+def test_the_readme_works_as_it_is_written(desk: Desk, tmp_path: Path) -> None:
+    (desk.folder / "study.yaml").write_text(readme_blocks("yaml")[0])
+    for command in readme_commands():
+        match command:
+            case ["make", *_]:
+                continue  # `make test` runs this; `make start` is `hpo start`
+            case ["hpo", "start"]:
+                quickstart(desk, tmp_path)
+            case ["hpo", "dashboard"]:
+                assert from_dashboard(desk)[0] == ["quickstart"]
+            case ["hpo", *arguments]:
+                assert desk.hpo(*arguments)
+            case ["python", *arguments]:
+                run(desk, *arguments)
+            case ["torchrun", *arguments]:
+                run(desk, "-m", "torch.distributed.run", "--standalone", *arguments)
+            case _:
+                pytest.fail(f"the README has a command that no test knows: {command}")
+
+    assert len(desk.study("quickstart").trials) == 14, "resumed with a larger budget"
+    assert len(desk.study("mine").trials) == 6
+    assert len(desk.study("shorter").trials) == 2
+    shorter = desk.json("show", "shorter", "0")
+    assert max(int(step) for step in shorter["metrics"]) <= 40
+    assert (desk.folder / "other-runs" / "elsewhere" / "trial-0000" / "config.yaml").is_file()
+    assert [study["study"] for study in desk.json("list", "--storage", "sqlite:///other.db")] == [
+        "elsewhere"
+    ]
+    first = json.loads((desk.folder / "runs/quickstart/trial-0000/result.json").read_text())
+    again = json.loads((desk.folder / "runs/again/result.json").read_text())
+    assert again["valid_ppl"] == first["valid_ppl"], "a trial is repeated by hand to the last bit"
+    two_ranks = json.loads((desk.folder / "runs/two-ranks/result.json").read_text())
+    assert math.isfinite(two_ranks["valid_ppl"])
+
+
+def test_every_command_and_option_is_in_the_readme() -> None:
+    import typer
+
+    group = typer.main.get_command(app)
+    missing = []
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        if not re.search(rf"hpo {name}\b", README):
+            missing.append(f"hpo {name}")
+        for parameter in command.params:
+            long = [option for option in parameter.opts if option.startswith("--")]
+            missing += [option for option in long if option not in README and option != "--help"]
+    assert not missing
+
+
+def quickstart(desk: Desk, tmp_path: Path) -> None:
+    """`hpo start`, watched from the dashboard while it runs."""
     study = desk.start("start")
     desk.wait_for(lambda: desk.steps(0, "quickstart"))
     names, trials = from_dashboard(desk)
@@ -40,6 +105,17 @@ def test_the_quickstart_runs_12_trials_that_beat_the_unigram_and_shows_in_the_da
     assert re.search(r"best of quickstart: trial \d+, valid_ppl", out)
     assert (desk.folder / "runs" / "quickstart" / "log.txt").stat().st_size > 0
     assert not re.search("ray|deepspeed|tune", out.lower()), "no chatter on the terminal"
+
+
+def run(desk: Desk, *arguments: str) -> None:
+    subprocess.run(
+        [sys.executable, *arguments],
+        cwd=desk.folder,
+        env={**desk.environment, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=200,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def from_dashboard(desk: Desk) -> tuple[list[str], list[dict[str, Any]]]:
