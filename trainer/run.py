@@ -29,7 +29,7 @@ from trainer.distributed import World
 from trainer.engine import Engine
 from trainer.folder import RunFolder
 from trainer.layerdrop import make_policy
-from trainer.memory import peak_bytes, reset_peak
+from trainer.memory import peak_bytes, release_freed, reset_peak
 from trainer.model import LanguageModel
 from trainer.schedule import learning_rate
 
@@ -264,8 +264,7 @@ class Run:
         self._engine.close()
         del self._engine, self._model
         gc.collect()
-        if self._world.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_freed(self._world.device)
 
 
 def _compute_with(threads: int | None, closing: ExitStack) -> None:

@@ -1,0 +1,129 @@
+"""Trainings in fresh processes, one per rank, forked from one that has imported torch already."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pkgutil
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from typing import Any
+
+from trainer.config import resolve
+
+_context = multiprocessing.get_context("forkserver")
+# The last is what DeepSpeed imports, slowly, in its first step.
+_context.set_forkserver_preload(["trainer.run", "deepspeed.runtime.zero.muon.muon_optimizer"])
+
+TIMEOUT_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the ranks do: train `documents` in order, asking to stop, or dying, on the way.
+
+    Rank `by_rank` asks to stop after step `ask_to_stop_at`; it dies in its `die_call`-th call of
+    the function named `die_in`, before or after that has done its work.
+    """
+
+    documents: tuple[dict[str, Any], ...]
+    ask_to_stop_at: int | None = None
+    by_rank: int = 0
+    die_in: str | None = None
+    die_call: int = 1
+    die_after: bool = False
+
+
+def train(document: dict[str, Any], *more: dict[str, Any], ranks: int = 1, **plan: Any) -> Any:
+    """The reports of every `advance` on all ranks, by rank; of the last document if several."""
+    return run_ranks(ranks, drive, Plan((document, *more), **plan))
+
+
+def run_ranks(ranks: int, target: Callable[..., Any], *args: Any) -> list[Any]:
+    """What `target(world, *args)` returns on each rank, or its exception; None where it died."""
+    from trainer.distributed import free_port
+
+    port = free_port()
+    pipes = [_context.Pipe(duplex=False) for _ in range(ranks)]
+    processes = [
+        _context.Process(
+            target=_enter,
+            args=(dict(os.environ), rank, ranks, port, pipe[1], target, args),
+        )
+        for rank, pipe in enumerate(pipes)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        return [_result(process, pipe[0]) for process, pipe in zip(processes, pipes, strict=True)]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def drive(world: Any, plan: Plan) -> Any:
+    """Train as `plan` says until each run ends; the last one's reports."""
+    if plan.die_in is not None and world.rank == plan.by_rank:
+        _die_in(plan.die_in, plan.die_call, plan.die_after)
+    return [_reports(world, document, plan) for document in plan.documents][-1]
+
+
+def _reports(world: Any, document: dict[str, Any], plan: Plan) -> list[Any]:
+    from trainer.run import Run
+
+    def on_step(info: Any) -> None:
+        if info.step == plan.ask_to_stop_at and world.rank == plan.by_rank:
+            run.request_stop()
+
+    run = Run(resolve(document, "test"), world, on_step)
+    try:
+        reports = [run.advance()]
+        while reports[-1].kind == "evaluated":
+            reports.append(run.advance())
+    finally:
+        run.close()
+    return reports
+
+
+def _die_in(name: str, call: int, after: bool) -> None:
+    owner, _, attribute = name.rpartition(".")
+    holder, calls = pkgutil.resolve_name(owner), 0
+    real = getattr(holder, attribute)
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*args, **kwargs)
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(holder, attribute, dying)
+
+
+def _enter(
+    environment: dict[str, str], rank: int, ranks: int, port: int, pipe: Any, target: Any, args: Any
+) -> None:
+    from trainer.distributed import join, leave
+
+    os.environ.update(environment)
+    world = join(rank, ranks, 0, "127.0.0.1", port)
+    try:
+        pipe.send(target(world, *args))
+    except Exception as error:
+        pipe.send(error)
+        raise
+    finally:
+        leave()
+
+
+def _result(process: Any, pipe: Any) -> Any:
+    # The child's end of the pipe is open here too, so its death has to be watched for.
+    wait([process.sentinel, pipe], TIMEOUT_SECONDS)
+    assert pipe.poll() or process.exitcode is not None, "a rank hangs"
+    return pipe.recv() if pipe.poll() else None
