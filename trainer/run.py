@@ -270,6 +270,7 @@ class Run:
 def _compute_with(threads: int | None, closing: ExitStack) -> None:
     # Denormals slow a CPU down several times as training goes on. Both settings are of a thread.
     torch.set_flush_denormal(True)
+    closing.callback(torch.set_flush_denormal, False)
     if threads is not None:
         closing.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(threads)

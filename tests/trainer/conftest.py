@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from trainer.distributed import World, free_port, join, leave
 
@@ -18,6 +19,7 @@ def world() -> Iterator[World]:
     """This process as the one rank of a world: DeepSpeed engines can be built in it."""
     before = dict(os.environ)
     world = join(0, 1, 0, "127.0.0.1", free_port())
+    torch.set_num_threads(1)  # tensors here are too small to share, and the cores are busy
     os.environ.clear()
     # DeepSpeed goes on reading its own; the others would make every child process a rank.
     os.environ.update(before | {"LOCAL_RANK": "0"})
