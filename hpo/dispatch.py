@@ -26,6 +26,12 @@ os.environ.update(
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
 )
 
+# A cluster demands a token by default, and Ray sends the one it has only when told to.
+if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or (
+    Path("~/.ray/auth_token").expanduser().exists()
+):
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+
 import ray
 from ray import tune
 from ray.tune.execution.placement_groups import PlacementGroupFactory

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ from hpo.live import Board
 from hpo.study import StudyConfig, check_machine, local_cpus
 from hpo.tracking import make_tracker
 from storage import Lease, LeaseHeld, Ledger, LedgerError, StudyRecord
+from trainer.settings import ConfigError
 
 logger = logging.getLogger("hpo.service")
 
@@ -42,9 +44,20 @@ class Ending:
 
 
 def check_place(config: StudyConfig, ray_address: str | None) -> None:
-    """Raise ConfigError unless one trial fits on this machine; a cluster is asked once joined."""
+    """Raise ConfigError unless one trial fits on this machine, or on the Ray cluster given."""
     if ray_address is None:
-        check_machine(config, local_cpus(), _local_gpus(config), "this machine")
+        return check_machine(config, local_cpus(), _local_gpus(config), "this machine")
+    _check_answers(ray_address)
+    from hpo import dispatch
+
+    try:
+        with chatter_to(Path(os.devnull)), dispatch.ray_session(ray_address, "hpo-check"):
+            cpus, gpus = dispatch.cluster_size()
+    except ConnectionError as error:
+        raise ConfigError(
+            f"--ray-address {ray_address}: {error}; is it Ray's, and has $RAY_AUTH_TOKEN its token?"
+        ) from None
+    return check_machine(config, cpus, gpus, "the Ray cluster")
 
 
 def run_study(
@@ -57,7 +70,7 @@ def run_study(
 ) -> Ending:
     """Run the study until it is done, stopped or given up.
 
-    Raises LeaseHeld while another controller runs it, ConfigError if its gangs cannot be placed.
+    Raises LeaseHeld while another controller runs it. `check_place` was asked before.
     """
     lease = _acquire(ledger, record)
     folder = (runs / record.name).absolute()
@@ -92,7 +105,6 @@ def _run(
         stack.enter_context(ledger.heartbeat(lease, guard.abandon))
         namespace = f"hpo-{record.uid}-{lease.controller_id}"
         stack.enter_context(dispatch.ray_session(ray_address, namespace))
-        check_machine(config, *dispatch.cluster_size(), "the Ray cluster")
         stack.enter_context(guard.watching())
         stack.enter_context(board.shown())
         try:
@@ -208,6 +220,17 @@ def _ending(guard: _Guard, controller: Controller) -> Ending:
     if controller.failing:
         return Ending(1, f"study {name} stopped: {gave_up}; go on with: {again}")
     return Ending(0, f"study {name} is done{f': {gave_up}' if gave_up else ''}")
+
+
+def _check_answers(ray_address: str) -> None:
+    # Ray itself would try for minutes.
+    host, _, port = ray_address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--ray-address {ray_address}: no Ray cluster answers there: {error}"
+        ) from None
 
 
 def _local_gpus(config: StudyConfig) -> int:
