@@ -21,13 +21,13 @@ from optuna.trial import TrialState
 from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
-from hpo.chatter import chatter_to
 from hpo.controller import Controller
 from hpo.live import Board
 from hpo.study import StudyConfig, check_machine, local_cpus
 from hpo.tracking import make_tracker
 from storage import Lease, LeaseHeld, Ledger, LedgerError, StudyRecord
 from trainer.settings import ConfigError
+from trainer.terminal import Quiet
 
 logger = logging.getLogger("hpo.service")
 
@@ -51,7 +51,7 @@ def check_place(config: StudyConfig, ray_address: str | None) -> None:
     from hpo import dispatch
 
     try:
-        with chatter_to(Path(os.devnull)), dispatch.ray_session(ray_address, "hpo-check"):
+        with Quiet(), dispatch.ray_session(ray_address, "hpo-check"):
             cpus, gpus = dispatch.cluster_size()
     except ConnectionError as error:
         raise ConfigError(
@@ -75,8 +75,10 @@ def run_study(
     lease = _acquire(ledger, record)
     folder = (runs / record.name).absolute()
     try:
-        with chatter_to(folder / "log.txt") as person:
-            console = Console(file=person)
+        with Quiet() as quiet:
+            quiet.keep_in(folder / "log.txt")
+            logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
+            console = Console(file=quiet.output)
             return _run(ledger, record, config, lease, folder.parent, ray_address, console)
     finally:
         ledger.release(lease)
