@@ -17,15 +17,28 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.messages import Message
 from hpo.samplers import make_sampler
 from hpo.space import suggest
 from hpo.study import StudyConfig
-from storage import Attempt, BudgetSpent, Lease, Ledger, Reason, StudyRecord, Transaction
+from storage import (
+    Attempt,
+    BudgetSpent,
+    Lease,
+    Ledger,
+    LedgerError,
+    Reason,
+    StudyRecord,
+    Transaction,
+)
 
 logger = logging.getLogger("hpo.controller")
+
+LEDGER_ERRORS = (LedgerError, StorageInternalError, SQLAlchemyError)
 
 
 @dataclass
@@ -76,6 +89,7 @@ class Controller:
         self.stopping = False  # by a person: nothing new is asked, running attempts are left
         self.gave_up: str | None = None  # why no more trials are asked, beside the budget
         self.failing = False  # whether that is because trials fail
+        self.broken: Exception | None = None  # why the ledger cannot be written any more
         self._ledger = ledger
         self._record = record
         self._lease = lease
@@ -89,6 +103,8 @@ class Controller:
     def exhausted(self) -> bool:
         """Whether `next` has nothing more to give, now or later."""
         with self._lock:
+            if self.broken:
+                return True
             if self.running:
                 return False
             return self.stopping or (not self._again and not self._may_ask())
@@ -101,7 +117,11 @@ class Controller:
         with self._lock:
             if self.stopping or len(self.running) >= self.config.resources.concurrent_trials:
                 return None
-            assignment = self._readopt(self._again.popleft()) if self._again else self._ask()
+            try:
+                assignment = self._readopt(self._again.popleft()) if self._again else self._ask()
+            except LEDGER_ERRORS as error:
+                self.abandon(error)
+                return None
             if assignment is None:
                 return None
             self.running[assignment.number] = assignment
@@ -116,10 +136,14 @@ class Controller:
         """
         with self._lock:
             assignment = self.running.get(number)
-            if assignment is None or assignment.attempt.number != attempt:
+            if self.broken or assignment is None or assignment.attempt.number != attempt:
                 return False
-            with self._ledger.transaction(self._lease) as transaction:
-                reason, state = self._write(transaction, assignment, message)
+            try:
+                with self._ledger.transaction(self._lease) as transaction:
+                    reason, state = self._write(transaction, assignment, message)
+            except LEDGER_ERRORS as error:
+                self.abandon(error)
+                return False
             ended = message.kind != "evaluated" or state is not None
             if ended:
                 del self.running[number]
@@ -127,6 +151,11 @@ class Controller:
                 self._again.append(assignment.attempt.trial_id)
         self._tell_observers(number, message, ended, state, reason)
         return not ended
+
+    def abandon(self, error: Exception) -> None:
+        """Leave everything as the ledger has it, because `error` keeps this from writing there."""
+        self.broken = self.broken or error
+        self.stopping = True
 
     def _ask(self) -> Assignment | None:
         if self._may_ask():

@@ -104,22 +104,17 @@ def _run(
         stack.callback(tracker.close)
         scratch = runs / record.name / ".tune"
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        stack.enter_context(ledger.heartbeat(lease, guard.abandon))
+        stack.enter_context(ledger.heartbeat(lease, controller.abandon))
         namespace = f"hpo-{record.uid}-{lease.controller_id}"
         stack.enter_context(dispatch.ray_session(ray_address, namespace))
         stack.enter_context(guard.watching())
         stack.enter_context(board.shown())
-        try:
-            dispatch.run_attempts(controller, scratch)
-        except Exception as error:
-            if guard.abandoned is None:
-                raise
-            logger.warning("left after %s: %s", guard.abandoned, error)
-    return _ending(guard, controller)
+        dispatch.run_attempts(controller, scratch)
+    return _ending(controller)
 
 
 class _Guard:
-    """Watches over a running controller: signals, wishes to stop, a lost lease, progress."""
+    """Watches over a running controller: signals, wishes to stop, a broken ledger, progress."""
 
     def __init__(
         self, ledger: Ledger, record: StudyRecord, controller: Controller, board: Board
@@ -128,15 +123,6 @@ class _Guard:
         self._record = record
         self._controller = controller
         self._board = board
-        self.abandoned: Exception | None = None  # why nothing may be written any more
-
-    def abandon(self, error: Exception) -> None:
-        """The ledger cannot be written: stop, and leave the trials to the next controller."""
-        from hpo import gang
-
-        self.abandoned = error
-        self._controller.stopping = True
-        gang.kill_all()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -168,7 +154,9 @@ class _Guard:
         while not done.wait(POLL_SECONDS):
             if not self._controller.stopping and self._wish_to_stop():
                 self._stop("stopping: asked to by `hpo stop`")
-            if self._controller.stopping:
+            if self._controller.broken:
+                gang.kill_all()
+            elif self._controller.stopping:
                 gang.request_stop()
             self._board.progress(gang.progress())
 
@@ -208,11 +196,11 @@ def _recall(board: Board, study: optuna.Study) -> None:
                 board.recall(trial.number, trial.values[0])
 
 
-def _ending(guard: _Guard, controller: Controller) -> Ending:
+def _ending(controller: Controller) -> Ending:
     name = controller.study.study_name
     again = f"hpo resume {name}"
-    if guard.abandoned is not None:
-        return Ending(1, f"left study {name}: {guard.abandoned}; go on with: {again}")
+    if controller.broken is not None:
+        return Ending(1, f"left study {name}: {controller.broken}; go on with: {again}")
     if controller.stopping:
         return Ending(INTERRUPTED, f"study {name} is stopped; go on with: {again}")
     complete = controller.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))

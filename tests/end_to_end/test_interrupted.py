@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 
 import pytest
 from optuna.trial import TrialState
@@ -105,6 +106,25 @@ def test_a_second_ctrl_c_leaves_at_once_and_the_trial_is_adopted_later(desk: Des
     assert study.wait(timeout=5) == 130
     assert desk.json("status", "tiny")["states"] == {"RUNNING": 1}
     desk.wait_for(lambda: not desk.ours(), timeout=90)
+
+
+@pytest.mark.timeout(200)
+def test_a_controller_whose_study_was_taken_over_leaves_it_alone_with_status_1(desk: Desk) -> None:
+    file = desk.write_study(
+        budget={"trials": 1}, resources={"ranks": 1}, train={"steps": 4000, "eval_every": 20}
+    )
+    study = desk.start("start", str(file))
+    desk.wait_for(lambda: desk.steps(0))
+    with sqlite3.connect(
+        desk.folder / "hpo.db"
+    ) as database:  # as a controller that takes over does
+        database.execute("UPDATE hpo_controllers SET state = 'lost'")
+    _, err = study.communicate(timeout=60)
+    assert study.returncode == 1
+    assert "left study tiny: another controller has taken this study over" in err
+    (trial,) = desk.study().trials
+    assert trial.state is TrialState.RUNNING
+    assert not desk.ranks()
 
 
 def peek(process: object) -> bytes:

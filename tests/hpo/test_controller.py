@@ -155,8 +155,10 @@ def test_an_orphan_keeps_number_and_parameters_and_goes_on_as_its_next_attempt(u
     assert (adopted.number, adopted.attempt.number) == (0, 2)
     assert (adopted.params, adopted.config) == (orphan.params, orphan.config)
     assert adopted.reported_step == 100
-    with pytest.raises(LeaseLost):
-        dead.handle(orphan.number, 1, Message("finished", 300, ppl(1.0)))
+    assert dead.handle(orphan.number, 1, Message("finished", 300, ppl(1.0))) is False
+    assert isinstance(dead.broken, LeaseLost)
+    assert dead.exhausted
+    assert dead.next() is None
     heir.handle(0, 2, Message("finished", 300, ppl(7.0), first_step=100))
     (trial,) = stage.trials
     assert (trial.state, trial.value) == (TrialState.COMPLETE, 7.0)
