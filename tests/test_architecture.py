@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,14 @@ def test_the_command_line_starts_without_the_database() -> None:
         "import hpo.cli, sys; sys.exit('optuna' in sys.modules or 'sqlalchemy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_what_is_installed_carries_every_config_and_migration(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
+    subprocess.run([*build, "--directory", str(tmp_path)], cwd=ROOT, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    configs = {f"hpo/{f.relative_to(ROOT)}" for f in (ROOT / "configs").rglob("*.yaml")}
+    migrations = {str(f.relative_to(ROOT)) for f in (ROOT / "storage").rglob("versions/*.py")}
+    assert len(configs) >= 12
+    assert configs | migrations <= names

@@ -115,9 +115,7 @@ def test_a_controller_whose_study_was_taken_over_leaves_it_alone_with_status_1(d
     )
     study = desk.start("start", str(file))
     desk.wait_for(lambda: desk.steps(0))
-    with sqlite3.connect(
-        desk.folder / "hpo.db"
-    ) as database:  # as a controller that takes over does
+    with sqlite3.connect(desk.folder / "hpo.db") as database:
         database.execute("UPDATE hpo_controllers SET state = 'lost'")
     _, err = study.communicate(timeout=60)
     assert study.returncode == 1
