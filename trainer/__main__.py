@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +20,7 @@ from trainer.terminal import Display, Quiet
 if TYPE_CHECKING:
     from trainer.run import Run
 
+_RANK_0_SPEAKS_SECONDS = 2.0
 _DESCRIPTION = """\
 Train one language model as CONFIG.yaml says, or go on from the newest checkpoint in its
 output_dir. With torchrun in front, all of its processes train together:
@@ -100,6 +102,9 @@ def _drive(run: Run, signals: StopSignals, display: Display) -> int:
 def _failed(error: Exception, status: int) -> int:
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"trainer: {error}", file=sys.stderr)
+    else:
+        # torchrun ends all ranks once one has: rank 0 gets to say why.
+        time.sleep(_RANK_0_SPEAKS_SECONDS)
     return status
 
 

@@ -21,6 +21,8 @@ if not torch.cuda.is_available():
 import deepspeed as deepspeed
 import deepspeed.ops
 
+from trainer.settings import ConfigError
+
 T = TypeVar("T")
 
 
@@ -104,12 +106,20 @@ def join(rank: int, ranks: int, local_rank: int, master_addr: str, master_port: 
 
 
 def from_environment() -> World:
-    """Join as torchrun's variables say, or alone where there are none."""
+    """Join as torchrun's variables say, or alone where there are none.
+
+    Raises ConfigError where only some of them are set.
+    """
     if "WORLD_SIZE" not in os.environ:
         return join(0, 1, 0, "127.0.0.1", free_port())
-    rank, ranks, local_rank, port = (
-        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
-    )
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE is set in the environment but not {', '.join(missing)}; "
+            "start with torchrun, or unset WORLD_SIZE"
+        )
+    rank, ranks, local_rank, port = (int(os.environ[name]) for name in names[:4])
     return join(rank, ranks, local_rank, os.environ["MASTER_ADDR"], port)
 
 

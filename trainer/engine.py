@@ -22,8 +22,9 @@ from trainer.model import LanguageModel
 from trainer.settings import ConfigError
 from trainer.state import full_state, load_full_state
 
-# DeepSpeed allocates its reduction bucket whole, whatever the model's size.
-_BUCKET_NUMBERS = 5_000_000
+# DeepSpeed allocates this at every backward and copies gradients into it; larger ones it reduces
+# where they are. Measured: 3 % of a step at d_model 128, nothing at 512, against 5 million.
+_BUCKET_NUMBERS = 500_000
 
 
 class Engine:
@@ -45,7 +46,7 @@ class Engine:
             weight_decay=config.optim.weight_decay,
             fused=True,
         )
-        settings = _settings(config, world.ranks, sum(p.numel() for p in model.parameters()))
+        settings = _settings(config, world.ranks)
         try:
             self._deepspeed, *_ = deepspeed.initialize(
                 model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
@@ -126,7 +127,7 @@ def _dropout_seed(seed: int, step: int, first_row: int) -> int:
     return int.from_bytes(hashlib.blake2b(position, digest_size=8).digest(), "little")
 
 
-def _settings(config: TrainConfig, ranks: int, parameters: int) -> dict[str, Any]:
+def _settings(config: TrainConfig, ranks: int) -> dict[str, Any]:
     """What DeepSpeed is told: ours, and over it what the user's `deepspeed` section says."""
     sequences, accumulation = config.data.batch_size, config.optim.accumulation
     ours: dict[str, Any] = {
@@ -136,7 +137,7 @@ def _settings(config: TrainConfig, ranks: int, parameters: int) -> dict[str, Any
         "gradient_clipping": config.optim.grad_clip,
         "zero_optimization": {
             "stage": config.deepspeed.zero_stage,
-            "reduce_bucket_size": min(parameters, _BUCKET_NUMBERS),
+            "reduce_bucket_size": _BUCKET_NUMBERS,
         },
         "timers": {"throughput": {"enabled": False}},  # it waits for the GPU at every step
     }

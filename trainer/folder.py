@@ -29,18 +29,23 @@ class RunFolder:
     """The folder of one run, for as long as this process holds its lock."""
 
     def __init__(self, config: TrainConfig) -> None:
-        """Wait for the lock of `config.output_dir`. Raises ConfigError if another keeps it."""
+        """Wait for the lock of `config.output_dir`.
+
+        Raises ConfigError if another process keeps it, or nothing can be written there.
+        """
         self._config = config
         self._path = Path(config.output_dir)
-        self._path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self._path / ".lock", timeout=LOCK_SECONDS, thread_local=False)
         try:
+            self._path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except Timeout:
             raise ConfigError(
                 f"output_dir: another process is training in {self._path}; "
                 "stop it, or give another folder"
             ) from None
+        except OSError as error:
+            raise ConfigError(f"output_dir: {self._path} cannot be written: {error}") from None
 
     def resume(self) -> tuple[dict[str, Tensor], Progress] | None:
         """The newest checkpoint that reads, with `metrics.jsonl` cut back to it; None if none.

@@ -193,6 +193,15 @@ def test_only_a_later_second_sigint_ends_a_run_at_once() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "4 130\n", "")
 
 
+def test_half_of_torchrun_s_variables_are_a_mistake(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = trainer(config)
+    assert done.returncode == 2
+    assert "WORLD_SIZE is set in the environment but not RANK" in done.stderr
+
+
 def test_a_signal_before_there_is_a_run_ends_the_process() -> None:
     program = """if True:
         import os, signal

@@ -408,6 +408,9 @@ def test_a_run_that_cannot_begin_writes_nothing(world: World, tiny: Tiny, tmp_pa
         with pytest.raises(ConfigError):
             Run(resolve(tiny(tmp_path / "run", **change), "test"), world)
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "run").write_text("in the way")
+    with pytest.raises(ConfigError, match="output_dir: .*run cannot be written"):
+        Run(resolve(tiny(tmp_path / "run"), "test"), world)
 
 
 def test_runs_one_after_the_other_leave_nothing_behind(
