@@ -52,6 +52,8 @@ class Engine:
                 model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
             )
         except (ValueError, AssertionError) as error:
+            if not config.deepspeed.model_extra:
+                raise
             raise ConfigError(f"deepspeed: {' '.join(str(error).split())}") from error
         self._generator = (
             torch.cuda.default_generators[world.local_rank]
@@ -81,8 +83,8 @@ class Engine:
         return bool(self._deepspeed.was_step_applied())
 
     def state(self) -> dict[str, Tensor]:
-        """See `full_state`; all ranks ask together, after the first step."""
-        return full_state(self.model, self._optimizer)
+        """What `load_state` takes, on rank 0; all ranks ask together, after the first step."""
+        return full_state(self.model, self._optimizer, self._world)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from rank 0's `state`; the other ranks' is not looked at."""

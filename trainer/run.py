@@ -62,11 +62,11 @@ class Report:
 class Run:
     """One rank's part of a training run: built from a config, resumed from its newest checkpoint.
 
-    All ranks build it and call `advance` together. Metrics: `valid_ppl`; `train_loss`, nats per
-    token, mean since the last evaluation; `tokens_per_second` and `step_seconds` (median) of
-    those steps; `train_seconds`, of all steps of all attempts, evaluation not counted;
-    `peak_memory_bytes`, the largest of any rank since the run was built; `lr` and
-    `drop_probability`, of the last step.
+    All ranks build it and call `advance` together, each from one thread. Metrics: `valid_ppl`;
+    `train_loss`, nats per token, mean since the last evaluation; `tokens_per_second` and
+    `step_seconds` (median) of those steps; `train_seconds`, of all steps of all attempts,
+    evaluation not counted; `peak_memory_bytes`, the largest of any rank since the run was built;
+    `lr` and `drop_probability` (mean over layers), of the last step.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Run:
             if not self._is_sane(loss):
                 return self._ended("diverged")
             if self.step % self._config.eval_every == 0 or self.step == self._config.steps:
-                self._stop_due = stop
+                self._stop_due = stop and self.step < self._config.steps
                 return self._evaluate()
             if stop:
                 self._save()
@@ -206,11 +206,9 @@ class Run:
         self._progress.loss_sum, self._progress.loss_steps = 0.0, 0
         self._step_seconds.clear()
         self._save()
-        return (
-            self._ended("finished")
-            if self.step == self._config.steps
-            else self._report("evaluated")
-        )
+        if self.step == self._config.steps:
+            return self._ended("finished")
+        return self._report("evaluated")
 
     def _valid_ppl(self) -> float:
         # Word-level perplexity of the whole split; inf where that is no number.

@@ -18,17 +18,23 @@ from trainer.distributed import World, deepspeed
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def full_state(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
-    """Weights, moments and the optimizer's step count, on the CPU; all ranks must ask together.
+def full_state(model: nn.Module, optimizer: AdamW, world: World) -> dict[str, Tensor]:
+    """Weights, moments and the optimizer's step count, on rank 0's CPU; nothing on other ranks.
 
-    Keys are `weights/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME` and `optimizer_steps`. Before the
-    optimizer's first step there is nothing to ask for.
+    Keys are `weights/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME` and `optimizer_steps`. All ranks
+    must ask together; before the optimizer's first step there is nothing to ask for.
     """
-    state = {"optimizer_steps": next(_step_counts(optimizer)).to("cpu", copy=True)}
+    state = {}
+
+    def keep(key: str, value: Tensor) -> None:
+        if world.rank == 0:
+            state[key] = value.to("cpu", copy=True)
+
+    keep("optimizer_steps", next(_step_counts(optimizer)))
     for name, parameter in model.named_parameters():
-        state[f"weights/{name}"] = _weight(parameter).to("cpu", copy=True)
+        keep(f"weights/{name}", _weight(parameter))
         for moment in _MOMENTS:
-            state[f"{moment}/{name}"] = _moment(parameter, moment, optimizer).to("cpu", copy=True)
+            keep(f"{moment}/{name}", _moment(parameter, moment, optimizer))
     return state
 
 

@@ -226,16 +226,17 @@ def test_a_stop_at_an_evaluation_comes_after_its_report(
     world: World, tiny: Tiny, tmp_path: Path
 ) -> None:
     def on_step(info: StepInfo) -> None:
-        if info.step == 3:
+        if info.step in (3, 11):
             threading.Thread(target=run.request_stop).start()
 
     run = Run(resolve(tiny(tmp_path / "run"), "test"), world, on_step)
-    reports = [run.advance() for _ in range(4)]
+    reports = [run.advance() for _ in range(5)]
     run.close()
     assert [(report.kind, report.step) for report in reports] == [
         ("evaluated", 4),
         ("stopped", 4),
         ("evaluated", 8),
+        ("finished", 12),
         ("finished", 12),
     ]
 
@@ -436,10 +437,10 @@ def test_runs_one_after_the_other_leave_nothing_behind(
 def test_peak_memory_is_that_of_the_run_and_not_of_the_process(
     world: World, tiny: Tiny, tmp_path: Path
 ) -> None:
-    big = {"model": {"d_model": 1024, "heads": 4, "d_ff": 4096}, "steps": 1}
+    big = {"model": {"d_model": 512, "heads": 4, "d_ff": 2048}, "steps": 1}
     first = train_here(tiny(tmp_path / "big", **big), world)[-1].metrics["peak_memory_bytes"]
     second = train_here(tiny(tmp_path / "small", steps=1), world)[-1].metrics["peak_memory_bytes"]
-    assert first > second + 200e6
+    assert first > second + 100e6
 
 
 def test_the_final_weights_are_in_the_checkpoint_by_name(uninterrupted: Any, tiny: Tiny) -> None:
