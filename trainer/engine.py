@@ -113,9 +113,7 @@ class Engine:
         return loss.detach()
 
     def _prime(self) -> None:
-        # AdamW makes its state in its first step; this one has no gradient and moves nothing.
-        for group in self._optimizer.param_groups:
-            group["lr"] = 0.0
+        # AdamW makes its state, and DeepSpeed its way to it, in a first step.
         token = torch.zeros((1, 1), dtype=torch.int64, device=self._world.device)
         for _ in range(self._config.optim.accumulation):
             self._deepspeed.backward(self._deepspeed(token, token) * 0.0)

@@ -252,3 +252,25 @@ def test_a_terminal_shows_a_bar_and_no_chatter(config: Path) -> None:
     assert "step 40/40  valid_ppl" in text
     assert "WARNING" not in text
     assert shown.rstrip().endswith(b"\x1b[?25h")  # the cursor is back
+
+
+def test_chatter_goes_to_the_log_and_nowhere_else(tmp_path: Path) -> None:
+    log = tmp_path / "run" / "log.txt"
+    program = f"""if True:
+        import os, pathlib, sys
+        from trainer.terminal import Quiet
+        print("start")
+        with Quiet() as quiet:
+            print("early")
+            os.write(2, b"native\\n")  # as a library in C does
+            quiet.keep_in(pathlib.Path({str(log)!r}))
+            print("late", file=sys.stderr)
+            quiet.output.write("shown\\n")
+        print("end")
+    """
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        )
+        assert (done.stdout, done.stderr) == ("start\nshown\nend\n", "")
+    assert sorted(log.read_text().split()) == ["early", "early", "late", "late", "native", "native"]

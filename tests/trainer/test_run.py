@@ -199,7 +199,7 @@ def test_a_run_does_not_depend_on_what_its_process_trained_before(
     uninterrupted: Any, tiny: Tiny, tmp_path: Path
 ) -> None:
     others = [
-        tiny(tmp_path / "bf16", precision="bf16", threads=2, steps=4),
+        tiny(tmp_path / "bf16", precision="bf16", threads=2, steps=1),
         tiny(tmp_path / "diverged", optim={"lr": 1e6, "grad_clip": 0.0}, loss_limit=10.0),
         tiny(tmp_path / "other", seed=9, model={"layers": 2, "d_model": 32}, steps=5),
     ]
@@ -418,8 +418,7 @@ def test_runs_one_after_the_other_leave_nothing_behind(
     world: World, tiny: Tiny, tmp_path: Path
 ) -> None:
     # Weights, gradients and moments are 50 MB each time.
-    big = {"model": {"d_model": 256, "heads": 4, "d_ff": 1024}, "steps": 2, "threads": 2}
-    threads = torch.get_num_threads()
+    big = {"model": {"d_model": 256, "heads": 4, "d_ff": 1024}, "steps": 2}
     for attempt in range(3):
         train_here(tiny(tmp_path / f"warm-{attempt}", **big), world)
     gc.collect()
@@ -430,6 +429,9 @@ def test_runs_one_after_the_other_leave_nothing_behind(
     grown = psutil.Process().memory_info().rss - before
     assert grown < 20e6
     assert not [thing for thing in gc.get_objects() if type(thing) is deepspeed.DeepSpeedEngine]
+
+    threads = torch.get_num_threads()
+    train_here(tiny(tmp_path / "threads", threads=threads + 1, steps=1), world)
     assert torch.get_num_threads() == threads
     assert sys.float_info.min / 2 > 0.0  # others may need numbers as small as this
 
