@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.trainer.processes import train
 from trainer.distributed import World, free_port, join, leave
 
 
@@ -49,7 +51,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return paths
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(texts: dict[str, str]) -> Callable[..., dict[str, Any]]:
     """Makes the document of a train config that takes a moment: dropout, layer dropping, ZeRO-2."""
 
@@ -71,3 +73,19 @@ def tiny(texts: dict[str, str]) -> Callable[..., dict[str, Any]]:
         return made
 
     return document
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., dict[str, Any]]
+) -> Callable[[int], Path]:
+    """Gives the folder of `tiny`, trained in one go on so many ranks."""
+
+    @cache
+    def folder(ranks: int) -> Path:
+        path = tmp_path_factory.mktemp("uninterrupted") / "run"
+        reports = train(tiny(path), ranks=ranks)
+        assert [report.kind for report in reports[0]] == ["evaluated", "evaluated", "finished"]
+        return path
+
+    return folder

@@ -1,7 +1,11 @@
-"""Trainings in fresh processes, one per rank, forked from one that has imported torch already."""
+"""Trainings, here and in fresh processes of their own, and what they left in their folders.
+
+The processes, one per rank, are forked from one that has imported torch already.
+"""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pkgutil
@@ -9,6 +13,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 from trainer.config import resolve
@@ -18,6 +23,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["trainer.run", "deepspeed.runtime.zero.muon.muon_optimizer"])
 
 TIMEOUT_SECONDS = 120.0
+_UNREPEATABLE = {"tokens_per_second", "step_seconds", "train_seconds", "peak_memory_bytes"}
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,17 @@ def _reports(world: Any, document: dict[str, Any], plan: Plan) -> list[Any]:
             run.request_stop()
 
     run = Run(resolve(document, "test"), world, on_step)
+    return _advance(run)
+
+
+def train_here(document: dict[str, Any], world: Any, on_step: Any = None) -> list[Any]:
+    """All reports of a run in this process."""
+    from trainer.run import Run
+
+    return _advance(Run(resolve(document, "test"), world, on_step))
+
+
+def _advance(run: Any) -> list[Any]:
     try:
         reports = [run.advance()]
         while reports[-1].kind == "evaluated":
@@ -86,6 +103,31 @@ def _reports(world: Any, document: dict[str, Any], plan: Plan) -> list[Any]:
     finally:
         run.close()
     return reports
+
+
+def measured(folder: Path) -> list[dict[str, float]]:
+    """What a run wrote of itself, without its times and memory."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if name not in _UNREPEATABLE}
+        for line in lines
+    ]
+
+
+def state(folder: Path) -> bytes:
+    """Weights and moments of the newest checkpoint, to the bit."""
+    newest = max((folder / "checkpoints").iterdir())
+    return (newest / "state.safetensors").read_bytes()
+
+
+def same(folder: Path, other: Path) -> bool:
+    """Whether two runs measured the same and ended with the same weights, to the bit."""
+    return measured(folder) == measured(other) and state(folder) == state(other)
+
+
+def files(folder: Path) -> list[str]:
+    """All files of a run, whatever is in them."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 def _die_in(name: str, call: int, after: bool) -> None:
