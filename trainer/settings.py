@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if isinstance(key, (list, dict)):
                 raise yaml.constructor.ConstructorError(
                     None, None, "a key must be a word", key_node.start_mark
@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
     list("-+0123456789"),
@@ -190,9 +190,9 @@ def _explain(model: type[BaseModel], document: Mapping[str, Any], error: Validat
         return f"{path}.{tag}: is required and was not given"
     if problem["type"] == "union_tag_invalid":
         tag = str(problem["ctx"]["discriminator"]).strip("'")
-        names = [name.strip(" '") for name in problem["ctx"]["expected_tags"].split(",")]
+        tags = [name.strip(" '") for name in problem["ctx"]["expected_tags"].split(",")]
         given = problem["ctx"]["tag"]
-        return f"{path}.{tag}: there is no {given!r}{nearest(str(given), names)}"
+        return f"{path}.{tag}: there is no {given!r}{nearest(str(given), tags)}"
     where = f"{path}: " if path else ""
     if problem["type"] == "value_error":
         return f"{where}{_reason(problem)}"

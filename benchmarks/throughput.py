@@ -1,0 +1,184 @@
+"""Tokens per second of our trainer under ZeRO-2, against plain PyTorch loops of the same model.
+
+    python -m benchmarks.throughput [CASE...]
+
+One rank against a loop with a fused AdamW; two ranks against PyTorch's DistributedDataParallel
+on the same process group. Both sides train with dropout and clip gradients, and take their steps
+in turn, one of ours, one of theirs, so that a busy machine slows both. Ours is the whole of an
+optimizer step of `trainer.run.Run`: batch, masks, engine and the ranks' agreement.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.report import Result, report
+
+WARM_UP = 3  # steps of each side that are not counted
+ROUNDS = 3  # fresh processes: where the system places them makes a difference of some per cent
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its batch, and the share of the plain loop's speed that is asked of us."""
+
+    layers: int
+    d_model: int
+    vocabulary: int
+    sequences: int
+    context: int
+    precision: str
+    ranks: int
+    steps: int  # of each side
+    goal: float
+
+
+CASES = {
+    "d64": Case(4, 64, 4_200, 16, 64, "fp32", 1, 150, 0.90),
+    "d128": Case(4, 128, 10_000, 16, 64, "fp32", 1, 60, 0.95),
+    "d512-bf16": Case(12, 512, 10_000, 32, 256, "bf16", 1, 7, 0.95),
+    "d128-two-ranks": Case(4, 128, 10_000, 16, 64, "fp32", 2, 80, 0.95),
+}
+
+
+def main(names: list[str]) -> None:
+    """Measure the cases and report tokens per second and ratios."""
+    results = []
+    for name in names or CASES:
+        case = CASES[name]
+        rounds = [_measure(name, case) for _ in range(ROUNDS)]
+        ours, theirs = (statistics.median(seconds) for seconds in zip(*rounds, strict=True))
+        ratio = statistics.median(other / mine for mine, other in rounds)
+        tokens = case.sequences * case.context
+        other = "DDP" if case.ranks > 1 else "plain PyTorch"
+        results += [
+            Result(f"{name}: trainer", tokens / ours, "tokens/s"),
+            Result(f"{name}: {other}", tokens / theirs, "tokens/s"),
+            Result(f"{name}: ratio", ratio, "", f">= {case.goal}", ratio >= case.goal),
+        ]
+    report("throughput", results)
+
+
+def _measure(name: str, case: Case) -> tuple[float, float]:
+    """Median seconds of our step and of theirs, measured by rank 0 of fresh processes."""
+    from trainer.distributed import free_port
+
+    with tempfile.TemporaryDirectory() as folder:
+        _write_text(Path(folder), case.vocabulary)
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        ranks = []
+        for rank in range(case.ranks):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.ranks}
+            environment = {
+                **os.environ, **address, **{key: str(value) for key, value in place.items()},
+                "HPO_CACHE_DIR": folder,
+            }  # fmt: skip
+            command = [sys.executable, "-m", "benchmarks.throughput", "--rank", name, folder]
+            ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
+        if any(process.wait() for process in ranks):
+            raise RuntimeError(f"{name}: a rank failed")
+        ours, theirs = json.loads(Path(folder, "seconds.json").read_text())
+    return ours, theirs
+
+
+def _rank(name: str, folder: Path) -> None:
+    from trainer.config import resolve
+    from trainer.distributed import from_environment, leave
+    from trainer.run import Run, StepInfo
+
+    case = CASES[name]
+    config = resolve(_document(case, folder), name)
+    world = from_environment()
+    ours: list[float] = []
+    theirs: list[float] = []
+
+    def in_turn(info: StepInfo) -> None:
+        ours.append(info.seconds)
+        started = time.perf_counter()
+        plain_step(len(theirs))
+        theirs.append(time.perf_counter() - started)
+
+    with closing(Run(config, world, in_turn)) as run:
+        plain_step = _plain_loop(case, folder)
+        run.advance()
+    if world.rank == 0:
+        medians = [statistics.median(times[WARM_UP:]) for times in (ours, theirs)]
+        (folder / "seconds.json").write_text(json.dumps(medians))
+    leave()
+
+
+def _plain_loop(case: Case, folder: Path) -> Callable[[int], None]:
+    """The loop that anyone would write; a call is one optimizer step."""
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+
+    from trainer.batches import TrainBatches
+    from trainer.config import resolve
+    from trainer.data import load_splits
+    from trainer.model import LanguageModel
+
+    config = resolve(_document(case, folder), "plain")
+    splits = load_splits(config.data)
+    model: torch.nn.Module = LanguageModel(
+        config.model, len(splits.vocabulary), case.context, case.precision == "bf16"
+    )
+    model.initialize(0)  # type: ignore[operator]
+    if case.ranks > 1:
+        model = DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.01, fused=True)
+    batches = TrainBatches(splits.tokens("train"), case.context, case.sequences, 0)
+    share = case.sequences // case.ranks
+    first = int(os.environ["RANK"]) * share
+
+    def step(number: int) -> None:
+        tokens = torch.from_numpy(batches.at(number)[first : first + share])
+        loss = model(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+
+    return step
+
+
+def _document(case: Case, folder: Path) -> dict[str, object]:
+    return {
+        "output_dir": str(folder / "run"),
+        "steps": case.steps,
+        "eval_every": case.steps,
+        "precision": case.precision,
+        "threads": max(1, len(os.sched_getaffinity(0)) // case.ranks),
+        "data": {
+            "name": "text", "context": case.context, "batch_size": case.sequences,
+            **{split: str(folder / f"{split}.txt") for split in ("train", "valid", "test")},
+        },
+        "model": {
+            "layers": case.layers, "d_model": case.d_model, "heads": max(4, case.d_model // 64),
+            "d_ff": 4 * case.d_model, "dropout": 0.1,
+        },
+    }  # fmt: skip
+
+
+def _write_text(folder: Path, vocabulary: int) -> None:
+    words = [f"w{number}" for number in range(vocabulary - 2)]  # and <unk> and <eos>
+    (folder / "train.txt").write_text("\n".join(" ".join(words) for _ in range(20)))
+    for split in ("valid", "test"):
+        (folder / f"{split}.txt").write_text(" ".join(words[:100]))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--rank"]:
+        _rank(sys.argv[2], Path(sys.argv[3]))
+    else:
+        main(sys.argv[1:])
