@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -87,7 +87,7 @@ class Rank:
             config = resolve(document, f"trial {trial}")
             _redirect_output(Path(config.output_dir) / f"rank-{self._rank}.log")
             self._progress = Progress(trial, 0, None, self._progress.ticks + 1)
-            self._run = Run(config, self._world, on_step=self._tick)
+            self._run = Run(config, self._world, self._stepped, self._tick)
             if self._stop:
                 self._run.request_stop()
             return self._run.step, self._run.history()
@@ -120,9 +120,12 @@ class Rank:
         if self._run is not None:
             self._run.request_stop()
 
-    def _tick(self, info: StepInfo) -> None:
-        ticks = self._progress.ticks + 1
-        self._progress = Progress(self._progress.trial, info.step, info.loss, ticks)
+    def _stepped(self, info: StepInfo) -> None:
+        self._progress = replace(self._progress, step=info.step, loss=info.loss)
+        self._tick()
+
+    def _tick(self) -> None:
+        self._progress = replace(self._progress, ticks=self._progress.ticks + 1)
 
 
 class Gang:
@@ -281,6 +284,7 @@ def _kind(error: BaseException) -> Kind:
     from torch.distributed import DistError
 
     from trainer.checkpoint import CheckpointError
+    from trainer.folder import FolderInUse
 
     text = str(error).lower()
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
@@ -291,7 +295,7 @@ def _kind(error: BaseException) -> Kind:
     lost_peer = isinstance(error, RuntimeError) and any(
         phrase in text for phrase in ("connection closed by peer", "connection reset", "gloo")
     )
-    if isinstance(error, (CheckpointError, DistError, ConnectionError)) or lost_peer:
+    if isinstance(error, (CheckpointError, FolderInUse, DistError, ConnectionError)) or lost_peer:
         return "worker_lost"
     return "error"
 

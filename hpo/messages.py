@@ -23,7 +23,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a rank has come. `ticks` grows with every micro step, trained or evaluated."""
+    """How far a rank has come. `ticks` grows with every step and evaluated batch."""
 
     trial: int | None
     step: int

@@ -25,6 +25,10 @@ LOCK_SECONDS = 30.0  # a killed predecessor may take a moment to let go
 _FREE = {"output_dir", "threads", "keep_checkpoints", "data.dir"}
 
 
+class FolderInUse(ConfigError):
+    """Another process keeps the run folder's lock."""
+
+
 class RunFolder:
     """The folder of one run, for as long as this process holds its lock."""
 
@@ -40,7 +44,7 @@ class RunFolder:
             self._path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except Timeout:
-            raise ConfigError(
+            raise FolderInUse(
                 f"output_dir: another process is training in {self._path}; "
                 "stop it, or give another folder"
             ) from None

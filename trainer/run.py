@@ -74,12 +74,14 @@ class Run:
         config: TrainConfig,
         world: World,
         on_step: Callable[[StepInfo], None] | None = None,
+        on_evaluation_batch: Callable[[], None] | None = None,
     ) -> None:
         """Raises ConfigError, and CheckpointError if the folder's checkpoints do not read."""
         config.check_ranks(world.ranks)
         self._config = config
         self._world = world
         self._on_step = on_step
+        self._on_evaluation_batch = on_evaluation_batch
         self._stop_requested = False  # here, by anyone
         self._stop_due = False  # agreed at an evaluation, which is reported first
         self._step_seconds: list[float] = []  # since the last evaluation
@@ -219,6 +221,8 @@ class Run:
         for batch in self._valid.batches(world.rank, world.ranks, rows):
             tokens = torch.from_numpy(batch).to(world.device)
             total += self._model.total_nll(tokens[:, :-1].clamp(min=0), tokens[:, 1:])
+            if self._on_evaluation_batch is not None:
+                self._on_evaluation_batch()
         self._model.train()
         world.sum(total)
         try:

@@ -8,6 +8,7 @@ import math
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -274,3 +275,21 @@ def test_gradients_that_are_not_finite_are_divergence(
     run._model.positions.register_hook(lambda gradient: gradient * math.inf)
     assert run.advance() == Report("diverged", 1, {})
     run.close()
+
+
+def test_who_watches_a_run_hears_of_every_step_and_evaluated_batch(
+    world: World, tiny: Tiny, tmp_path: Path
+) -> None:
+    heard: list[str] = []
+    with closing(
+        Run(
+            resolve(tiny(tmp_path / "run"), "test"),
+            world,
+            lambda info: heard.append("step"),
+            lambda: heard.append("batch"),
+        )
+    ) as run:
+        run.advance()
+    assert heard[:4] == ["step"] * 4
+    assert len(heard) > 8, "the valid split has several batches"
+    assert set(heard[4:]) == {"batch"}
