@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -267,6 +267,8 @@ def _answer(future: Any) -> Any:
         return ray.get(future)
     except OutOfMemoryError as error:
         return Failure("out_of_memory", str(error))
+    except RayTaskError as error:  # the process lives: its code raised where nothing typed it
+        return Failure("error", str(error))
     except RayError as error:
         return Failure("worker_lost", f"{type(error).__name__}: {error}", dead=True)
 
