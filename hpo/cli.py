@@ -92,7 +92,7 @@ def start(
             f"study {config.study} exists with {taken[config.study]} trials: "
             f"`hpo resume {config.study}` goes on with it, --name starts another"
         )
-    check_place(config, ray_address)
+    check_place(config, runs, ray_address)
     ledger = _open(url, create=True)
     record = ledger.create_study(
         config.study,
@@ -118,13 +118,10 @@ def resume(
 
     ledger = _open(_url(storage))
     record = ledger.study(name)
-    check_place(config_of(record), ray_address)
-    if trials is not None:
-        if trials < record.reserved_trials:
-            _fail(f"--trials {trials}: study {name} has {record.reserved_trials} trials already")
-        ledger.set_budget(record, trials)
-        record = ledger.study(name)
-    _run(ledger, record, runs, ray_address)
+    check_place(config_of(record), runs, ray_address)
+    if trials is not None and trials < record.reserved_trials:
+        _fail(f"--trials {trials}: study {name} has {record.reserved_trials} trials already")
+    _run(ledger, record, runs, ray_address, trials)
 
 
 @app.command()
@@ -233,20 +230,31 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if not _is_users(error):
+        message = _one_line(error)
+        if message is None:
             raise
-        _fail(str(error))
+        _fail(message)
     sys.exit(0)
 
 
 DEFAULT_STORAGE = "sqlite:///hpo.db"
 
 
-def _is_users(error: Exception) -> bool:
+def _one_line(error: Exception) -> str | None:
+    """What to tell the user of an error that is theirs or the database's; None for one of ours."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
     from storage import LedgerError
     from trainer.settings import ConfigError
 
-    return isinstance(error, (ConfigError, LedgerError))
+    if isinstance(error, (ConfigError, LedgerError)):
+        return str(error)
+    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__  # type: ignore[assignment]
+    if isinstance(error, SQLAlchemyError):
+        return "the database: " + " ".join(str(getattr(error, "orig", None) or error).split())
+    return None
 
 
 def _url(storage: str | None) -> str:
@@ -275,11 +283,19 @@ def _free_name(name: str, taken: dict[str, int]) -> str:
     return next(free for n in range(2, 10**6) if (free := f"{name}-{n}") not in taken)
 
 
-def _run(ledger: Ledger, record: StudyRecord, runs: Path, ray_address: str | None) -> NoReturn:
+def _run(
+    ledger: Ledger,
+    record: StudyRecord,
+    runs: Path,
+    ray_address: str | None,
+    trials: int | None = None,
+) -> NoReturn:
     from hpo import tables, views
     from hpo.service import run_study
 
-    ending = run_study(ledger, record, views.config_of(record), runs=runs, ray_address=ray_address)
+    ending = run_study(
+        ledger, record, views.config_of(record), runs=runs, ray_address=ray_address, trials=trials
+    )
     if ending.status == 0:
         tables.best(record.name, views.best_trials(ledger, record.name))
     print(ending.message, file=sys.stdout if ending.status == 0 else sys.stderr)

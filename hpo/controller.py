@@ -12,13 +12,12 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
-from optuna.exceptions import StorageInternalError
-from optuna.trial import FrozenTrial, TrialState
+from optuna.exceptions import OptunaError
+from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.messages import Message
@@ -38,7 +37,7 @@ from storage import (
 
 logger = logging.getLogger("hpo.controller")
 
-LEDGER_ERRORS = (LedgerError, StorageInternalError, SQLAlchemyError)
+LEDGER_ERRORS = (LedgerError, OptunaError, SQLAlchemyError)
 
 
 @dataclass
@@ -97,6 +96,7 @@ class Controller:
         self._observers = observers
         self._again = deque(ledger.orphans(record))
         self._budget_spent = False
+        self._failures = 0  # trials in a row; a resume counts anew, what was wrong may be mended
         self._lock = threading.RLock()
 
     @property
@@ -147,6 +147,8 @@ class Controller:
             ended = message.kind != "evaluated" or state is not None
             if ended:
                 del self.running[number]
+            if state is not None:
+                self._failures = self._failures + 1 if state is TrialState.FAIL else 0
             if ended and state is None and reason is Reason.WORKER_LOST:
                 self._again.append(assignment.attempt.trial_id)
         self._tell_observers(number, message, ended, state, reason)
@@ -189,10 +191,9 @@ class Controller:
     def _may_ask(self) -> bool:
         if self.stopping or self._budget_spent or self.gave_up:
             return False
-        failures = failures_in_a_row(self.study.get_trials(deepcopy=False))
-        if failures >= self.config.failures.max_failures:
+        if self._failures >= self.config.failures.max_failures:
             self.failing = True
-            self.gave_up = f"the last {failures} trials failed (failures.max_failures)"
+            self.gave_up = f"the last {self._failures} trials failed (failures.max_failures)"
         elif self._hours_spent():
             self.gave_up = f"the budget of {self.config.budget.hours:g} hours is spent"
         return self.gave_up is None
@@ -292,13 +293,3 @@ class Controller:
                 )
         if ended and reason in (Reason.ERROR, Reason.WORKER_LOST):
             logger.warning("trial %d: %s: %s", number, reason, message.detail)
-
-
-def failures_in_a_row(trials: Sequence[FrozenTrial]) -> int:
-    """How many of the trials that ended last have failed, one after the other."""
-    ended = sorted(
-        ((t.datetime_complete, t.state) for t in trials if t.datetime_complete is not None),
-        key=lambda end: end[0],
-        reverse=True,
-    )
-    return len(list(takewhile(lambda end: end[1] is TrialState.FAIL, ended)))

@@ -41,7 +41,9 @@ from ray.tune.search import Searcher
 from hpo.controller import Controller
 from hpo.gang import Gang, GangFailure
 from hpo.messages import Message
-from hpo.study import Resources
+from hpo.study import Resources, local_cpus
+
+logger = logging.getLogger("hpo.dispatch")
 
 
 class GangTrainable(tune.Trainable):  # type: ignore[misc]
@@ -90,14 +92,13 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         assert self._gang is not None
         report = self._gang.advance()
         if report.kind != "evaluated":
-            self._gang.close()
+            self._free()
         return Message(report.kind, report.step, _named(report.metrics), self._first_step)
 
     def _start(self) -> None:
+        self._free()  # a pruned trial's run is still there
         if self._gang is None:
             self._gang = Gang(ray.util.get_current_placement_group(), **self._assignment["gang"])
-        else:
-            self._gang.close()  # a pruned trial's run is still there
         self._first_step, history = self._gang.start(
             self._assignment["trial"], self._assignment["document"]
         )
@@ -108,6 +109,15 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
             for metrics in history
             if self._assignment["reported_step"] < metrics["step"] < self._assignment["steps"]
         )
+
+    def _free(self) -> None:
+        # A gang that cannot be freed is of no trial's making: the next one builds another.
+        if self._gang is not None:
+            try:
+                self._gang.close()
+            except GangFailure as failure:
+                logger.warning("the gang was lost between trials: %s", failure.detail)
+                self._gang = None
 
 
 class _Adapter:
@@ -209,6 +219,7 @@ def ray_session(address: str | None, namespace: str) -> Iterator[None]:
     ray.init(
         address=address or "local",
         namespace=namespace,
+        num_cpus=local_cpus() if address is None else None,
         include_dashboard=False if address is None else None,
         log_to_driver=False,
         configure_logging=True,

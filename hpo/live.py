@@ -83,9 +83,9 @@ class Board:
     def progress(self, found: Mapping[int, Progress]) -> None:
         """Steps made between evaluations."""
         for trial, progress in found.items():
-            if trial in self.running and progress.step >= self.running[trial].step:
-                self.running[trial].step = progress.step
-                self.running[trial].loss = progress.loss
+            shown = self.running.get(trial)  # the main thread may end it meanwhile
+            if shown is not None and progress.step >= shown.step:
+                shown.step, shown.loss = progress.step, progress.loss
 
     def say(self, text: str) -> None:
         """A note to the person, kept in view."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -19,13 +20,12 @@ from types import FrameType
 import optuna
 from optuna.trial import TrialState
 from rich.console import Console
-from sqlalchemy.exc import SQLAlchemyError
 
-from hpo.controller import Controller
+from hpo.controller import LEDGER_ERRORS, Controller
 from hpo.live import Board
 from hpo.study import StudyConfig, check_machine, local_cpus
-from hpo.tracking import make_tracker
-from storage import Lease, LeaseHeld, Ledger, LedgerError, StudyRecord
+from hpo.tracking import check_tracking, make_tracker
+from storage import Lease, LeaseHeld, Ledger, StudyRecord
 from trainer.settings import ConfigError
 from trainer.terminal import Quiet
 
@@ -43,21 +43,38 @@ class Ending:
     message: str  # one line for the person
 
 
-def check_place(config: StudyConfig, ray_address: str | None) -> None:
-    """Raise ConfigError unless one trial fits on this machine, or on the Ray cluster given."""
+def check_place(config: StudyConfig, runs: Path, ray_address: str | None) -> None:
+    """Raise ConfigError unless a trial fits, `runs` can be a folder, and wandb, if asked, is there.
+
+    Asked before anything is written to the ledger.
+    """
+    check_tracking(config.tracking)
     if ray_address is None:
-        return check_machine(config, local_cpus(), _local_gpus(config), "this machine")
-    _check_answers(ray_address)
+        check_machine(config, local_cpus(), _local_gpus(config), "this machine")
+    else:
+        _check_cluster(config, ray_address)
+    folder = runs.absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"--runs {runs}: {there} is not a folder that can be written to")
+
+
+def _check_cluster(config: StudyConfig, ray_address: str) -> None:
     from hpo import dispatch
 
+    host, _, port = ray_address.rpartition(":")
     try:
+        # Ray itself would try for minutes where nobody answers.
+        socket.create_connection((host, int(port)), timeout=10).close()
         with Quiet(), dispatch.ray_session(ray_address, "hpo-check"):
             cpus, gpus = dispatch.cluster_size()
-    except ConnectionError as error:
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"--ray-address {ray_address}: {error}; is it Ray's, and has $RAY_AUTH_TOKEN its token?"
+            f"--ray-address {ray_address}: no Ray cluster of ours answers there, or "
+            f"$RAY_AUTH_TOKEN is not its token: {reason}"
         ) from None
-    return check_machine(config, cpus, gpus, "the Ray cluster")
+    check_machine(config, cpus, gpus, "the Ray cluster")
 
 
 def run_study(
@@ -67,12 +84,14 @@ def run_study(
     *,
     runs: Path,
     ray_address: str | None = None,
+    trials: int | None = None,
 ) -> Ending:
-    """Run the study until it is done, stopped or given up.
+    """Run the study until it is done, stopped or given up; `trials` is its new budget, if given.
 
     Raises LeaseHeld while another controller runs it. `check_place` was asked before.
     """
-    lease = _acquire(ledger, record)
+    lease = _acquire(ledger, record, trials)
+    record = ledger.study(record.name)
     folder = (runs / record.name).absolute()
     try:
         with Quiet() as quiet:
@@ -81,7 +100,9 @@ def run_study(
             console = Console(file=quiet.output)
             return _run(ledger, record, config, lease, folder.parent, ray_address, console)
     finally:
-        ledger.release(lease)
+        # A ledger that cannot be reached is why we leave; the lease then runs out by itself.
+        with contextlib.suppress(*LEDGER_ERRORS):
+            ledger.release(lease)
 
 
 def _run(
@@ -102,7 +123,7 @@ def _run(
     guard = _Guard(ledger, record, controller, board)
     with ExitStack() as stack:
         stack.callback(tracker.close)
-        scratch = runs / record.name / ".tune"
+        scratch = runs / record.name / f".tune-{lease.controller_id}"
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         stack.enter_context(ledger.heartbeat(lease, controller.abandon))
         namespace = f"hpo-{record.uid}-{lease.controller_id}"
@@ -123,6 +144,7 @@ class _Guard:
         self._record = record
         self._controller = controller
         self._board = board
+        self._signalled = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -140,40 +162,44 @@ class _Guard:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._controller.stopping:
+        # A handler may interrupt a print: it only leaves word for the thread that watches.
+        if self._signalled:
             os._exit(INTERRUPTED)  # the second: leave at once, the checkpoints are what they are
-        self._stop("stopping: running trials write a checkpoint; again to leave at once")
+        self._signalled = True
+
+    def _watch(self, done: threading.Event) -> None:
+        while not done.wait(POLL_SECONDS):
+            try:
+                self._look()
+            except Exception:
+                # Whatever it was (Ray busy, say), the next look must still come.
+                logger.exception("could not look after the trials")
+
+    def _look(self) -> None:
+        from hpo import gang
+
+        if not self._controller.stopping:
+            if self._signalled:
+                self._stop("stopping: running trials write a checkpoint; again to leave at once")
+            elif self._ledger.study(self._record.name).stop_requested:
+                self._stop("stopping: asked to by `hpo stop`")
+        if self._controller.broken:
+            gang.kill_all()
+        elif self._controller.stopping:
+            gang.request_stop()
+        self._board.progress(gang.progress())
 
     def _stop(self, why: str) -> None:
         self._controller.stopping = True
         self._board.say(why)
 
-    def _watch(self, done: threading.Event) -> None:
-        from hpo import gang
 
-        while not done.wait(POLL_SECONDS):
-            if not self._controller.stopping and self._wish_to_stop():
-                self._stop("stopping: asked to by `hpo stop`")
-            if self._controller.broken:
-                gang.kill_all()
-            elif self._controller.stopping:
-                gang.request_stop()
-            self._board.progress(gang.progress())
-
-    def _wish_to_stop(self) -> bool:
-        try:
-            return self._ledger.study(self._record.name).stop_requested
-        except (LedgerError, SQLAlchemyError) as error:
-            logger.warning("could not read the ledger: %s", error)
-            return False
-
-
-def _acquire(ledger: Ledger, record: StudyRecord) -> Lease:
+def _acquire(ledger: Ledger, record: StudyRecord, trials: int | None) -> Lease:
     """The study's lease; waits for a dead controller's to run out. Raises LeaseHeld if it lives."""
     held: LeaseHeld | None = None
     while True:
         try:
-            return ledger.acquire(record)
+            return ledger.acquire(record, trials=trials)
         except LeaseHeld as error:
             # A lease that has become longer was renewed: its controller lives.
             if held is not None and (
@@ -210,17 +236,6 @@ def _ending(controller: Controller) -> Ending:
     if controller.failing:
         return Ending(1, f"study {name} stopped: {gave_up}; go on with: {again}")
     return Ending(0, f"study {name} is done{f': {gave_up}' if gave_up else ''}")
-
-
-def _check_answers(ray_address: str) -> None:
-    # Ray itself would try for minutes.
-    host, _, port = ray_address.removeprefix("ray://").rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"--ray-address {ray_address}: no Ray cluster answers there: {error}"
-        ) from None
 
 
 def _local_gpus(config: StudyConfig) -> int:

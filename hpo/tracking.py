@@ -79,18 +79,25 @@ class NullTracker(Tracker):
         return
 
 
-def make_tracker(config: TrackingConfig, study: str, study_uid: str, folder: Path) -> Tracker:
-    """The tracker `config` asks for; wandb's own files go to `folder`/wandb.
-
-    `study_uid` tells apart two studies of one name. Raises ConfigError if wandb is not installed.
-    """
+def check_tracking(config: TrackingConfig) -> None:
+    """Raise ConfigError if wandb is asked for and not installed."""
     if config.wandb is None or config.wandb.mode == "disabled":
-        return NullTracker()
+        return
     # A folder wandb/ of offline runs in the working directory is importable too, with no origin.
     if (spec := importlib.util.find_spec("wandb")) is None or spec.origin is None:
         raise ConfigError(
             "tracking.wandb: wandb is not installed; pip install layerdrop-hpo[wandb]"
         )
+
+
+def make_tracker(config: TrackingConfig, study: str, study_uid: str, folder: Path) -> Tracker:
+    """The tracker `config` asks for; wandb's own files go to `folder`/wandb.
+
+    `study_uid` tells apart two studies of one name. Raises ConfigError if wandb is not installed.
+    """
+    check_tracking(config)
+    if config.wandb is None or config.wandb.mode == "disabled":
+        return NullTracker()
     return WandbTracker(config.wandb, study, study_uid, folder)
 
 

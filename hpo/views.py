@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.study import StudyConfig, restore_study
-from storage import Attempt, Ledger, StudyRecord
+from storage import Ledger, StudyRecord
 from trainer.settings import ConfigError
 
 View = dict[str, Any]
@@ -18,46 +19,38 @@ View = dict[str, Any]
 
 def study_list(ledger: Ledger) -> list[View]:
     """A line for each study."""
-    return [_summary(ledger, record) for record in ledger.studies()]
+    return [_Study(ledger, record).summary() for record in ledger.studies()]
 
 
 def study_status(ledger: Ledger, name: str) -> View:
     """How far the study is, who runs it, its best trial, and its trials that run."""
-    record = ledger.study(name)
-    trials = _trials(ledger, record)
-    attempts = ledger.attempts(record)
-    running = [t for t in trials if t.state is TrialState.RUNNING]
+    study = _Study(ledger, ledger.study(name))
+    running = [trial for trial in study.trials if trial.state is TrialState.RUNNING]
+    cost = sum(a.device_seconds for attempts in study.attempts.values() for a in attempts)
     return {
-        **_summary(ledger, record),
-        "best": _best(record, trials, attempts),
-        "running": [_trial(record, trial, attempts.get(trial._trial_id, [])) for trial in running],
-        "device_seconds": round(
-            sum(a.device_seconds for trial in attempts.values() for a in trial), 3
-        ),
+        **study.summary(),
+        "best": study.best(),
+        "running": [study.view(trial) for trial in running],
+        "device_seconds": round(cost, 3),
     }
 
 
 def trial_list(ledger: Ledger, name: str) -> list[View]:
     """A line for each trial of the study."""
-    record = ledger.study(name)
-    attempts = ledger.attempts(record)
-    return [
-        _trial(record, trial, attempts.get(trial._trial_id, []))
-        for trial in _trials(ledger, record)
-    ]
+    study = _Study(ledger, ledger.study(name))
+    return [study.view(trial) for trial in study.trials]
 
 
 def trial_details(ledger: Ledger, name: str, number: int) -> View:
     """Everything about one trial. Raises ConfigError if the study has none of that number."""
-    record = ledger.study(name)
-    trials = _trials(ledger, record)
-    if not 0 <= number < len(trials):
-        have = f"it has trials 0 to {len(trials) - 1}" if trials else "it has none yet"
+    study = _Study(ledger, ledger.study(name))
+    if not 0 <= number < len(study.trials):
+        last = len(study.trials) - 1
+        have = f"it has trials 0 to {last}" if study.trials else "it has none yet"
         raise ConfigError(f"study {name}: no trial {number}; {have}")
-    trial = trials[number]
-    attempts = ledger.trial_attempts(trial._trial_id)
+    trial = study.trials[number]
     return {
-        **_trial(record, trial, attempts),
+        **study.view(trial),
         "run_dir": trial.user_attrs.get("run_dir"),
         "attempts": [
             {
@@ -68,7 +61,7 @@ def trial_details(ledger: Ledger, name: str, number: int) -> View:
                 "device_seconds": round(attempt.device_seconds, 3),
                 "detail": attempt.detail,
             }
-            for attempt in attempts
+            for attempt in study.attempts.get(trial._trial_id, [])
         ],
         "metrics": ledger.metrics(trial._trial_id),
     }
@@ -76,12 +69,11 @@ def trial_details(ledger: Ledger, name: str, number: int) -> View:
 
 def best_trials(ledger: Ledger, name: str) -> list[View]:
     """The best trial, or the Pareto front when there are several objectives."""
-    record = ledger.study(name)
-    attempts = ledger.attempts(record)
-    study = optuna.load_study(study_name=name, storage=ledger.storage)
-    if len(study.directions) > 1:
-        return [_trial(record, t, attempts.get(t._trial_id, [])) for t in study.best_trials]
-    best = _best(record, study.get_trials(deepcopy=False), attempts)
+    study = _Study(ledger, ledger.study(name))
+    if len(study.objectives) > 1:
+        front = optuna.load_study(study_name=name, storage=ledger.storage).best_trials
+        return [study.view(trial) for trial in front]
+    best = study.best()
     return [best] if best else []
 
 
@@ -90,52 +82,47 @@ def config_of(record: StudyRecord) -> StudyConfig:
     return restore_study(record.document, record.name)
 
 
-def _summary(ledger: Ledger, record: StudyRecord) -> View:
-    states = Counter(trial.state.name for trial in _trials(ledger, record))
-    alive = [c for c in ledger.controllers(record) if c.alive]
-    return {
-        "study": record.name,
-        "trials": sum(states.values()),
-        "budget": record.budget_trials,
-        "states": dict(states),
-        "controller": f"process {alive[0].pid} on {alive[0].host}" if alive else None,
-    }
+class _Study:
+    """One study, read once."""
 
+    def __init__(self, ledger: Ledger, record: StudyRecord) -> None:
+        self.record = record
+        self.trials = ledger.storage.get_all_trials(record.study_id, deepcopy=False)
+        self.attempts = ledger.attempts(record)
+        self.controllers = ledger.controllers(record)
+        self.objectives: list[View] = yaml.safe_load(record.document)["objectives"]
 
-def _trials(ledger: Ledger, record: StudyRecord) -> list[FrozenTrial]:
-    return ledger.storage.get_all_trials(record.study_id, deepcopy=False)
+    def summary(self) -> View:
+        states = Counter(trial.state.name for trial in self.trials)
+        alive = [c for c in self.controllers if c.alive]
+        return {
+            "study": self.record.name,
+            "trials": len(self.trials),
+            "budget": self.record.budget_trials,
+            "states": dict(states),
+            "controller": f"process {alive[0].pid} on {alive[0].host}" if alive else None,
+        }
 
+    def best(self) -> View | None:
+        complete = [t for t in self.trials if t.state is TrialState.COMPLETE]
+        if not complete or len(self.objectives) > 1:
+            return None
+        sign = 1 if self.objectives[0]["direction"] == "minimize" else -1
+        return self.view(min(complete, key=lambda t: sign * (t.values or [math.inf])[0]))
 
-def _objectives(record: StudyRecord) -> list[View]:
-    objectives: list[View] = yaml.safe_load(record.document)["objectives"]
-    return objectives
-
-
-def _best(
-    record: StudyRecord, trials: list[FrozenTrial], attempts: dict[int, list[Attempt]]
-) -> View | None:
-    objectives = _objectives(record)
-    complete = [t for t in trials if t.state is TrialState.COMPLETE]
-    if not complete or len(objectives) > 1:
-        return None
-    sign = 1 if objectives[0]["direction"] == "minimize" else -1
-    best = min(complete, key=lambda trial: sign * (trial.values or [float("inf")])[0])
-    return _trial(record, best, attempts.get(best._trial_id, []))
-
-
-def _trial(record: StudyRecord, trial: FrozenTrial, attempts: list[Attempt]) -> View:
-    names = [objective["metric"] for objective in _objectives(record)]
-    last_step = max((a.last_step for a in attempts if a.last_step is not None), default=None)
-    values = trial.values
-    if values is None and trial.intermediate_values and len(names) == 1:
-        values = [trial.intermediate_values[max(trial.intermediate_values)]]
-    return {
-        "trial": trial.number,
-        "state": trial.state.name,
-        "reason": trial.user_attrs.get("reason"),
-        "step": last_step,
-        "values": dict(zip(names, values, strict=True)) if values else {},
-        "attempts": len(attempts),
-        "device_seconds": round(sum(a.device_seconds for a in attempts), 3),
-        "params": trial.params,
-    }
+    def view(self, trial: FrozenTrial) -> View:
+        names = [objective["metric"] for objective in self.objectives]
+        attempts = self.attempts.get(trial._trial_id, [])
+        values = trial.values
+        if values is None and trial.intermediate_values and len(names) == 1:
+            values = [trial.intermediate_values[max(trial.intermediate_values)]]
+        return {
+            "trial": trial.number,
+            "state": trial.state.name,
+            "reason": trial.user_attrs.get("reason"),
+            "step": max((a.last_step for a in attempts if a.last_step is not None), default=None),
+            "values": dict(zip(names, values, strict=True)) if values else {},
+            "attempts": len(attempts),
+            "device_seconds": round(sum(a.device_seconds for a in attempts), 3),
+            "params": trial.params,
+        }

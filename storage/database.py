@@ -28,7 +28,7 @@ def shown(url: str) -> str:
     """`url` without its password, for people and logs."""
     try:
         return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         return "the storage URL"
 
 
@@ -80,7 +80,7 @@ def _parse(url: str) -> URL:
             f"{shown(url)}: not a storage URL; use sqlite:///hpo.db or "
             "postgresql://user@host/database"
         ) from None
-    if parsed.drivername in ("postgresql", "postgres"):
+    if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise LedgerError(f"{shown(url)}: the ledger is kept in SQLite or PostgreSQL only")
@@ -143,6 +143,9 @@ def _check_version(version: str | None, create: bool) -> None:
 
 def _migrate(engine: Engine) -> None:
     with engine.begin() as connection:
+        if engine.dialect.name == "sqlite":
+            # sqlite3 begins no transaction for tables by itself: a kill would leave half of them.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
         if _version(connection) == HEAD:
             return
         from alembic import command

@@ -17,6 +17,7 @@ import hashlib
 import os
 import socket
 import threading
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -90,24 +91,26 @@ class Ledger(Reader):
             raise StudyExists(f"study {name} is in the ledger already") from None
         return self.study(name)
 
-    def acquire(self, study: StudyRecord, *, seconds: float = LEASE_SECONDS) -> Lease:
+    def acquire(
+        self, study: StudyRecord, *, seconds: float = LEASE_SECONDS, trials: int | None = None
+    ) -> Lease:
         """Become the study's controller, taking over from one whose lease has run out.
 
-        Clears an earlier wish to stop. Raises LeaseHeld while another controller's lease runs.
+        Clears an earlier wish to stop; `trials` becomes the budget, if given. Raises LeaseHeld
+        while another controller's lease runs.
         """
         with joined(self._sessions) as session:
-            # Writing first takes the lock, on SQLite and PostgreSQL alike.
+            # Writing first takes SQLite's lock; controllers before studies, as every write does.
+            active = (ControllerRow.study_id == study.study_id) & (ControllerRow.state == "active")
+            session.execute(sa.update(ControllerRow).where(active).values(state="active"))
+            budget = {} if trials is None else {"budget_trials": trials}
             session.execute(
                 sa.update(StudyRow)
                 .where(StudyRow.study_id == study.study_id)
-                .values(stop_requested_at=None)
+                .values(stop_requested_at=None, **budget)
             )
             now = self._now(session)
-            for other in session.scalars(
-                sa.select(ControllerRow)
-                .where(ControllerRow.study_id == study.study_id, ControllerRow.state == "active")
-                .with_for_update()
-            ):
+            for other in session.scalars(sa.select(ControllerRow).where(active).with_for_update()):
                 if other.expires_at > now:
                     raise LeaseHeld(
                         f"study {study.name} is being run by process {other.pid} on {other.host}",
@@ -115,11 +118,7 @@ class Ledger(Reader):
                         other.expires_at - now,
                     )
                 other.state = "lost"
-                session.execute(
-                    sa.update(AttemptRow)
-                    .where(AttemptRow.controller_id == other.id, AttemptRow.ended_at.is_(None))
-                    .values(ended_at=other.seen_at, reason=Reason.CONTROLLER_LOST.value)
-                )
+                _close_attempts(session, other.id, other.seen_at)
             row = ControllerRow(
                 study_id=study.study_id,
                 host=socket.gethostname(),
@@ -137,11 +136,13 @@ class Ledger(Reader):
         """Give the lease back: the study may be resumed at once. A lost lease is left alone."""
         with joined(self._sessions) as session:
             now = self._now(session)
-            session.execute(
+            released = session.execute(
                 sa.update(ControllerRow)
                 .where(ControllerRow.id == lease.controller_id, ControllerRow.state == "active")
                 .values(state="released", seen_at=now, expires_at=now)
             )
+            if released.rowcount == 1:  # type: ignore[attr-defined]
+                _close_attempts(session, lease.controller_id, now)
 
     def request_stop(self, study: StudyRecord) -> None:
         """Ask the study's controller to checkpoint its trials and leave."""
@@ -150,15 +151,6 @@ class Ledger(Reader):
                 sa.update(StudyRow)
                 .where(StudyRow.study_id == study.study_id)
                 .values(stop_requested_at=self._now(session))
-            )
-
-    def set_budget(self, study: StudyRecord, trials: int) -> None:
-        """Change how many trials the study may have in all."""
-        with joined(self._sessions) as session:
-            session.execute(
-                sa.update(StudyRow)
-                .where(StudyRow.study_id == study.study_id)
-                .values(budget_trials=trials)
             )
 
     @contextmanager
@@ -173,18 +165,22 @@ class Ledger(Reader):
     def heartbeat(self, lease: Lease, on_error: Callable[[Exception], None]) -> Iterator[None]:
         """Renew `lease` from a thread while the block runs, every third of its length.
 
-        `on_error` is called, once and from that thread, when a renewal fails.
+        `on_error` is called, once and from that thread, when the lease is lost, or could not be
+        renewed for its whole length.
         """
         done = threading.Event()
 
         def beat() -> None:
+            renewed_at = time.monotonic()
             while not done.wait(lease.seconds / 3):
                 try:
                     with self.transaction(lease):
-                        pass
+                        renewed_at = time.monotonic()
                 except (LedgerError, sa.exc.SQLAlchemyError) as error:
-                    on_error(error)
-                    return
+                    lost = isinstance(error, LedgerError)
+                    if lost or time.monotonic() - renewed_at > lease.seconds:
+                        on_error(error)
+                        return
 
         thread = threading.Thread(target=beat, name="lease-heartbeat", daemon=True)
         thread.start()
@@ -209,6 +205,15 @@ class Ledger(Reader):
                 .where(~sa.exists().where(parent == child))
                 .execution_options(**_UNSYNCED)
             )
+
+
+def _close_attempts(session: Session, controller_id: int, at: float) -> None:
+    """End what a controller that is gone has left open."""
+    session.execute(
+        sa.update(AttemptRow)
+        .where(AttemptRow.controller_id == controller_id, AttemptRow.ended_at.is_(None))
+        .values(ended_at=at, reason=Reason.CONTROLLER_LOST.value)
+    )
 
 
 _UNSYNCED: dict[str, Any] = {"synchronize_session": False}

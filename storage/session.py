@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 from sqlalchemy.orm import Session, scoped_session
 
+from storage.errors import LedgerError
+
 
 class JoinedSession(Session):
     """A session whose `commit` and `close` wait for the end of `joined()`, if inside one."""
@@ -50,7 +52,7 @@ def joined(sessions: scoped_session[JoinedSession]) -> Iterator[Session]:
     try:
         yield session
         if session._broken:
-            raise RuntimeError("a statement inside the transaction failed and was rolled back")
+            raise LedgerError("a statement inside the transaction failed and was rolled back")
         Session.commit(session)
     except BaseException:
         Session.rollback(session)

@@ -122,3 +122,9 @@ def test_a_port_that_is_taken_is_refused(with_a_study: Desk) -> None:
         assert f"--port {port}: address already in use" in refused(
             with_a_study, "dashboard", "--port", port
         )
+
+
+def test_a_folder_for_runs_that_cannot_be_one_is_refused(desk: Desk) -> None:
+    file = desk.write_study()
+    message = refused(desk, "start", str(file), "--runs", "study.yaml")
+    assert "is not a folder that can be written to" in message

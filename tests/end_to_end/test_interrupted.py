@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sqlite3
 
@@ -137,10 +136,3 @@ def peek(process: object) -> bytes:
     if select.select([descriptor], [], [], 0)[0]:
         return os.read(descriptor, 1 << 16)
     return b""
-
-
-def test_json_is_all_that_reading_commands_print(desk: Desk) -> None:
-    desk.hpo("start", str(desk.write_study(budget={"trials": 1}, train={"steps": 2})))
-    for command in (["list"], ["status", "tiny"], ["trials", "tiny"], ["show", "tiny", "0"],
-                    ["best", "tiny"]):  # fmt: skip
-        json.loads(desk.hpo(*command, "--json"))

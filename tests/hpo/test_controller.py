@@ -294,3 +294,25 @@ def test_a_report_repeated_after_an_adoption_changes_nothing(url: str) -> None:
     (trial,) = stage.trials
     assert trial.intermediate_values == {100: 9.0, 200: 8.5, 300: 8.0}
     assert list(stage.ledger.metrics(trial._trial_id)) == [100, 200, 300]
+
+
+def test_a_study_that_failed_too_often_may_be_resumed_when_that_is_mended(url: str) -> None:
+    stage = Stage(url, failures={"max_failures": 2}, budget={"trials": 9})
+    first = stage.controller(0.001)
+    play(first, Message("error", detail="boom"))
+    play(first, Message("error", detail="boom"))
+    assert first.exhausted
+    time.sleep(0.01)
+    second = stage.controller()
+    finish(second)
+    assert not second.exhausted
+
+
+def test_a_trial_ended_by_somebody_else_breaks_the_run_and_not_the_program(url: str) -> None:
+    stage = Stage(url)
+    controller = stage.controller()
+    assignment = controller.next()
+    assert assignment is not None
+    stage.ledger.storage.set_trial_state_values(assignment.attempt.trial_id, TrialState.FAIL)
+    assert controller.handle(0, 1, Message("finished", 300, ppl(1.0))) is False
+    assert controller.broken is not None

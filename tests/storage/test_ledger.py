@@ -182,8 +182,8 @@ class TestTheBudget:
 
     def test_can_be_raised(self, ledger: Ledger) -> None:
         study = new_study(ledger, budget=0)
-        lease = ledger.acquire(study)
-        ledger.set_budget(study, 1)
+        ledger.release(ledger.acquire(study))
+        lease = ledger.acquire(study, trials=1)
         run_trial(ledger, lease)
         assert ledger.study("tiny").reserved_trials == 1
 
@@ -291,6 +291,21 @@ class TestAnOrphan:
             tx.end_attempt(attempt, Reason.STOPPED, None)
         assert ledger.orphans(study) == [trial._trial_id]
 
+    def test_left_open_by_a_controller_that_gave_its_lease_back_has_an_end_and_a_reason(
+        self, ledger: Ledger
+    ) -> None:
+        study = new_study(ledger)
+        lease = ledger.acquire(study)
+        optuna_study = optuna.load_study(study_name="tiny", storage=ledger.storage)
+        with ledger.transaction(lease) as tx:
+            trial = optuna_study.ask()
+            tx.begin_attempt(trial._trial_id, devices=1)
+        ledger.release(lease)
+        (attempt,) = ledger.trial_attempts(trial._trial_id)
+        assert attempt.reason is Reason.CONTROLLER_LOST
+        assert attempt.ended_at is not None
+        assert ledger.orphans(study) == [trial._trial_id]
+
 
 class TestAWishToStop:
     def test_is_seen_and_forgotten_by_the_next_controller(self, ledger: Ledger) -> None:
@@ -330,7 +345,10 @@ class TestOpening:
         with pytest.raises(LedgerError, match="newer version.*upgrade"):
             Ledger.open(ledger_url, create=True)
 
-    @pytest.mark.parametrize("url", ["hpo.db", "mysql://me:secret@host/db", "redis://host", ""])
+    @pytest.mark.parametrize(
+        "url",
+        ["hpo.db", "mysql://me:secret@host/db", "redis://host", "", "postgresql://u:p@h:abc/db"],
+    )
     def test_an_address_that_is_no_ledgers_is_refused_in_one_line(self, url: str) -> None:
         with pytest.raises(LedgerError) as refused:
             Ledger.open(url, create=True)
@@ -352,6 +370,24 @@ class TestOpening:
         ledger = Ledger.open(f"sqlite:///{tmp_path}/hpo.db", create=True)
         with ledger._sessions() as session:
             assert session.scalar(sa.text("PRAGMA journal_mode")) == "wal"
+
+    def test_a_program_killed_while_it_makes_the_tables_leaves_none(self, tmp_path: Path) -> None:
+        url = f"sqlite:///{tmp_path}/hpo.db"
+        program = f"""
+import os, signal
+import sqlalchemy as sa
+from storage import Ledger
+
+@sa.event.listens_for(sa.Engine, "before_cursor_execute")
+def kill(connection, cursor, statement, *rest):
+    if "hpo_metrics" in statement:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Ledger.open({url!r}, create=True)
+"""
+        ended = subprocess.run([sys.executable, "-c", program], check=False)
+        assert ended.returncode == -signal.SIGKILL
+        assert new_study(Ledger.open(url, create=True)).name == "tiny"
 
     def test_our_migrations_leave_exactly_the_tables_of_our_models(self, ledger: Ledger) -> None:
         from alembic.autogenerate import compare_metadata
