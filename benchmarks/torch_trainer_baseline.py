@@ -65,6 +65,7 @@ def measure(trials: int) -> list[float]:
 def _ray() -> Iterator[None]:
     # A CPU for the trial's driver beside those of the ranks, or none would ever be placed.
     ray.init(
+        address="local",
         num_cpus=RANKS + 1,
         include_dashboard=False,
         log_to_driver=False,
