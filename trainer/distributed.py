@@ -99,6 +99,8 @@ def join(rank: int, ranks: int, local_rank: int, master_addr: str, master_port: 
         torch.cuda.set_device(local_rank)
     # DeepSpeed would compile it for a minute, and wait for ever on the lock of a killed build.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # It would copy every gradient to fp64 for the norm: 2 % of a step, and torch clips in fp32 too.
+    deepspeed.get_accelerator().is_fp64_supported = lambda: False
     deepspeed.init_distributed("nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False)
     return World(
         rank, ranks, local_rank, torch.device("cuda", local_rank) if gpu else torch.device("cpu")
