@@ -23,10 +23,11 @@ from trainer.settings import ConfigError
 from trainer.state import full_state, load_full_state
 
 # DeepSpeed allocates this at every backward and copies gradients into it; larger ones it reduces
-# where they are. Alone, copying is all it costs: 3 % of a step at d_model 128 with the larger one.
-# Among ranks, few large reductions win: 5 % of a step there.
-_BUCKET_NUMBERS_ALONE = 500_000
+# where they are. A small model alone is 3 % faster without the copies; among ranks few large
+# reductions win by 5 %, and a large model alone by some per cent too (docs/log.md).
 _BUCKET_NUMBERS = 5_000_000
+_SMALL_BUCKET_NUMBERS = 500_000
+_SMALL_MODEL_NUMBERS = 10_000_000
 
 
 class Engine:
@@ -48,7 +49,7 @@ class Engine:
             weight_decay=config.optim.weight_decay,
             fused=True,
         )
-        settings = _settings(config, world)
+        settings = _settings(config, world, sum(p.numel() for p in model.parameters()))
         try:
             self._deepspeed, *_ = deepspeed.initialize(
                 model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
@@ -129,9 +130,10 @@ def _dropout_seed(seed: int, step: int, first_row: int) -> int:
     return int.from_bytes(hashlib.blake2b(position, digest_size=8).digest(), "little")
 
 
-def _settings(config: TrainConfig, world: World) -> dict[str, Any]:
+def _settings(config: TrainConfig, world: World, parameters: int) -> dict[str, Any]:
     """What DeepSpeed is told: ours, and over it what the user's `deepspeed` section says."""
     sequences, accumulation = config.data.batch_size, config.optim.accumulation
+    small_alone = world.ranks == 1 and parameters < _SMALL_MODEL_NUMBERS
     ours: dict[str, Any] = {
         "train_batch_size": sequences,
         "train_micro_batch_size_per_gpu": sequences // (world.ranks * accumulation),
@@ -139,7 +141,7 @@ def _settings(config: TrainConfig, world: World) -> dict[str, Any]:
         "gradient_clipping": config.optim.grad_clip,
         "zero_optimization": {
             "stage": config.deepspeed.zero_stage,
-            "reduce_bucket_size": _BUCKET_NUMBERS if world.ranks > 1 else _BUCKET_NUMBERS_ALONE,
+            "reduce_bucket_size": _SMALL_BUCKET_NUMBERS if small_alone else _BUCKET_NUMBERS,
             # gloo: reduce each gradient to the rank that owns it, instead of everywhere.
             "use_multi_rank_bucket_allreduce": world.device.type == "cuda",
         },
