@@ -200,6 +200,7 @@ class TestALease:
         study = new_study(ledger)
         ledger.release(ledger.acquire(study, seconds=30))
         run_trial(ledger, ledger.acquire(study))
+        assert [c.state for c in ledger.controllers(study)] == ["released", "active"]
 
     def test_that_ran_out_is_taken_over_and_its_late_writer_refused(self, ledger: Ledger) -> None:
         study = new_study(ledger)
