@@ -65,18 +65,19 @@ class TopK(Signal):
 
     def divergence(self, logits: Tensor, rows: slice, temperature: float) -> tuple[Tensor, Tensor]:
         """Of the k + 1 outcomes; its gradient reaches each token of the tail by its share of it."""
-        tokens = self.tokens[rows]
+        tokens, tiny = self.tokens[rows], torch.finfo(logits.dtype).tiny
+        theirs = self.log_probabilities[rows].to(logits.dtype)
         log_student = torch.log_softmax(logits, dim=-1)
         best = log_student.gather(1, tokens)
         share = log_student.exp_().scatter_(1, tokens, 0.0)
-        tail = share.sum(dim=1, keepdim=True)
-        ours = torch.log_softmax(torch.cat([best, tail.log()], dim=1) / temperature, dim=-1)
-        theirs = self.log_probabilities[rows].to(logits.dtype) / temperature
-        theirs = torch.log_softmax(theirs, dim=-1)
+        tail = share.sum(dim=1, keepdim=True).clamp_(min=tiny)
+        log_tail = torch.where(theirs[:, -1:].isneginf(), -torch.inf, tail.log())
+        ours = torch.log_softmax(torch.cat([best, log_tail], dim=1) / temperature, dim=-1)
+        theirs = torch.log_softmax(theirs / temperature, dim=-1)
         teacher = theirs.exp()
         total = torch.where(teacher > 0, teacher * (theirs - ours), 0.0).sum() * temperature**2
         gradient = (ours.exp() - teacher) * temperature
-        share.mul_(gradient[:, -1:] / tail.clamp(min=torch.finfo(tail.dtype).tiny))
+        share.mul_(gradient[:, -1:] / tail)
         return total, share.scatter_(1, tokens, gradient[:, :-1])
 
 
