@@ -25,8 +25,9 @@ from trainer.batches import EvalBlocks, TrainBatches
 from trainer.checkpoint import Progress
 from trainer.config import TrainConfig
 from trainer.data import load_splits
+from trainer.ddp import DDPEngine
 from trainer.distributed import World
-from trainer.engine import Engine
+from trainer.engine import DeepSpeedEngine
 from trainer.folder import RunFolder
 from trainer.layerdrop import make_policy
 from trainer.memory import peak_bytes, release_freed, reset_peak
@@ -34,6 +35,8 @@ from trainer.model import LanguageModel
 from trainer.schedule import learning_rate
 
 Kind = Literal["evaluated", "finished", "stopped", "diverged"]
+
+ENGINES = {"deepspeed": DeepSpeedEngine, "ddp": DDPEngine}
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ class Run:
         bf16 = config.precision == "bf16"
         self._model = LanguageModel(config.model, len(splits.vocabulary), context, bf16)
         self._model.initialize(config.seed)
-        self._engine = Engine(config, world, self._model)
+        self._engine = ENGINES[config.engine](config, world, self._model)
         closing.callback(self._free)
         # Sums over ranks: of their mean losses, and of their requests to stop.
         self._agreed = torch.zeros(2, dtype=torch.float64, device=world.device)
