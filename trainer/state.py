@@ -59,8 +59,10 @@ def load_full_state(
                 deepspeed.utils.safe_set_full_optimizer_state(parameter, value, moment)
             else:
                 optimizer.state[parameter][moment].copy_(value)
-    for count in _step_counts(optimizer):
-        count.copy_(_from_rank_0(state, "optimizer_steps", count, world))
+    counts = _step_counts(optimizer)
+    steps = [_from_rank_0(state, "optimizer_steps", count, world) for count in counts[:1]]
+    for count in counts:
+        count.copy_(steps[0])
 
 
 def _weight(parameter: Tensor) -> Tensor:
