@@ -4,9 +4,9 @@
 
 One rank against a loop with a fused AdamW; two ranks against PyTorch's DistributedDataParallel
 on the same process group. The case `gpu` is the recipe's full model beside a compiled loop, and
-says what share of the card's peak each reaches. Both sides train with dropout and clip gradients, and take their steps
-in turn, one of ours, one of theirs, so that a busy machine slows both. Ours is the whole of an
-optimizer step of `trainer.run.Run`: batch, masks, engine and the ranks' agreement.
+says what share of the card's peak each reaches. Both sides train with dropout and clip gradients,
+and take their steps in turn, one of ours, one of theirs, so that a busy machine slows both. Ours
+is the whole of an optimizer step of `trainer.run.Run`: batch, masks, engine, the ranks' agreement.
 """
 
 from __future__ import annotations

@@ -104,11 +104,13 @@ class DistillationConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW with a linear warm-up and a decay."""
+    """The optimizer, with a linear warm-up and a decay."""
 
+    name: Literal["adamw", "lamb", "lion", "muon"] = "adamw"  # lamb and muon not under ZeRO
     lr: Positive = 5e-4
     weight_decay: NonNegative = 0.01
     betas: tuple[Probability, Probability] = (0.9, 0.999)
+    momentum: Probability = 0.95  # of the matrices that muon moves; the rest has betas
     warmup_steps: Annotated[int, Field(ge=0)] = 40
     schedule: Literal["constant", "cosine"] = "cosine"
     lr_final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # of lr, at the last step
@@ -153,6 +155,14 @@ class DeepSpeedConfig(Section):
         return self
 
 
+class DDPConfig(Section):
+    """What ranks send each other under `engine: ddp`."""
+
+    # Gradient matrices go as two factors of this rank (PowerSGD) once the warm-up is over; whole
+    # if null. A slow link wants 1 to 4.
+    powersgd_rank: Count | None = None
+
+
 class TrainConfig(Section):
     """One training run."""
 
@@ -162,6 +172,7 @@ class TrainConfig(Section):
     eval_every: Count = 100  # optimizer steps between evaluations; each also checkpoints
     keep_checkpoints: Count = 2
     precision: Literal["fp32", "bf16"] = "fp32"
+    engine: Literal["deepspeed", "ddp"] = "deepspeed"  # ddp: plain PyTorch, to compare against
     loss_limit: Positive | None = None  # a train loss (nats per token) past it is divergence
     threads: Count | None = None  # CPU threads a rank computes with; torch's default if null
     data: DataConfig = DataConfig()
@@ -170,6 +181,7 @@ class TrainConfig(Section):
     distillation: DistillationConfig = DistillationConfig()
     optim: OptimConfig = OptimConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    ddp: DDPConfig = DDPConfig()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> TrainConfig:
@@ -185,8 +197,30 @@ class TrainConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _engine_has_its_own(self) -> TrainConfig:
+        if self.engine == "ddp":
+            for key in self.deepspeed.model_extra or {}:
+                raise ValueError(f"deepspeed.{key}: goes with engine: deepspeed, not engine: ddp")
+            return self
+        if self.ddp.powersgd_rank is not None:
+            raise ValueError("ddp.powersgd_rank: goes with engine: ddp, not engine: deepspeed")
+        if self.optim.name in ("lamb", "muon") and self.deepspeed.zero_stage > 0:
+            # One scales, the other orthogonalizes, whole matrices; on pieces they run, wrongly.
+            raise ValueError(
+                f"optim.name: {self.optim.name} needs whole matrices, and deepspeed.zero_stage "
+                f"{self.deepspeed.zero_stage} gives each rank flat pieces of them; use "
+                "deepspeed.zero_stage: 0, or engine: ddp"
+            )
+        return self
+
     def check_ranks(self, ranks: int) -> None:
-        """Raise ConfigError unless `ranks` ranks can share this config's batch equally."""
+        """Raise ConfigError unless `ranks` ranks can train this config, sharing batches equally."""
+        if self.ddp.powersgd_rank is not None and ranks == 1:
+            raise ConfigError(
+                f"ddp.powersgd_rank: {self.ddp.powersgd_rank} compresses what ranks send each "
+                "other, and there is one; train on two or more, or leave it out"
+            )
         if self.data.batch_size % (ranks * self.optim.accumulation):
             raise ConfigError(
                 f"data.batch_size: {self.data.batch_size} sequences cannot be shared by {ranks} "

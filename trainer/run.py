@@ -25,9 +25,10 @@ from trainer.batches import EvalBlocks, TrainBatches
 from trainer.checkpoint import Progress
 from trainer.config import TrainConfig
 from trainer.data import load_splits
+from trainer.ddp import DDPEngine
 from trainer.distillation import make_distiller, projection_width
 from trainer.distributed import World
-from trainer.engine import Engine
+from trainer.engine import DeepSpeedEngine
 from trainer.folder import RunFolder
 from trainer.layerdrop import make_policy
 from trainer.memory import peak_bytes, release_freed, reset_peak
@@ -36,6 +37,8 @@ from trainer.schedule import learning_rate
 from trainer.teacher import find_teacher
 
 Kind = Literal["evaluated", "finished", "stopped", "diverged"]
+
+ENGINES = {"deepspeed": DeepSpeedEngine, "ddp": DDPEngine}
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class Run:
             distiller = make_distiller(
                 config, teacher, splits, world.device, self._say, self._alive
             )
-        self._engine = Engine(config, world, self._model, distiller)
+        self._engine = ENGINES[config.engine](config, world, self._model, distiller)
         closing.callback(self._free)
         # Sums over ranks: of their mean losses, their teacher's terms and their requests to stop.
         self._agreed = torch.zeros(3, dtype=torch.float64, device=world.device)
