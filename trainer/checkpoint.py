@@ -37,6 +37,8 @@ class Progress:
     loss_sum: float = 0.0  # of the steps since the last evaluation, nats per token
     loss_steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)  # metrics by evaluation
+    # of each layer, mean over the analysis steps so far, nats per token; empty before the first
+    sensitivity: list[float] = field(default_factory=list)
 
 
 def save_checkpoint(folder: Path, state: dict[str, Tensor], progress: Progress, keep: int) -> None:

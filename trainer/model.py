@@ -36,10 +36,13 @@ class Block(nn.Module):
         self.expand = nn.Linear(config.d_model, config.d_ff, bias=False)
         self.contract = nn.Linear(config.d_ff, config.d_model, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
-        x = x + F.dropout(self._attention(_norm(x)), self.dropout, self.training)
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:  # (B, T, D) -> (B, T, D)
+        """`x` and its two residuals, each multiplied by `scale`: 1.0 costs and changes nothing."""
+        attended = F.dropout(self._attention(_norm(x)), self.dropout, self.training)
+        x = torch.add(x, attended, alpha=scale)
         hidden = F.gelu(self.expand(_norm(x)))
-        return x + F.dropout(self.contract(hidden), self.dropout, self.training)
+        fed = F.dropout(self.contract(hidden), self.dropout, self.training)
+        return torch.add(x, fed, alpha=scale)
 
     def _attention(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
@@ -84,31 +87,34 @@ class LanguageModel(nn.Module):
             nn.init.normal_(weight, std=std, generator=generator)
 
     def forward(
-        self, inputs: Tensor, targets: Tensor, keep: Sequence[bool] | None = None
+        self, inputs: Tensor, targets: Tensor, keep: Sequence[float] | None = None
     ) -> Tensor:
         """Mean NLL of `targets` given `inputs`, both (B, T) token ids: a scalar, fp32, nats.
 
-        `keep` says of each layer whether it runs; all do if it is None.
+        `keep` scales each layer's residuals, and 0 skips it; all run as they are if it is None.
         """
         logits = self._logits(inputs, keep)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     @torch.no_grad()
-    def total_nll(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Summed NLL (scalar, fp64, nats) of the targets that are not PADDING; all layers run."""
-        logits = self._logits(inputs, None).flatten(0, 1).float()
+    def total_nll(
+        self, inputs: Tensor, targets: Tensor, keep: Sequence[float] | None = None
+    ) -> Tensor:
+        """Summed NLL (scalar, fp64, nats) of the targets that are not PADDING; `keep` as above."""
+        logits = self._logits(inputs, keep).flatten(0, 1).float()
         each = F.cross_entropy(logits, targets.flatten(), reduction="none", ignore_index=PADDING)
         return each.double().sum()
 
-    def _logits(self, inputs: Tensor, keep: Sequence[bool] | None) -> Tensor:  # (B, T, V)
+    def _logits(self, inputs: Tensor, keep: Sequence[float] | None) -> Tensor:  # (B, T, V)
         assert keep is None or len(keep) == len(self.blocks)
         # Inside, not around DeepSpeed's engine: that switches a surrounding autocast off.
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bf16):
             x = F.embedding(inputs, self.embedding) + self.positions[: inputs.shape[1]]
             x = F.dropout(x, self.dropout, self.training)
             for index, block in enumerate(self.blocks):
-                if keep is None or keep[index]:
-                    x = block(x)
+                scale = 1.0 if keep is None else float(keep[index])  # True is no factor
+                if scale:
+                    x = block(x, scale)
             return F.linear(_norm(x) * (1.0 + self.gain), self.embedding)
 
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -32,6 +34,7 @@ from trainer.layerdrop import make_policy
 from trainer.memory import peak_bytes, release_freed, reset_peak
 from trainer.model import LanguageModel
 from trainer.schedule import learning_rate
+from trainer.sensitivity import loss_rises, with_next
 
 Kind = Literal["evaluated", "finished", "stopped", "diverged"]
 
@@ -66,7 +69,8 @@ class Run:
     `train_loss`, nats per token, mean since the last evaluation; `tokens_per_second` and
     `step_seconds` (median) of those steps; `train_seconds`, of all steps of all attempts,
     evaluation not counted; `peak_memory_bytes`, the largest of any rank since the run was built;
-    `lr` and `drop_probability` (mean over layers), of the last step.
+    `lr` and `drop_probability` (mean over layers), of the last step; with policy `sbld`, once its
+    analysis has begun, `sensitivity_layer_N`: what the train loss rises by without layer N.
     """
 
     def __init__(
@@ -140,7 +144,6 @@ class Run:
             splits.tokens("train"), context, config.data.batch_size, config.seed
         )
         self._valid = EvalBlocks(splits.tokens("valid"), context)
-        self._policy = make_policy(config)
         bf16 = config.precision == "bf16"
         self._model = LanguageModel(config.model, len(splits.vocabulary), context, bf16)
         self._model.initialize(config.seed)
@@ -163,6 +166,7 @@ class Run:
             return found[1]
 
         self._progress = self._world.on_rank_0(open_folder)
+        self._policy = make_policy(self._config, self._progress.sensitivity)
         if self.step > 0:
             self._engine.load_state(state)
 
@@ -170,9 +174,12 @@ class Run:
         # The loss (nats per token, mean over the whole batch) and whether a rank asks to stop.
         started = time.perf_counter()
         config, step = self._config, self.step
+        batch = self._batches.at(step)
+        if step in config.analysed_steps():
+            self._analyse(batch)
         masks = [self._policy.mask(step, micro) for micro in range(config.optim.accumulation)]
         lr = learning_rate(config.optim, config.steps, step)
-        loss, stop = self._agree(self._engine.step(step, self._batches.at(step), masks, lr))
+        loss, stop = self._agree(self._engine.step(step, batch, masks, lr))
         seconds = time.perf_counter() - started
 
         progress = self._progress
@@ -185,6 +192,13 @@ class Run:
             self._on_step(StepInfo(progress.step, loss, lr, seconds))
         return loss, stop
 
+    def _analyse(self, batch: npt.NDArray[np.int64]) -> None:
+        config, progress = self._config, self._progress
+        rises = loss_rises(self._model, self._world, batch, config.optim.accumulation)
+        analysed = self.step - config.analysed_steps().start
+        progress.sensitivity = with_next(progress.sensitivity, analysed, rises)
+        self._policy = make_policy(config, progress.sensitivity)
+
     def _agree(self, loss: Tensor) -> tuple[float, bool]:
         self._agreed[0] = loss
         self._agreed[1] = self._stop_requested
@@ -196,7 +210,8 @@ class Run:
 
     def _is_sane(self, loss: float) -> bool:
         limit = self._config.loss_limit
-        return math.isfinite(loss) and (limit is None or loss <= limit) and self._engine.applied
+        finite = all(map(math.isfinite, (loss, *self._progress.sensitivity)))
+        return finite and (limit is None or loss <= limit) and self._engine.applied
 
     def _evaluate(self) -> Report:
         valid_ppl = self._valid_ppl()
@@ -244,6 +259,10 @@ class Run:
             "step_seconds": statistics.median(self._step_seconds),
             "train_seconds": self._progress.train_seconds,
             "peak_memory_bytes": peak_memory_bytes,
+            **{
+                f"sensitivity_layer_{layer}": rise
+                for layer, rise in enumerate(self._progress.sensitivity, start=1)
+            },
         }
         self._folder.append_metrics(metrics)
         return metrics
