@@ -39,9 +39,9 @@ class Case:
     depths: tuple[int, ...] = (4, 8, 12)
     d_model: int = 256
     vocabulary: int = 10_000
-    sequences: int = 32
+    sequences: int = 16
     context: int = 64
-    rounds: int = 24
+    rounds: int = 32
 
 
 CASES = {f"d256-{precision}": Case(precision) for precision in PRECISIONS}
