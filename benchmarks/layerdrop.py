@@ -126,19 +126,24 @@ def _measure(name: str, world: object) -> dict[tuple[int, float], list[Step]]:
 def _timed_step(engine: Engine, case: Case, number: int, mask: tuple[float, ...]) -> float:
     import numpy as np
 
+    from trainer.batches import Batch
+
     shape = (case.sequences, case.context + 1)
-    batch = np.random.default_rng(number).integers(case.vocabulary, size=shape)
+    tokens = np.random.default_rng(number).integers(case.vocabulary, size=shape)
+    batch = Batch(
+        tokens, np.zeros(case.sequences, dtype=np.int64)
+    )  # where they lie is for teachers
     started = time.perf_counter()
-    engine.step(number, batch, [mask], 5e-4).item()
+    engine.step(number, batch, [mask], 5e-4).tolist()
     return time.perf_counter() - started
 
 
 def _engine(config: TrainConfig, case: Case, world: object) -> Engine:
     from trainer.engine import Engine
-    from trainer.model import LanguageModel
+    from trainer.model import DTYPES, LanguageModel
 
-    bf16 = case.precision == "bf16"
-    model = LanguageModel(config.model, case.vocabulary, case.context, bf16)
+    dtype = DTYPES[case.precision]
+    model = LanguageModel(config.model, case.vocabulary, case.context, dtype)
     model.initialize(config.seed)
     return Engine(config, world, model)  # type: ignore[arg-type]
 

@@ -17,25 +17,25 @@ from trainer.model import LanguageModel
 
 
 def loss_rises(
-    model: LanguageModel, world: World, batch: npt.NDArray[np.int64], micro_steps: int
+    model: LanguageModel, world: World, tokens: npt.NDArray[np.int64], micro_steps: int
 ) -> list[float]:
-    """By how much the loss on `batch` rises without each layer: nats per token, may be negative.
+    """By how much the loss on `tokens` rises without each layer: nats per token, may be negative.
 
-    `batch` is the whole step's, (sequences, context + 1), of which each rank takes its share in
-    `micro_steps` pieces; all ranks call it together and get the same. Dropout is off.
+    `tokens` are the whole step's, (sequences, context + 1), of which each rank takes its share
+    in `micro_steps` pieces; all ranks call it together and get the same. Dropout is off.
     """
     layers = len(model.blocks)
     masks = [[1.0] * layers, *(1.0 - np.eye(layers)).tolist()]
     totals = torch.zeros(len(masks), dtype=torch.float64, device=world.device)
     model.eval()
-    for rows in np.array_split(batch[world.rank :: world.ranks], micro_steps):
-        tokens = torch.from_numpy(rows).to(world.device)
+    for rows in np.array_split(tokens[world.rank :: world.ranks], micro_steps):
+        share = torch.from_numpy(rows).to(world.device)
         totals += torch.stack(
-            [model.total_nll(tokens[:, :-1], tokens[:, 1:], mask) for mask in masks]
+            [model.total_nll(share[:, :-1], share[:, 1:], mask) for mask in masks]
         )
     model.train()
     world.sum(totals)
-    whole, *without = (totals / batch[:, 1:].size).tolist()
+    whole, *without = (totals / tokens[:, 1:].size).tolist()
     return [loss - whole for loss in without]
 
 
