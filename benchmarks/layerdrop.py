@@ -23,6 +23,7 @@ from benchmarks.report import Result, report
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
+    from trainer.distributed import World
     from trainer.engine import Engine
 
 WARM_UP = 2  # rounds that are not counted
@@ -98,7 +99,7 @@ def _mean_seconds(steps: list[Step]) -> float:
     return sum(len(group) * statistics.median(group) for group in by_kept.values()) / len(steps)
 
 
-def _measure(name: str, world: object) -> dict[tuple[int, float], list[Step]]:
+def _measure(name: str, world: World) -> dict[tuple[int, float], list[Step]]:
     """The timed steps by (layers of the model, drop rate)."""
     import torch
 
@@ -138,14 +139,14 @@ def _timed_step(engine: Engine, case: Case, number: int, mask: tuple[float, ...]
     return time.perf_counter() - started
 
 
-def _engine(config: TrainConfig, case: Case, world: object) -> Engine:
+def _engine(config: TrainConfig, case: Case, world: World) -> Engine:
     from trainer.engine import Engine
     from trainer.model import DTYPES, LanguageModel
 
     dtype = DTYPES[case.precision]
     model = LanguageModel(config.model, case.vocabulary, case.context, dtype)
     model.initialize(config.seed)
-    return Engine(config, world, model)  # type: ignore[arg-type]
+    return Engine(config, world, model)
 
 
 def _config(case: Case, layers: int, rate: float) -> TrainConfig:
