@@ -101,8 +101,9 @@ class LayerDropConfig(Section):
     theta_bar: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     gamma: Positive | None = None  # pld: how fast it gets there, per step; 100 / steps if null
     # sbld: no layer is dropped until this fraction of the run's steps, nor in the `analysis_steps`
-    # after it, which measure sensitivities at layers + 1 forward passes each
-    analysis_start_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    # after it, which measure sensitivities at layers + 1 forward passes each. A model that has
+    # learned little yet is ordered wrongly.
+    analysis_start_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.25
     analysis_steps: Count = 8
     ramp_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1  # sbld: of the steps, to rise in
 

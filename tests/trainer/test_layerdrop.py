@@ -252,11 +252,12 @@ def test_masks_never_change_from_version_to_version() -> None:
     ("drop", "message"),
     [
         ({"caps": {5: 0.1}}, "layerdrop.caps: 5 is past the last of 4 layers"),
-        ({"caps": {0: 0.1}}, "layerdrop.caps.0.*greater than or equal to 1"),
+        ({"caps": {0: 0.1}}, "layerdrop.caps.0: must be greater than or equal to 1"),
         ({"caps": {1: 1.0}}, "layerdrop.caps.1: must be less than 1, not 1.0"),
         ({"points": []}, r"layerdrop.points: must be \[fraction"),
         ({"points": [[0.5, 0.1], [0.5, 0.2]]}, r"layerdrop.points: .* each fraction larger"),
         ({"points": [[0.0, 0.1], [1.5, 0.2]]}, r"layerdrop.points.1.0: must be less .* not 1.5"),
+        ({"points": [[0.0, 1.0]]}, "layerdrop.points.0.1: must be less than 1, not 1.0"),
         ({"theta_bar": 0.0}, "layerdrop.theta_bar: must be greater than 0"),
         (
             {"policy": "sbld", "analysis_start_fraction": 0.9, "analysis_steps": 50},
