@@ -84,10 +84,10 @@ def test_a_cache_of_the_whole_vocabulary_teaches_what_the_live_teacher_does(
 
 def test_the_teachers_weight_warms_up_and_stays(student: Tiny) -> None:
     warming = distiller(student("run", {"beta": 0.6, "beta_warmup_steps": 4}))
-    assert [warming.beta(step) for step in range(6)] == pytest.approx(
+    assert [warming.mixture(step).beta for step in range(6)] == pytest.approx(
         [0.0, 0.15, 0.3, 0.45, 0.6, 0.6]
     )
-    assert distiller(student("run", {"beta": 0.6})).beta(0) == 0.6
+    assert distiller(student("run", {"beta": 0.6})).mixture(0).beta == 0.6
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import trainer.losses
-from trainer.losses import Live, Signal, TopK, feature_distance, head_loss, total_nll
+from trainer.losses import Live, Mixture, Signal, TopK, feature_distance, head_loss, total_nll
 
 TOKENS, WIDTH, VOCABULARY = 37, 6, 23
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -80,10 +80,12 @@ def of_reference(loss: Loss) -> tuple[float, Tensor, Tensor]:
     return value.item(), hidden.grad, weight.grad
 
 
-def of_ours(dtype: torch.dtype, scale: float = 1.0, **mixture: Any) -> tuple[float, Tensor, Tensor]:
+def of_ours(
+    dtype: torch.dtype, scale: float = 1.0, signal: Signal | None = None, **mixture: float
+) -> tuple[float, Tensor, Tensor]:
     hidden = HIDDEN.to(dtype, copy=True).requires_grad_()
     weight = WEIGHT.to(dtype, copy=True).requires_grad_()
-    loss, _ = head_loss(hidden, weight, TARGETS, **mixture)
+    loss, _ = head_loss(hidden, weight, TARGETS, None, Mixture(**mixture), signal)
     (loss * scale).backward()
     assert hidden.grad is not None
     assert weight.grad is not None
@@ -103,6 +105,11 @@ def test_the_cross_entropy_and_its_gradients_are_the_formulas(dtype: torch.dtype
     assert_equal(of_ours(dtype, scale=8.0), of_reference(cross_entropy))
 
 
+def test_the_cross_entropy_has_its_weight_without_a_teachers_word_too() -> None:
+    half = of_reference(lambda hidden, weight: 0.5 * cross_entropy(hidden, weight))
+    assert_equal(of_ours(torch.float64, alpha=0.5), half)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_a_live_teachers_term_is_the_formula(dtype: torch.dtype, temperature: float) -> None:
@@ -111,8 +118,8 @@ def test_a_live_teachers_term_is_the_formula(dtype: torch.dtype, temperature: fl
         return 0.7 * cross_entropy(hidden, weight) + 0.3 * taught
 
     teacher = Live(TEACHER.hidden.to(dtype), TEACHER.embedding.to(dtype))
-    mixture = {"alpha": 0.7, "beta": 0.3, "temperature": temperature, "signal": teacher}
-    assert_equal(of_ours(dtype, scale=0.5, **mixture), of_reference(mixed))
+    mixture = {"alpha": 0.7, "beta": 0.3, "temperature": temperature}
+    assert_equal(of_ours(dtype, 0.5, teacher, **mixture), of_reference(mixed))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -128,14 +135,14 @@ def test_a_cached_teachers_term_is_that_of_the_best_tokens_and_one_for_the_rest(
         taught = divergence(ours, signal.log_probabilities.exp(), temperature)
         return 0.4 * cross_entropy(hidden, weight) + 0.6 * taught
 
-    mixture = {"alpha": 0.4, "beta": 0.6, "temperature": temperature, "signal": signal}
-    assert_equal(of_ours(dtype, **mixture), of_reference(mixed))
+    mixture = {"alpha": 0.4, "beta": 0.6, "temperature": temperature}
+    assert_equal(of_ours(dtype, 1.0, signal, **mixture), of_reference(mixed))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_a_cache_of_the_whole_vocabulary_is_the_live_teacher(temperature: float) -> None:
     def loss(signal: Signal) -> tuple[float, Tensor, Tensor]:
-        return of_ours(torch.float32, alpha=0.0, beta=1.0, temperature=temperature, signal=signal)
+        return of_ours(torch.float32, 1.0, signal, alpha=0.0, beta=1.0, temperature=temperature)
 
     whole = best(VOCABULARY)
     assert torch.isinf(whole.log_probabilities[:, -1]).all()
@@ -147,7 +154,7 @@ def test_a_cache_of_the_whole_vocabulary_is_the_live_teacher(temperature: float)
 def test_a_tail_that_the_student_thinks_impossible_does_not_break_the_gradient() -> None:
     signal = best(2)
     hidden = HIDDEN.float().mul(60.0).requires_grad_()
-    loss, _ = head_loss(hidden, WEIGHT.float(), TARGETS, beta=1.0, signal=signal)
+    loss, _ = head_loss(hidden, WEIGHT.float(), TARGETS, None, Mixture(beta=1.0), signal)
     loss.backward()  # type: ignore[no-untyped-call]
     assert hidden.grad is not None
     assert torch.isfinite(loss)
@@ -155,8 +162,8 @@ def test_a_tail_that_the_student_thinks_impossible_does_not_break_the_gradient()
 
 
 def test_the_terms_are_reported_apart_and_unweighted() -> None:
-    weights = {"alpha": 0.25, "beta": 2.0, "temperature": 2.0, "signal": TEACHER}
-    loss, terms = head_loss(HIDDEN.clone().requires_grad_(), WEIGHT, TARGETS, **weights)  # type: ignore[arg-type]
+    hidden = HIDDEN.clone().requires_grad_()
+    loss, terms = head_loss(hidden, WEIGHT, TARGETS, None, Mixture(0.25, 2.0, 2.0), TEACHER)
     taught = divergence((HIDDEN @ WEIGHT.T).exp(), THEIR_LOGITS.exp(), 2.0)
     expected = torch.stack([cross_entropy(HIDDEN, WEIGHT), taught])
     torch.testing.assert_close(terms, expected)
@@ -226,7 +233,7 @@ def test_logits_are_never_held_whole_with_a_large_vocabulary(
     teacher = Live(torch.randn(tokens, 4), torch.randn(vocabulary, 4))
     with Largest() as largest:
         loss, _ = head_loss(
-            hidden, weight, torch.zeros(tokens, dtype=torch.int64), beta=0.5, signal=teacher
+            hidden, weight, torch.zeros(tokens, dtype=torch.int64), None, Mixture(beta=0.5), teacher
         )
         loss.backward()  # type: ignore[no-untyped-call]
     assert 2**20 < largest.numbers <= 2**21 < tokens * vocabulary / 10
