@@ -38,6 +38,8 @@ class Progress:
     taught_sum: float = 0.0  # the same of the teacher's term
     loss_steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)  # metrics by evaluation
+    # of each layer, mean over the analysis steps so far, nats per token; empty before the first
+    sensitivity: list[float] = field(default_factory=list)
 
     def forget_losses(self) -> None:
         """Start the means since the last evaluation anew."""

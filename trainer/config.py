@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from trainer.settings import (
     ConfigError,
@@ -30,6 +30,7 @@ Probability = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class DataConfig(Section):
@@ -70,15 +71,41 @@ class ModelConfig(Section):
         return self
 
 
+Points = tuple[tuple[Fraction, Probability], ...]
+
+
+def _in_order(points: Points) -> Points:
+    fractions = [fraction for fraction, _ in points]
+    if not points or fractions != sorted(set(fractions)):
+        raise ValueError(
+            f"must be [fraction of the run's steps, p], one or more, each fraction larger than "
+            f"the one before, not {[list(point) for point in points]}"
+        )
+    return points
+
+
 class LayerDropConfig(Section):
     """The drop policy: each layer's probability of being skipped at a step."""
 
-    policy: Literal["none", "static", "linear", "cosine"] = "none"
-    p_init: Probability = 0.2
+    policy: Literal["none", "static", "linear", "cosine", "piecewise", "pld", "sbld"] = "none"
+    p_init: Probability = 0.2  # of sbld: the mean over the layers, once it has risen
     p_final: Probability = 0.05
     decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # of the run's steps
     decay_steps: Count | None = None  # an absolute length, instead of decay_fraction
     start_layer: Count = 1  # layers count from 1; those before are never skipped
+    # by layer: its largest drop probability, in any policy
+    caps: dict[Count, Probability] = Field(default_factory=dict)
+    # piecewise: [fraction of the run's steps, p], straight lines between them
+    points: Annotated[Points, AfterValidator(_in_order)] = ((0.0, 0.2), (1.0, 0.05))
+    # pld: the share of layers kept in the end, were they all as deep as the last
+    theta_bar: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    gamma: Positive | None = None  # pld: how fast it gets there, per step; 100 / steps if null
+    # sbld: no layer is dropped until this fraction of the run's steps, nor in the `analysis_steps`
+    # after it, which measure sensitivities at layers + 1 forward passes each. A model that has
+    # learned little yet is ordered wrongly.
+    analysis_start_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.25
+    analysis_steps: Count = 8
+    ramp_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1  # sbld: of the steps, to rise in
 
 
 class DistillationConfig(Section):
@@ -190,6 +217,16 @@ class TrainConfig(Section):
                 f"layerdrop.start_layer: {self.layerdrop.start_layer} is past the last of "
                 f"{self.model.layers} layers"
             )
+        too_deep = [layer for layer in self.layerdrop.caps if layer > self.model.layers]
+        if too_deep:
+            raise ValueError(
+                f"layerdrop.caps: {too_deep[0]} is past the last of {self.model.layers} layers"
+            )
+        if self.analysed_steps().stop > self.steps:
+            raise ValueError(
+                f"layerdrop.analysis_steps: {self.layerdrop.analysis_steps} steps from step "
+                f"{self.analysed_steps().start} on end after the run's {self.steps}"
+            )
         if self.data.batch_size % self.optim.accumulation:
             raise ValueError(
                 f"data.batch_size: {self.data.batch_size} sequences cannot be cut into "
@@ -228,6 +265,13 @@ class TrainConfig(Section):
                 f"use a multiple of {ranks * self.optim.accumulation}"
             )
 
+    def analysed_steps(self) -> range:
+        """The 0-based optimizer steps at which `sbld` measures sensitivities; else none."""
+        if self.layerdrop.policy != "sbld":
+            return range(0)
+        first = round(self.layerdrop.analysis_start_fraction * self.steps)
+        return range(first, first + self.layerdrop.analysis_steps)
+
     def to_yaml(self) -> str:
         """The resolved config as a YAML document that loads to an equal config."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -258,7 +302,7 @@ def override(document: Document, assignments: Sequence[str]) -> None:
 
 def check_path(path: str, what: str) -> None:
     """Raise ConfigError, beginning with `what`, unless `path` is a train setting."""
-    if path.startswith("deepspeed.") or path in train_paths():
+    if path.startswith(("deepspeed.", "layerdrop.caps.")) or path in train_paths():
         return
     raise ConfigError(f"{what}: no such train setting{nearest(path, train_paths())}")
 
@@ -267,6 +311,9 @@ def check_setting(path: str, value: Any, what: str) -> None:
     """Raise ConfigError, beginning with `what`, unless the train setting `path` accepts `value`."""
     if path.startswith("deepspeed.") and path != "deepspeed.zero_stage":
         return
+    section, _, key = path.rpartition(".")
+    if section == "layerdrop.caps":
+        path, value = section, {key: value}
     check_value(TrainConfig, path, value, what)
 
 

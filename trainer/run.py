@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trainer.batches import EvalBlocks, TrainBatches
+from trainer.batches import Batch, EvalBlocks, TrainBatches
 from trainer.checkpoint import Progress
 from trainer.config import TrainConfig
 from trainer.data import load_splits
@@ -34,6 +34,7 @@ from trainer.layerdrop import make_policy
 from trainer.memory import peak_bytes, release_freed, reset_peak
 from trainer.model import DTYPES, LanguageModel
 from trainer.schedule import learning_rate
+from trainer.sensitivity import loss_rises, with_next
 from trainer.teacher import find_teacher
 
 Kind = Literal["evaluated", "finished", "stopped", "diverged"]
@@ -72,7 +73,8 @@ class Run:
     `distillation_loss`, the teacher's term; `tokens_per_second` and
     `step_seconds` (median) of those steps; `train_seconds`, of all steps of all attempts,
     evaluation not counted; `peak_memory_bytes`, the largest of any rank since the run was built;
-    `lr` and `drop_probability` (mean over layers), of the last step.
+    `lr` and `drop_probability` (mean over layers), of the last step; with policy `sbld`, once its
+    analysis has begun, `sensitivity_layer_N`: what the train loss rises by without layer N.
     """
 
     def __init__(
@@ -152,7 +154,6 @@ class Run:
             aligned=distillation.enabled and distillation.top_k is not None,
         )
         self._valid = EvalBlocks(splits.tokens("valid"), context)
-        self._policy = make_policy(config)
         teacher = find_teacher(config)
         self._model = LanguageModel(
             config.model,
@@ -186,6 +187,7 @@ class Run:
             return found[1]
 
         self._progress = self._world.on_rank_0(open_folder)
+        self._policy = make_policy(self._config, self._progress.sensitivity)
         if self.step > 0:
             self._engine.load_state(state)
 
@@ -193,9 +195,12 @@ class Run:
         # The loss (nats per token, mean over the whole batch) and whether a rank asks to stop.
         started = time.perf_counter()
         config, step = self._config, self.step
+        batch = self._batches.at(step)
+        if step in config.analysed_steps():
+            self._analyse(batch)
         masks = [self._policy.mask(step, micro) for micro in range(config.optim.accumulation)]
         lr = learning_rate(config.optim, config.steps, step)
-        loss, taught, stop = self._agree(self._engine.step(step, self._batches.at(step), masks, lr))
+        loss, taught, stop = self._agree(self._engine.step(step, batch, masks, lr))
         seconds = time.perf_counter() - started
 
         progress = self._progress
@@ -209,6 +214,13 @@ class Run:
             self._on_step(StepInfo(progress.step, loss, lr, seconds))
         return loss, stop
 
+    def _analyse(self, batch: Batch) -> None:
+        config, progress = self._config, self._progress
+        rises = loss_rises(self._model, self._world, batch.tokens, config.optim.accumulation)
+        analysed = self.step - config.analysed_steps().start
+        progress.sensitivity = with_next(progress.sensitivity, analysed, rises)
+        self._policy = make_policy(config, progress.sensitivity)
+
     def _agree(self, terms: Tensor) -> tuple[float, float, bool]:
         self._agreed[:2] = terms
         self._agreed[2] = self._stop_requested
@@ -220,7 +232,8 @@ class Run:
 
     def _is_sane(self, loss: float) -> bool:
         limit = self._config.loss_limit
-        return math.isfinite(loss) and (limit is None or loss <= limit) and self._engine.applied
+        finite = all(map(math.isfinite, (loss, *self._progress.sensitivity)))
+        return finite and (limit is None or loss <= limit) and self._engine.applied
 
     def _evaluate(self) -> Report:
         valid_ppl = self._valid_ppl()
@@ -267,6 +280,10 @@ class Run:
             "step_seconds": statistics.median(self._step_seconds),
             "train_seconds": self._progress.train_seconds,
             "peak_memory_bytes": peak_memory_bytes,
+            **{
+                f"sensitivity_layer_{layer}": rise
+                for layer, rise in enumerate(self._progress.sensitivity, start=1)
+            },
         }
         if config.distillation.enabled:
             metrics["distillation_loss"] = self._progress.taught_sum / self._progress.loss_steps
