@@ -94,9 +94,11 @@ class LanguageModel(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     @torch.no_grad()
-    def total_nll(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Summed NLL (scalar, fp64, nats) of the targets that are not PADDING; all layers run."""
-        logits = self._logits(inputs, None).flatten(0, 1).float()
+    def total_nll(
+        self, inputs: Tensor, targets: Tensor, keep: Sequence[bool] | None = None
+    ) -> Tensor:
+        """Summed NLL (scalar, fp64, nats) of the targets that are not PADDING; `keep` as above."""
+        logits = self._logits(inputs, keep).flatten(0, 1).float()
         each = F.cross_entropy(logits, targets.flatten(), reduction="none", ignore_index=PADDING)
         return each.double().sum()
 
