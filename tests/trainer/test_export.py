@@ -29,10 +29,10 @@ Tiny = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def run(world: World, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained run whose depth front has two layers, found by both searches."""
+    """A trained run whose depth front has three of four layers, found by both searches."""
     folder = tmp_path_factory.mktemp("export") / "run"
-    changes = {"layerdrop": {"start_layer": 3}, "evaluation": {"depths": [2]}}
-    train_here(tiny(folder, steps=4, **changes), world)
+    changes = {"model": {"layers": 4}, "layerdrop": {"start_layer": 4}}
+    train_here(tiny(folder, steps=4, evaluation={"depths": [3]}, **changes), world)
     return folder
 
 
@@ -51,7 +51,7 @@ def test_a_whole_model_measures_what_its_run_did(run: Path) -> None:
     target, said = export(run)
     result = json.loads((run / "result.json").read_text())
     assert target == run / "export"
-    assert said == "step 4, layers 1 2 3 of 3 (whole)"
+    assert said == "step 4, layers 1 2 3 4 of 4 (whole)"
     assert perplexity(target) == pytest.approx(result["valid_ppl"], rel=1e-12)
     assert (target / "config.yaml").read_text() == (run / "config.yaml").read_text()
     weights = load_file(target / "model.safetensors")
@@ -65,21 +65,21 @@ def test_a_sub_model_measures_what_the_front_says_of_the_better_search(
     run: Path, tmp_path: Path
 ) -> None:
     result = json.loads((run / "result.json").read_text())
-    target, _ = export(run, 2, tmp_path / "deep" / "two")
-    assert perplexity(target) == pytest.approx(result["valid_ppl_depth_2"], rel=1e-12)
+    first, second, _ = (point["valid_ppl"] for point in result["depth_front"])
+    assert first != second, "the searches found different layers"
+    target, _ = export(run, 3, tmp_path / "deep" / "three")
+    assert perplexity(target) == pytest.approx(min(first, second), rel=1e-12)
     model = load_model(target)
-    assert sum(p.numel() for p in model.parameters()) == result["parameters_depth_2"]
-    assert load(target / "config.yaml").model.layers == len(model.blocks) == 2
+    assert sum(p.numel() for p in model.parameters()) == result["parameters_depth_3"]
+    assert load(target / "config.yaml").model.layers == len(model.blocks) == 3
 
 
 def test_a_depth_that_was_not_measured_is_every_other(run: Path, tmp_path: Path) -> None:
-    target, said = export(run, 1, tmp_path / "one")
-    assert said == "step 4, layers 1 of 3 (every_other, not measured)"
-    first, whole = (
-        load_model(target).blocks[0],
-        load_file(export(run, 3, tmp_path / "3")[0] / "model.safetensors"),
-    )
-    assert torch.equal(first.qkv.weight, whole["blocks.0.qkv.weight"])
+    target, said = export(run, 2, tmp_path / "two")
+    assert said == "step 4, layers 1 4 of 4 (every_other, not measured)"
+    whole = load_model(export(run, None, tmp_path / "whole")[0])
+    for mine, its in zip(load_model(target).blocks, (0, 3), strict=True):
+        assert torch.equal(mine.qkv.weight, whole.blocks[its].qkv.weight)
 
 
 def test_a_process_killed_while_it_exports_leaves_no_folder_and_the_next_makes_it(
@@ -101,7 +101,7 @@ def test_a_process_killed_while_it_exports_leaves_no_folder_and_the_next_makes_i
     ("arguments", "words"),
     [
         (["{tmp}/nowhere"], "nowhere/config.yaml: no such file"),
-        (["{run}", "--depth", "4"], "--depth 4: .*run has 3 layers; use 1 to 3"),
+        (["{run}", "--depth", "5"], "--depth 5: .*run has 4 layers; use 1 to 4"),
         (["{run}", "-o", "{tmp}"], ": is there already; remove it, or give another folder with -o"),
         (["{run}", "-o", "{run}/config.yaml/x"], "cannot be written"),
         (["{tmp}/untrained"], "untrained: has no checkpoint yet; export it after"),

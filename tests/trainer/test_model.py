@@ -58,6 +58,7 @@ def test_a_skipped_layer_might_as_well_not_be_there() -> None:
     skipping = deep(*tokens(), (True, False, True))
     assert torch.equal(skipping, shallow(*tokens()))
     assert not torch.equal(skipping, deep(*tokens()))
+    assert deep.total_nll(*tokens(), (True, False, True)) == shallow.total_nll(*tokens())
 
 
 def test_a_skipped_layer_gets_no_gradient() -> None:
