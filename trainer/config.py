@@ -81,6 +81,28 @@ class LayerDropConfig(Section):
     start_layer: Count = 1  # layers count from 1; those before are never skipped
 
 
+class DistillationConfig(Section):
+    """What a student learns from a frozen teacher, beside the text: alpha * CE + beta * term."""
+
+    enabled: bool = False
+    teacher: str | None = None  # a run folder, or a train config (YAML) that is trained first
+    kind: Literal["logits", "features"] = "logits"
+    alpha: NonNegative = 0.7  # of the cross-entropy
+    beta: NonNegative = 0.3  # of the teacher's term
+    temperature: Positive = 1.0  # of teacher and student, kind: logits
+    beta_warmup_steps: Annotated[int, Field(ge=0)] = 0  # beta rises linearly from 0
+    top_k: Count | None = None  # cached: the teacher's k best tokens and a tail; null: it runs live
+    cache_limit_bytes: Count = 20_000_000_000  # a larger cache of top_k is refused
+
+    @model_validator(mode="after")
+    def _teacher_is_named(self) -> DistillationConfig:
+        if self.enabled and self.teacher is None:
+            raise ValueError("teacher: enabled needs one; give a run folder or a train config")
+        if self.kind == "features" and self.top_k is not None:
+            raise ValueError("top_k: only goes with kind: logits; hidden states are not cached")
+        return self
+
+
 class OptimConfig(Section):
     """AdamW with a linear warm-up and a decay."""
 
@@ -174,6 +196,7 @@ class TrainConfig(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     layerdrop: LayerDropConfig = LayerDropConfig()
+    distillation: DistillationConfig = DistillationConfig()
     optim: OptimConfig = OptimConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

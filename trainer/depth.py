@@ -86,7 +86,8 @@ def depth_front(
             measured[kept] = perplexity(mask_of(kept, layers))
     seconds = _seconds_per_token(model, {len(kept): kept for _, kept in chosen}, rows)
     block = sum(p.numel() for p in model.blocks[0].parameters())
-    all_parameters = sum(p.numel() for p in model.parameters())
+    own = (p for p in model.parameters() if p is not model.projection)  # that is the teacher's
+    all_parameters = sum(p.numel() for p in own)
     points = [
         DepthPoint(
             depth=len(kept),

@@ -22,10 +22,11 @@ from trainer.checkpoint import CheckpointError, Progress, newest_checkpoint, syn
 from trainer.config import TrainConfig, load, resolve
 from trainer.data import load_splits
 from trainer.depth import every_other
-from trainer.model import LanguageModel
+from trainer.model import DTYPES, LanguageModel
 from trainer.settings import ConfigError
 
 _WEIGHTS, _CONFIG, _VOCABULARY = "model.safetensors", "config.yaml", "vocabulary.txt"
+_OF_TRAINING = "projection"  # to a teacher's width: the trained model does without it
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
@@ -66,7 +67,7 @@ def load_model(folder: Path) -> LanguageModel:
     try:
         weights = load_file(folder / _WEIGHTS)
         vocabulary, context = len(weights["embedding"]), config.data.context
-        model = LanguageModel(config.model, vocabulary, context, config.precision == "bf16")
+        model = LanguageModel(config.model, vocabulary, context, DTYPES[config.precision])
         model.load_state_dict(weights)
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise ConfigError(f"{folder / _WEIGHTS}: cannot be read: {error}") from None
@@ -112,7 +113,7 @@ def _weights(state: Mapping[str, Tensor], layers: Sequence[int]) -> dict[str, Te
     for key, value in state.items():
         name = key.removeprefix("weights/")
         block = _BLOCK.match(name)
-        if name == key or (block and block[1] not in new):
+        if name in (key, _OF_TRAINING) or (block and block[1] not in new):
             continue
         weights[_BLOCK.sub(lambda b: f"blocks.{new[b[1]]}.", name)] = value
     return weights

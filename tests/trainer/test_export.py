@@ -18,10 +18,12 @@ from safetensors.torch import load_file
 
 from tests.trainer.processes import train_here
 from trainer.batches import EvalBlocks
-from trainer.config import load
+from trainer.config import EvaluationConfig, load
 from trainer.data import load_splits
+from trainer.depth import depth_front
 from trainer.distributed import World
-from trainer.export import export, load_model, main
+from trainer.export import _weights, export, load_model, main
+from trainer.model import LanguageModel
 from trainer.settings import ConfigError
 
 Tiny = Callable[..., dict[str, Any]]
@@ -80,6 +82,21 @@ def test_a_depth_that_was_not_measured_is_every_other(run: Path, tmp_path: Path)
     whole = load_model(export(run, None, tmp_path / "whole")[0])
     for mine, its in zip(load_model(target).blocks, (0, 3), strict=True):
         assert torch.equal(mine.qkv.weight, whole.blocks[its].qkv.weight)
+
+
+def test_what_only_distillation_needs_is_neither_exported_nor_counted(run: Path) -> None:
+    config = load(run / "config.yaml").model
+    student = LanguageModel(config, vocabulary=50, context=8, teacher_width=24)
+    state = {f"weights/{name}": weight for name, weight in student.named_parameters()}
+    alone = LanguageModel(config, vocabulary=50, context=8)
+    weights = _weights(state, (1, 2, 3, 4))
+    assert {name: w.shape for name, w in weights.items()} == {
+        name: w.shape for name, w in alone.state_dict().items()
+    }
+    (whole,) = depth_front(
+        student, EvaluationConfig(), 9.0, lambda mask: 9.0, lambda mask: 9.0, rows=1
+    )
+    assert whole["parameters"] == sum(w.numel() for w in weights.values())
 
 
 def test_a_process_killed_while_it_exports_leaves_no_folder_and_the_next_makes_it(
