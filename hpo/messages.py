@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal[
     "evaluated", "finished", "stopped", "diverged", "out_of_memory", "worker_lost", "error"
@@ -19,6 +19,7 @@ class Message:
     metrics: dict[str, float] = field(default_factory=dict)
     first_step: int | None = None  # the step it started or resumed from, once known
     detail: str | None = None  # a traceback, for instance
+    depth_front: list[Any] = field(default_factory=list)  # trainer.depth.DepthPoints at `step`
 
 
 @dataclass(frozen=True)

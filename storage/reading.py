@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from storage.database import clock
 from storage.errors import StudyNotFound
-from storage.models import AttemptRow, ControllerRow, MetricsRow, StudyRow
+from storage.models import AttemptRow, ControllerRow, DepthPointRow, MetricsRow, StudyRow
 from storage.reasons import Reason
 from storage.records import Attempt, Controller, StudyRecord
 from storage.session import JoinedSession
@@ -127,6 +127,19 @@ class Reader:
                 .order_by(MetricsRow.step)
             )
             return {row.step: dict(row.metrics) for row in rows}
+
+    def depth_front(self, trial_id: int) -> list[dict[str, Any]]:
+        """The trial's newest depth front, the shallowest sub-model first; empty if it has none."""
+        columns = [c for c in DepthPointRow.__table__.columns if c.name != "trial_id"]
+        with self._sessions() as session:
+            of_trial = DepthPointRow.trial_id == trial_id
+            newest = sa.select(sa.func.max(DepthPointRow.step)).where(of_trial).scalar_subquery()
+            rows = session.execute(
+                sa.select(*columns)
+                .where(of_trial, DepthPointRow.step == newest)
+                .order_by(DepthPointRow.depth, DepthPointRow.search)
+            )
+            return [dict(row) for row in rows.mappings()]
 
     def _now(self, session: Session) -> float:
         return float(session.scalar(sa.select(clock(self._dialect))) or 0.0)

@@ -190,6 +190,35 @@ class DDPConfig(Section):
     powersgd_rank: Count | None = None
 
 
+class DepthReference(Section):
+    """The corner that `depth_front_hypervolume` is measured from, worse than what counts."""
+
+    depth: Annotated[int, Field(ge=2)]  # layers; more than the model has
+    ppl: Annotated[float, Field(gt=1.0, allow_inf_nan=False)]  # valid perplexity
+
+
+class EvaluationConfig(Section):
+    """What is measured on valid beside the perplexity of the whole model."""
+
+    depths: tuple[Count, ...] = ()  # layers of each sub-model that is measured too
+    depth_search: Literal["every_other", "greedy", "both"] = "both"  # which layers those keep
+    depths_at: Literal["end", "each"] = "end"  # at the last evaluation, or at each of them
+    reference: DepthReference | None = None  # of depth_front_hypervolume
+    target_ppl: Positive | None = None  # valid perplexity to tell the steps and seconds to
+
+    def check_layers(self, layers: int) -> None:
+        """Raise ValueError unless a model of `layers` layers has all these depths."""
+        if max(self.depths, default=0) > layers:
+            raise ValueError(
+                f"evaluation.depths: {max(self.depths)} is more than the model's {layers} layers"
+            )
+        if self.reference is not None and self.reference.depth <= layers:
+            raise ValueError(
+                f"evaluation.reference.depth: {self.reference.depth} leaves out the whole model "
+                f"of {layers} layers; use {layers + 1} or more"
+            )
+
+
 class TrainConfig(Section):
     """One training run."""
 
@@ -209,6 +238,7 @@ class TrainConfig(Section):
     optim: OptimConfig = OptimConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     ddp: DDPConfig = DDPConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> TrainConfig:
@@ -232,6 +262,7 @@ class TrainConfig(Section):
                 f"data.batch_size: {self.data.batch_size} sequences cannot be cut into "
                 f"optim.accumulation {self.optim.accumulation} equal micro steps"
             )
+        self.evaluation.check_layers(self.model.layers)
         return self
 
     @model_validator(mode="after")

@@ -132,7 +132,7 @@ class LanguageModel(nn.Module):
     def total_nll(
         self, inputs: Tensor, targets: Tensor, keep: Sequence[float] | None = None
     ) -> Tensor:
-        """Summed NLL (scalar, fp64, nats) of the targets that are not PADDING."""
+        """Summed NLL (scalar, fp64, nats) of the targets that are not PADDING; `keep` as above."""
         hidden = self.hidden(inputs, keep).flatten(0, 1)
         return total_nll(hidden, self.embedding, targets.flatten(), self.dtype)
 

@@ -60,6 +60,7 @@ def test_a_skipped_layer_might_as_well_not_be_there() -> None:
     skipping, _ = deep(*tokens(), (True, False, True))
     assert torch.equal(skipping, shallow(*tokens())[0])
     assert not torch.equal(skipping, deep(*tokens())[0])
+    assert deep.total_nll(*tokens(), (True, False, True)) == shallow.total_nll(*tokens())
 
 
 def test_a_scaled_layer_adds_that_much_of_both_its_outputs() -> None:
