@@ -35,11 +35,15 @@ NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 class DataConfig(Section):
     """What to train on, and how it is cut into batches."""
 
-    name: Literal["pydocs", "ptb", "wikitext-2", "text"] = "pydocs"
-    dir: str | None = None  # folder holding ptb/ and wikitext-2/; else HPO_DATA_DIR
+    name: Literal["pydocs", "ptb", "wikitext-2", "wikitext-103", "text"] = "pydocs"
+    dir: str | None = (
+        None  # folder holding ptb/, wikitext-2/ ...; else HPO_DATA_DIR, else the cache
+    )
     train: str | None = None  # with name: text, three paths
     valid: str | None = None
     test: str | None = None
+    tokenizer: Literal["words", "bpe"] = "words"
+    vocabulary_size: Annotated[int, Field(ge=258, le=1_000_000)] = 8192  # tokens of bpe
     context: Count = 64  # tokens in a sequence
     batch_size: Count = 16  # sequences in an optimizer step, over all ranks and micro steps
 
@@ -92,6 +96,12 @@ class OptimConfig(Section):
     lr_final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # of lr, at the last step
     grad_clip: NonNegative = 1.0  # largest global gradient norm; 0 clips nothing
     accumulation: Count = 1  # micro steps in an optimizer step
+
+
+class EvaluationConfig(Section):
+    """What an evaluation measures."""
+
+    stride: Count | None = None  # tokens from window to window; null: data.context, no overlap
 
 
 # Keys of DeepSpeed's that a train config sets through a setting of its own.
@@ -147,6 +157,7 @@ class TrainConfig(Section):
     layerdrop: LayerDropConfig = LayerDropConfig()
     optim: OptimConfig = OptimConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> TrainConfig:
@@ -154,6 +165,11 @@ class TrainConfig(Section):
             raise ValueError(
                 f"layerdrop.start_layer: {self.layerdrop.start_layer} is past the last of "
                 f"{self.model.layers} layers"
+            )
+        if (self.evaluation.stride or 0) > self.data.context:
+            raise ValueError(
+                f"evaluation.stride: {self.evaluation.stride} is past data.context "
+                f"{self.data.context}, and would skip tokens"
             )
         if self.data.batch_size % self.optim.accumulation:
             raise ValueError(

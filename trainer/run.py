@@ -62,11 +62,12 @@ class Report:
 class Run:
     """One rank's part of a training run: built from a config, resumed from its newest checkpoint.
 
-    All ranks build it and call `advance` together, each from one thread. Metrics: `valid_ppl`;
-    `train_loss`, nats per token, mean since the last evaluation; `tokens_per_second` and
-    `step_seconds` (median) of those steps; `train_seconds`, of all steps of all attempts,
-    evaluation not counted; `peak_memory_bytes`, the largest of any rank since the run was built;
-    `lr` and `drop_probability` (mean over layers), of the last step.
+    All ranks build it and call `advance` together, each from one thread. Metrics: `valid_ppl`, per
+    word of the text even where a word is several tokens, with `evaluation_stride` (tokens) where
+    windows overlap; `train_loss`, nats per token, mean since the last evaluation;
+    `tokens_per_second` and `step_seconds` (median) of those steps; `train_seconds`, of all steps
+    of all attempts, evaluation not counted; `peak_memory_bytes`, the largest of any rank since the
+    run was built; `lr` and `drop_probability` (mean over layers), of the last step.
     """
 
     def __init__(
@@ -139,7 +140,8 @@ class Run:
         self._batches = TrainBatches(
             splits.tokens("train"), context, config.data.batch_size, config.seed
         )
-        self._valid = EvalBlocks(splits.tokens("valid"), context)
+        self._valid = EvalBlocks(splits.tokens("valid"), context, config.evaluation.stride)
+        self._valid_words = splits.words("valid") - 1  # the first is never a target
         self._policy = make_policy(config)
         bf16 = config.precision == "bf16"
         self._model = LanguageModel(config.model, len(splits.vocabulary), context, bf16)
@@ -219,14 +221,14 @@ class Run:
         total = torch.zeros((), dtype=torch.float64, device=world.device)
         self._model.eval()
         for batch in self._valid.batches(world.rank, world.ranks, rows):
-            tokens = torch.from_numpy(batch).to(world.device)
-            total += self._model.total_nll(tokens[:, :-1].clamp(min=0), tokens[:, 1:])
+            inputs, targets = (torch.from_numpy(array).to(world.device) for array in batch)
+            total += self._model.total_nll(inputs, targets)
             if self._on_evaluation_batch is not None:
                 self._on_evaluation_batch()
         self._model.train()
         world.sum(total)
         try:
-            ppl = math.exp(total.item() / self._valid.targets)
+            ppl = math.exp(total.item() / self._valid_words)
         except OverflowError:
             return math.inf
         return ppl
@@ -245,6 +247,8 @@ class Run:
             "train_seconds": self._progress.train_seconds,
             "peak_memory_bytes": peak_memory_bytes,
         }
+        if config.evaluation.stride is not None:
+            metrics["evaluation_stride"] = config.evaluation.stride
         self._folder.append_metrics(metrics)
         return metrics
 

@@ -11,7 +11,8 @@ import pytest
 from trainer.config import DataConfig
 from trainer.data import check_data, load_splits
 from trainer.settings import ConfigError
-from trainer.tokens import EOS, SPLITS, UNK, Split
+from trainer.tokens import SPLITS, Split
+from trainer.vocabulary import EOS, UNK
 
 REAL_DATA = Path(__file__).parents[2].parent / "shared" / "data"
 COUNTS = {
