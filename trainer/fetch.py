@@ -85,7 +85,7 @@ def _missing(name: str, folder: Path) -> dict[str, _Target]:
         corpus.file_at_source(split): _Target(folder / corpus.file(split), corpus.checksums[split])
         for split in SPLITS
     }
-    return {name: target for name, target in targets.items() if not target.is_there()}
+    return {source: target for source, target in targets.items() if not target.is_there()}
 
 
 def _fetch(name: str, folder: Path, url: str, progress: Progress) -> None:

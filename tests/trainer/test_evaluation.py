@@ -62,9 +62,11 @@ def test_perplexity_is_that_of_one_token_at_a_time_per_word_of_the_text(
     assert report.metrics["valid_ppl"] == pytest.approx(naive_perplexity(tmp_path), rel=1e-5)
 
 
-def test_a_result_states_its_stride_and_ranks_agree_on_it(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_result_states_its_stride_and_ranks_agree_on_it(
+    world: World, tiny: Tiny, tmp_path: Path
+) -> None:
     plain = {"steps": 4, "model": {"dropout": 0.0}, "evaluation": {"stride": 3}}
-    train(tiny(tmp_path / "one", **plain))
+    train_here(tiny(tmp_path / "one", **plain), world)
     train(tiny(tmp_path / "two", **plain), ranks=2)
     [one], [two] = measured(tmp_path / "one"), measured(tmp_path / "two")
     assert one == pytest.approx(two, rel=1e-4)
