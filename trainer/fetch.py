@@ -64,18 +64,18 @@ def fetch(name: str, folder: Path, url: str | None, progress: Progress) -> bool:
     ones, or cannot be written.
     """
     try:
-        if not _missing(name, folder):
-            return False
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{name}.lock"):
-            _fetch(name, folder, url or CORPORA[name].url, progress)
-            for part in folder.glob(f".{name}-*.part"):
-                part.unlink()
+        wanted = bool(_missing(name, folder))
+        if wanted:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / f".{name}.lock"):
+                _fetch(name, folder, url or CORPORA[name].url, progress)
+        for part in folder.glob(f".{name}-*.part"):
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(
             f"{folder}: cannot be written: {error.strerror or error}; give another --dir"
         ) from None
-    return True
+    return wanted
 
 
 def _missing(name: str, folder: Path) -> dict[str, _Target]:

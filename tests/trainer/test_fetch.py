@@ -213,6 +213,9 @@ def test_an_archive_that_had_come_whole_before_a_kill_is_used(
     fetch("wikitext-2", tmp_path, server.url("w"), quiet)
     assert server.asked == [None, f"bytes={len(server.files['w'])}-"]
     assert there(tmp_path) == WHOLE
+    download.download(server.url("w"), tmp_path / ".wikitext-2", quiet)
+    assert not fetch("wikitext-2", tmp_path, server.url("w"), quiet)
+    assert there(tmp_path) == WHOLE, "and is not kept when all is there"
 
 
 @pytest.mark.parametrize(
