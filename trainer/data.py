@@ -1,7 +1,7 @@
 """The data sets: where their texts come from, and whether they are what they should be.
 
 It reads and verifies files that are already on this machine. It never downloads one (that is
-`download.py`), and never decides how a split is cut into batches.
+`fetch.py`), and never decides how a split is cut into batches.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ def _known_files(config: DataConfig) -> dict[Split, _File]:
     if (config.dir or os.environ.get("HPO_DATA_DIR")) and not os.path.isdir(folder):
         raise ConfigError(f"{setting}: {folder}: no such folder; give {wanted}")
     corpus = CORPORA[config.name]
-    remedy = f"`hpo data prepare {config.name}` fetches it; or make {setting} {wanted}"
+    into = f" --dir {config.dir}" if config.dir else ""
+    remedy = f"`hpo data prepare {config.name}{into}` fetches it; or make {setting} {wanted}"
     return {
         split: _File(folder / corpus.file(split), setting, remedy, corpus.checksums[split])
         for split in SPLITS
