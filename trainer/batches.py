@@ -81,13 +81,16 @@ class TrainBatches:
 
 @dataclass(frozen=True)
 class EvalBlocks:
-    """A whole split, shape (tokens,), in non-overlapping blocks of `context` targets.
+    """A whole split, shape (tokens,), in windows of `context` that advance by `stride` tokens.
 
-    Every token but the very first is a target exactly once.
+    Every token but the very first is a target exactly once: in the first window all `context`
+    targets are, in each later one the last `stride`, and what comes before them is context only.
+    With a `stride` of `context`, which None means, windows do not overlap.
     """
 
     tokens: Tokens
     context: int
+    stride: int | None = None
 
     @property
     def targets(self) -> int:
@@ -95,19 +98,24 @@ class EvalBlocks:
         return len(self.tokens) - 1
 
     def batches(
-        self, rank: int, ranks: int, blocks_per_batch: int
-    ) -> Iterator[npt.NDArray[np.int64]]:
-        """The batches of one rank: its every `ranks`-th block, shape (blocks, context + 1).
+        self, rank: int, ranks: int, windows_per_batch: int
+    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Inputs and targets of one rank: of its every `ranks`-th window, (windows, context) both.
 
-        Targets are `[:, 1:]`, inputs `[:, :-1]` with `PADDING`, which only the split's last
-        block has after its tokens, clamped to any token. Ranks may have unequal numbers of
+        Targets that are not to be predicted are `PADDING`; after the split's last token, where
+        only its last window reaches, inputs are any token. Ranks may have unequal numbers of
         batches, a rank of a short split none.
         """
-        starts = range(rank * self.context, self.targets, ranks * self.context)
-        for first in range(0, len(starts), blocks_per_batch):
-            rows = starts[first : first + blocks_per_batch]
+        stride = self.stride or self.context
+        last = max(0, self.targets - self.context + stride - 1)
+        starts = range(rank * stride, last + 1, ranks * stride)
+        for first in range(0, len(starts), windows_per_batch):
+            rows = starts[first : first + windows_per_batch]
             batch = np.full((len(rows), self.context + 1), PADDING, np.int64)
             for row, start in zip(batch, rows, strict=True):
-                block = self.tokens[start : start + self.context + 1]
-                row[: len(block)] = block
-            yield batch
+                window = self.tokens[start : start + self.context + 1]
+                row[: len(window)] = window
+            inputs, targets = batch[:, :-1].clip(min=0), batch[:, 1:].copy()
+            later = 1 if rows[0] == 0 else 0  # the first row that has been predicted in part
+            targets[later:, : self.context - stride] = PADDING
+            yield inputs, targets

@@ -36,11 +36,15 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 class DataConfig(Section):
     """What to train on, and how it is cut into batches."""
 
-    name: Literal["pydocs", "ptb", "wikitext-2", "text"] = "pydocs"
-    dir: str | None = None  # folder holding ptb/ and wikitext-2/; else HPO_DATA_DIR
+    name: Literal["pydocs", "ptb", "wikitext-2", "wikitext-103", "text"] = "pydocs"
+    dir: str | None = (
+        None  # folder holding ptb/, wikitext-2/ ...; else HPO_DATA_DIR, else the cache
+    )
     train: str | None = None  # with name: text, three paths
     valid: str | None = None
     test: str | None = None
+    tokenizer: Literal["words", "bpe"] = "words"
+    vocabulary_size: Annotated[int, Field(ge=258, le=1_000_000)] = 8192  # tokens of bpe
     context: Count = 64  # tokens in a sequence
     batch_size: Count = 16  # sequences in an optimizer step, over all ranks and micro steps
 
@@ -198,8 +202,9 @@ class DepthReference(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured on valid beside the perplexity of the whole model."""
+    """How valid is measured, and what beside the perplexity of the whole model."""
 
+    stride: Count | None = None  # tokens from window to window; null: data.context, no overlap
     depths: tuple[Count, ...] = ()  # layers of each sub-model that is measured too
     depth_search: Literal["every_other", "greedy", "both"] = "both"  # which layers those keep
     depths_at: Literal["end", "each"] = "end"  # at the last evaluation, or at each of them
@@ -256,6 +261,11 @@ class TrainConfig(Section):
             raise ValueError(
                 f"layerdrop.analysis_steps: {self.layerdrop.analysis_steps} steps from step "
                 f"{self.analysed_steps().start} on end after the run's {self.steps}"
+            )
+        if (self.evaluation.stride or 0) > self.data.context:
+            raise ValueError(
+                f"evaluation.stride: {self.evaluation.stride} is past data.context "
+                f"{self.data.context}, and would skip tokens"
             )
         if self.data.batch_size % self.optim.accumulation:
             raise ValueError(

@@ -1,7 +1,7 @@
 """The data sets: where their texts come from, and whether they are what they should be.
 
-It reads and verifies files that are already on this machine. It never downloads one, and never
-decides how a split is cut into batches.
+It reads and verifies files that are already on this machine. It never downloads one (that is
+`fetch.py`), and never decides how a split is cut into batches.
 """
 
 from __future__ import annotations
@@ -18,48 +18,20 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 from trainer.config import DataConfig
+from trainer.corpora import CORPORA
 from trainer.settings import ConfigError
-from trainer.tokens import SPLITS, TOKENIZER_VERSION, Lines, Split, Splits, cached_splits
+from trainer.tokens import SPLITS, TOKENIZER_VERSION, Split, Splits, cached_splits
+from trainer.vocabulary import Lines
 
-__all__ = ["Splits", "check_data", "load_splits"]
-
-# Word-level Penn Treebank (Mikolov et al. 2010) and WikiText-2-v1 (Merity et al. 2017,
-# arXiv 1609.07843), both with <unk> in the text already.
-_KNOWN: dict[str, dict[Split, tuple[str, str]]] = {
-    "ptb": {
-        "train": (
-            "ptb/ptb.train.txt",
-            "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
-        ),
-        "valid": (
-            "ptb/ptb.valid.txt",
-            "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
-        ),
-        "test": (
-            "ptb/ptb.test.txt",
-            "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
-        ),
-    },
-    "wikitext-2": {
-        "train": (
-            "wikitext-2/train.txt",
-            "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f",
-        ),
-        "valid": (
-            "wikitext-2/valid.txt",
-            "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
-        ),
-        "test": (
-            "wikitext-2/test.txt",
-            "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
-        ),
-    },
-}
-_DIGEST_LENGTH = 64  # hex digits of a sha256
+__all__ = ["Splits", "check_data", "data_folder", "load_splits"]
 
 # A word, or a run of one punctuation mark: a ruler of 70 stars is one token.
 _PYDOCS_TOKEN = re.compile(r"\w+|([^\w\s])\1*")
 _PYDOCS_MIN_COUNT = 2  # so that <unk> is seen, and learned, in training
+
+_REPORTED_CHARACTERS = 2**20  # a report of progress for each line would cost more than the line
+
+OnText = Callable[[int], None]  # told how many more characters of the texts have been read
 
 
 @dataclass(frozen=True)
@@ -73,11 +45,15 @@ class _Source:
 
 @dataclass(frozen=True)
 class _File:
-    """A split's text, the setting that says where it is, and its sha256 where that is known."""
+    """A split's text, the setting that says where it is, and what would do if it is not there.
+
+    `checksum` is `algorithm:hex digits`, where it is known.
+    """
 
     path: Path
     setting: str
-    sha256: str | None = None
+    remedy: str
+    checksum: str | None = None
 
 
 def check_data(config: DataConfig) -> None:
@@ -87,57 +63,81 @@ def check_data(config: DataConfig) -> None:
         _source(config, folder)
 
 
-def load_splits(config: DataConfig, cache_dir: Path | None = None) -> Splits:
+def load_splits(
+    config: DataConfig, cache_dir: Path | None = None, on_text: OnText | None = None
+) -> Splits:
     """The data set as token ids, tokenized once for all processes of this machine.
 
-    The cache is `cache_dir`, else `HPO_CACHE_DIR`, else `~/.cache/layerdrop-hpo`. Raises
-    ConfigError when the data cannot be read, or the cache not be written.
+    The cache is `cache_dir`, else `HPO_CACHE_DIR`, else `~/.cache/layerdrop-hpo`. `on_text` hears
+    of the text files that are read for it. Raises ConfigError when the data cannot be read, or
+    the cache not be written.
     """
     folder = _cache_dir(cache_dir)
+    byte_pairs = config.vocabulary_size if config.tokenizer == "bpe" else None
     with _cache_errors(folder):
-        source = _source(config, folder)
-        content = json.dumps([TOKENIZER_VERSION, config.name, *source.fingerprint])
+        source = _source(config, folder, on_text)
+        tokenizer = [] if byte_pairs is None else ["bpe", byte_pairs]
+        content = json.dumps([TOKENIZER_VERSION, config.name, *source.fingerprint, *tokenizer])
         key = hashlib.sha256(content.encode()).hexdigest()[:16]
-        return cached_splits(folder / f"{config.name}-{key}", source.lines, source.min_count)
+        entry = folder / f"{config.name}-{key}"
+        return cached_splits(entry, source.lines, source.min_count, byte_pairs)
 
 
-def _source(config: DataConfig, cache_dir: Path) -> _Source:
+def data_folder(given: str | None) -> Path:
+    """Where the published data sets are: `given`, else `HPO_DATA_DIR`, else in the cache."""
+    if given:
+        return _expanded(given, "data.dir")
+    if in_environment := os.environ.get("HPO_DATA_DIR"):
+        return _expanded(in_environment, "HPO_DATA_DIR")
+    return _cache_dir(None) / "data"
+
+
+def _source(config: DataConfig, cache_dir: Path, on_text: OnText | None = None) -> _Source:
     if config.name == "pydocs":
         text = json.dumps(topics, sort_keys=True)
         fingerprint = hashlib.sha256(text.encode()).hexdigest()
         return _Source([fingerprint], lambda split: _pydocs()[split], _PYDOCS_MIN_COUNT)
     files = _text_files(config) if config.name == "text" else _known_files(config)
     digests = [_checked(files[split], cache_dir) for split in SPLITS]
-    return _Source(digests, lambda split: _words(files[split]))
+    return _Source(digests, lambda split: _words(files[split], on_text))
 
 
 def _text_files(config: DataConfig) -> dict[Split, _File]:
     paths = {"train": config.train, "valid": config.valid, "test": config.test}
     return {
-        split: _File(_expanded(paths[split] or "", f"data.{split}"), f"data.{split}")
+        split: _File(
+            _expanded(paths[split] or "", f"data.{split}"),
+            f"data.{split}",
+            f"put it there, or change data.{split}",
+        )
         for split in SPLITS
     }
 
 
 def _known_files(config: DataConfig) -> dict[Split, _File]:
     setting = "data.dir" if config.dir else "HPO_DATA_DIR"
-    given = config.dir or os.environ.get("HPO_DATA_DIR")
+    folder = data_folder(config.dir)
     wanted = f"the folder that holds {config.name}/"
-    if not given:
-        raise ConfigError(f"data.dir: {config.name} needs it, or HPO_DATA_DIR, to be {wanted}")
-    folder = _expanded(given, setting)
-    if not os.path.isdir(folder):
+    if (config.dir or os.environ.get("HPO_DATA_DIR")) and not os.path.isdir(folder):
         raise ConfigError(f"{setting}: {folder}: no such folder; give {wanted}")
+    corpus = CORPORA[config.name]
+    into = f" --dir {config.dir}" if config.dir else ""
+    remedy = f"`hpo data prepare {config.name}{into}` fetches it; or make {setting} {wanted}"
     return {
-        split: _File(folder / name, setting, sha256)
-        for split, (name, sha256) in _KNOWN[config.name].items()
+        split: _File(folder / corpus.file(split), setting, remedy, corpus.checksums[split])
+        for split in SPLITS
     }
 
 
-def _words(file: _File) -> Iterator[list[str]]:
+def _words(file: _File, on_text: OnText | None = None) -> Iterator[list[str]]:
+    read = 0
     with _reading(file), file.path.open(encoding="utf-8") as text:
         for line in text:
             yield line.split()
+            read += len(line)
+            if on_text is not None and read >= _REPORTED_CHARACTERS:
+                on_text(read)
+                read = 0
 
 
 @cache
@@ -158,28 +158,30 @@ def _pydocs() -> dict[Split, list[list[str]]]:
 
 
 def _checked(file: _File, cache_dir: Path) -> str:
-    """The sha256 of a file that is there, is the right one, and holds a word."""
-    digest = _digest(file, cache_dir)
-    if file.sha256 not in (None, digest):
+    """The checksum of a file that is there, is the right one, and holds a word."""
+    algorithm, _, wanted = (file.checksum or "sha256:").partition(":")
+    digest = _digest(file, algorithm, cache_dir)
+    if wanted not in ("", digest):
         raise ConfigError(
-            f"{file.path}: its sha256 is {digest}, not {file.sha256}; fetch the original again"
+            f"{file.path}: its {algorithm} is {digest}, not {wanted}; fetch the original again"
         )
     if not any(_words(file)):
         raise ConfigError(f"{file.setting}: {file.path} holds no words; give a longer text")
     return digest
 
 
-def _digest(file: _File, cache_dir: Path) -> str:
-    """The file's sha256, remembered in the cache by path, size and time of change."""
+def _digest(file: _File, algorithm: str, cache_dir: Path) -> str:
+    """The file's checksum, remembered in the cache by path, size and time of change."""
     with _reading(file):
         stat = file.path.stat()
         identity = f"{file.path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    memory = cache_dir / "sha256" / hashlib.sha256(identity.encode()).hexdigest()
+    memory = cache_dir / algorithm / hashlib.sha256(identity.encode()).hexdigest()
     # A note cut short by a kill is no note.
-    if memory.is_file() and len(known := memory.read_text()) == _DIGEST_LENGTH:
+    length = 2 * hashlib.new(algorithm).digest_size
+    if memory.is_file() and len(known := memory.read_text()) == length:
         return known
     with _reading(file), file.path.open("rb") as text:
-        digest = hashlib.file_digest(text, "sha256").hexdigest()
+        digest = hashlib.file_digest(text, algorithm).hexdigest()
     memory.parent.mkdir(parents=True, exist_ok=True)
     memory.write_text(digest)
     return digest
@@ -190,9 +192,7 @@ def _reading(file: _File) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise ConfigError(
-            f"{file.path}: no such file; put it there, or change {file.setting}"
-        ) from None
+        raise ConfigError(f"{file.path}: no such file; {file.remedy}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file.path}: not UTF-8 text: {error.reason}; convert it") from None
     except OSError as error:

@@ -1,8 +1,8 @@
 """Standalone models: `python -m trainer.export RUN` writes a trained run's weights, and no more.
 
-The folder has `model.safetensors` (fp32, by name), `config.yaml` and `vocabulary.txt` (a word a
-line, in the order of their ids): all that `load_model` and a user need. The run itself is only
-read.
+The folder has `model.safetensors` (fp32, by name), `config.yaml` and the vocabulary: words in
+`vocabulary.txt`, a line each in the order of their ids, or byte pairs in `tokenizer.json`. That is all that
+`load_model` and a user need. The run itself is only read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trainer.depth import every_other
 from trainer.model import DTYPES, LanguageModel
 from trainer.settings import ConfigError
 
-_WEIGHTS, _CONFIG, _VOCABULARY = "model.safetensors", "config.yaml", "vocabulary.txt"
+_WEIGHTS, _CONFIG = "model.safetensors", "config.yaml"
 _OF_TRAINING = "projection"  # to a teacher's width: the trained model does without it
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
@@ -48,15 +48,16 @@ def export(run: Path, depth: int | None = None, target: Path | None = None) -> t
         raise ConfigError(f"{run}: has no checkpoint yet; export it after its first evaluation")
     state, progress = found
     layers, search = _kept(whole, depth, progress)
-    words = load_splits(config.data).vocabulary.words
+    vocabulary = load_splits(config.data).vocabulary
     weights = _weights(state, layers)
-    if len(words) != len(weights["embedding"]):
+    if len(vocabulary) != len(weights["embedding"]):
         raise ConfigError(
-            f"{run / _CONFIG}: data: has {len(words)} words now, and the model knows "
+            f"{run / _CONFIG}: data: has {len(vocabulary)} tokens now, and the model knows "
             f"{len(weights['embedding'])}; put back the texts that it was trained on"
         )
-    texts = {_CONFIG: _config_of(config, len(layers)).to_yaml(), _VOCABULARY: "\n".join(words)}
-    _write(target, weights, texts)
+    exported = _config_of(config, len(layers)).to_yaml().encode()
+    files = {_CONFIG: exported, vocabulary.file_name: vocabulary.to_bytes()}
+    _write(target, weights, files)
     kept = " ".join(map(str, layers))
     return target, f"step {progress.step}, layers {kept} of {whole} ({search})"
 
@@ -130,15 +131,15 @@ def _config_of(config: TrainConfig, layers: int) -> TrainConfig:
     return resolve(document, f"{_CONFIG} at depth {layers}")
 
 
-def _write(target: Path, weights: dict[str, Tensor], texts: Mapping[str, str]) -> None:
+def _write(target: Path, weights: dict[str, Tensor], files: Mapping[str, bytes]) -> None:
     """Make the folder `target`, whole or not at all."""
     aside = target.with_name(f".{target.name}.writing")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         save_file(weights, aside / _WEIGHTS)
-        for name, text in texts.items():
-            (aside / name).write_text(text, encoding="utf-8")
+        for name, content in files.items():
+            (aside / name).write_bytes(content)
         for path in (*aside.iterdir(), aside):
             sync(path)
         aside.rename(target)

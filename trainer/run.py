@@ -72,15 +72,16 @@ class Report:
 class Run:
     """One rank's part of a training run: built from a config, resumed from its newest checkpoint.
 
-    All ranks build it and call `advance` together, each from one thread. Metrics: `valid_ppl`;
-    `train_loss`, NLL in nats per token, mean since the last evaluation, and beside it
-    `distillation_loss`, the teacher's term; `tokens_per_second` and
-    `step_seconds` (median) of those steps; `train_seconds`, of all steps of all attempts,
-    evaluation not counted; `peak_memory_bytes`, the largest of any rank since the run was built;
-    `lr` and `drop_probability` (mean over layers), of the last step; with policy `sbld`, once its
-    analysis has begun, `sensitivity_layer_N`: what the train loss rises by without layer N; those
-    of the depth front (trainer/depth.py) and of convergence (trainer/convergence.py) where they
-    are asked for.
+    All ranks build it and call `advance` together, each from one thread. Metrics: `valid_ppl`, per
+    word of the text even where a word is several tokens, with `evaluation_stride` (tokens) where
+    windows overlap; `train_loss`, NLL in nats per token, mean since the last evaluation, and beside
+    it `distillation_loss`, the teacher's term; `tokens_per_second` and `step_seconds` (median) of
+    those steps; `train_seconds`, of all steps of all attempts, evaluation not counted;
+    `peak_memory_bytes`, the largest of any rank since the run was built; `lr` and
+    `drop_probability` (mean over layers), of the last step; with policy `sbld`, once its analysis
+    has begun, `sensitivity_layer_N`: what the train loss rises by without layer N; those of the
+    depth front (trainer/depth.py) and of convergence (trainer/convergence.py) where they are asked
+    for.
     """
 
     def __init__(
@@ -159,7 +160,8 @@ class Run:
             config.seed,
             aligned=distillation.enabled and distillation.top_k is not None,
         )
-        self._valid = EvalBlocks(splits.tokens("valid"), context)
+        self._valid = EvalBlocks(splits.tokens("valid"), context, config.evaluation.stride)
+        self._valid_words = splits.words("valid") - 1  # the first is never a target
         teacher = find_teacher(config)
         self._model = LanguageModel(
             config.model,
@@ -260,7 +262,7 @@ class Run:
         return self._report("evaluated")
 
     def _valid_ppl(self) -> float:
-        return self._perplexity(self._valid)
+        return self._perplexity(self._valid, self._valid_words)
 
     def _depth_front(self, valid_ppl: float) -> list[DepthPoint]:
         config = self._config.evaluation
@@ -272,8 +274,8 @@ class Run:
             self._model,
             config,
             valid_ppl,
-            lambda keep: self._perplexity(self._valid, keep),
-            lambda keep: self._perplexity(some, keep),
+            lambda keep: self._perplexity(self._valid, self._valid_words, keep),
+            lambda keep: self._perplexity(some, some.targets, keep),
             self._rows,
         )
         return self._world.on_rank_0(lambda: front)  # the others' times are not the same
@@ -284,19 +286,19 @@ class Run:
         config, world = self._config, self._world
         return config.data.batch_size // (world.ranks * config.optim.accumulation)
 
-    def _perplexity(self, blocks: EvalBlocks, keep: Mask | None = None) -> float:
-        # Word-level perplexity of all blocks; inf where that is no number.
+    def _perplexity(self, blocks: EvalBlocks, words: int, keep: Mask | None = None) -> float:
+        # Of all blocks, which hold so many words; inf where that is no number.
         world = self._world
         total = torch.zeros((), dtype=torch.float64, device=world.device)
         self._model.eval()
         for batch in blocks.batches(world.rank, world.ranks, self._rows):
-            tokens = torch.from_numpy(batch).to(world.device)
-            total += self._model.total_nll(tokens[:, :-1].clamp(min=0), tokens[:, 1:], keep)
+            inputs, targets = (torch.from_numpy(array).to(world.device) for array in batch)
+            total += self._model.total_nll(inputs, targets, keep)
             self._alive()
         self._model.train()
         world.sum(total)
         try:
-            ppl = math.exp(total.item() / blocks.targets)
+            ppl = math.exp(total.item() / words)
         except OverflowError:
             return math.inf
         return ppl if math.isfinite(ppl) else math.inf
@@ -324,6 +326,8 @@ class Run:
         evaluation = self._config.evaluation
         metrics |= to_target([*self._progress.history, metrics], evaluation.target_ppl)
         metrics |= front_metrics(self._progress.depth_front, evaluation.reference)
+        if config.evaluation.stride is not None:
+            metrics["evaluation_stride"] = config.evaluation.stride
         self._folder.append_metrics(metrics)
         return metrics
 

@@ -98,24 +98,36 @@ def test_a_train_split_shorter_than_a_batch_is_refused_by_the_settings_that_woul
     assert "\n" not in message
 
 
-@given(st.integers(2, 400), st.integers(1, 40), st.integers(1, 9), st.integers(1, 8))
+@given(st.integers(2, 400), st.integers(1, 40), st.integers(1, 9), st.integers(1, 8), st.data())
 def test_an_evaluation_predicts_each_token_once_from_the_one_before_it_on_any_ranks(
-    length: int, context: int, ranks: int, blocks_per_batch: int
+    length: int, context: int, ranks: int, windows_per_batch: int, data: st.DataObject
 ) -> None:
-    blocks = EvalBlocks(np.arange(length, dtype=np.uint16), context)
+    stride = data.draw(st.none() | st.integers(1, context))
+    blocks = EvalBlocks(np.arange(length, dtype=np.uint16), context, stride)
     predicted: list[int] = []
     for rank in range(ranks):
-        for batch in blocks.batches(rank, ranks, blocks_per_batch):
-            assert batch.dtype == np.int64
-            assert 1 <= len(batch) <= blocks_per_batch
-            inputs, targets = batch[:, :-1], batch[:, 1:]
-            assert targets.shape[1] == context
+        for inputs, targets in blocks.batches(rank, ranks, windows_per_batch):
+            assert inputs.dtype == targets.dtype == np.int64
+            assert inputs.shape == targets.shape == (len(inputs), context)
+            assert 1 <= len(inputs) <= windows_per_batch
             real = targets != PADDING
             assert real.any(axis=1).all()
             assert (inputs[real] == targets[real] - 1).all()
             predicted += targets[real].tolist()
     assert sorted(predicted) == list(range(1, length))
     assert blocks.targets == length - 1
+
+
+@given(st.integers(2, 200), st.integers(1, 40), st.data())
+def test_an_overlapping_window_predicts_from_context_less_stride_tokens_or_more(
+    length: int, context: int, data: st.DataObject
+) -> None:
+    stride = data.draw(st.integers(1, context))
+    blocks = EvalBlocks(np.arange(length, dtype=np.uint16), context, stride)
+    for inputs, targets in blocks.batches(0, 1, 1):
+        seen = targets[targets != PADDING] - inputs[0, 0]
+        assert seen.min() > min(context - stride, inputs[0, 0])
+        assert (inputs[0][: seen.max()] == np.arange(seen.max()) + inputs[0, 0]).all()
 
 
 @given(st.integers(2, 400), st.integers(1, 40), st.integers(1, 9))
@@ -126,7 +138,7 @@ def test_an_evaluation_is_shared_evenly_and_pads_only_after_the_last_token(
     shares = [list(blocks.batches(rank, ranks, 1)) for rank in range(ranks)]
     counts = [len(share) for share in shares]
     assert max(counts) - min(counts) <= 1
-    short = [batch[0] for share in shares for batch in share if PADDING in batch]
+    short = [targets[0] for share in shares for _, targets in share if PADDING in targets]
     assert len(short) <= 1
     for row in short:
         assert (row[row != PADDING][-1], row[-1]) == (length - 1, PADDING)

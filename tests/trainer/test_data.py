@@ -11,7 +11,8 @@ import pytest
 from trainer.config import DataConfig
 from trainer.data import check_data, load_splits
 from trainer.settings import ConfigError
-from trainer.tokens import EOS, SPLITS, UNK, Split
+from trainer.tokens import SPLITS, Split
+from trainer.vocabulary import EOS, UNK
 
 REAL_DATA = Path(__file__).parents[2].parent / "shared" / "data"
 COUNTS = {
@@ -125,10 +126,11 @@ def test_a_known_set_with_another_text_is_refused_by_its_checksum(tmp_path: Path
 
 
 def test_a_data_folder_or_file_that_is_missing_is_named_with_what_would_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    message = refusal(DataConfig(name="wikitext-2"))
-    assert message.startswith("data.dir: wikitext-2 needs it, or HPO_DATA_DIR")
+    message = refusal(DataConfig(name="wikitext-103"))
+    assert message.startswith(f"{cache / 'data/wikitext-103/train.txt'}: no such file")
+    assert "`hpo data prepare wikitext-103` fetches it" in message
     message = refusal(DataConfig(name="ptb", dir=str(tmp_path / "nowhere")))
     assert message.startswith(f"data.dir: {tmp_path / 'nowhere'}: no such folder")
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path))
@@ -143,6 +145,15 @@ def test_data_dir_goes_before_the_environment(
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path / "other"))
     message = refusal(DataConfig(name="ptb", dir=str(tmp_path)))
     assert message.startswith(str(tmp_path / "ptb/ptb.train.txt"))
+
+
+def test_wikitext_103_is_verified_by_its_published_checksums(tmp_path: Path) -> None:
+    (tmp_path / "wikitext-103").mkdir()
+    for split in SPLITS:
+        (tmp_path / f"wikitext-103/{split}.txt").write_text(" = Homarus gammarus = \n")
+    message = refusal(DataConfig(name="wikitext-103", dir=str(tmp_path)))
+    assert "its sha1 is " in message
+    assert "not b7497e2dfe77e72cfef5e3dbc61b7b53712ac211" in message
 
 
 def test_a_text_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path) -> None:

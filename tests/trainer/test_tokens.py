@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.tokens import EOS, SPLITS, UNK, Split, Vocabulary, cached_splits
+from trainer.tokens import SPLITS, Split, cached_splits
+from trainer.vocabulary import EOS, UNK, Vocabulary
 
 SPAWN = multiprocessing.get_context("spawn")
 WORDS: dict[Split, list[list[str]]] = {

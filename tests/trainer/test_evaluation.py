@@ -1,0 +1,87 @@
+"""What an evaluation measures: every token once, from the context stated, per word of the text."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.trainer.processes import measured, train, train_here
+from trainer.config import TrainConfig, load, resolve
+from trainer.data import load_splits
+from trainer.distributed import World
+from trainer.model import LanguageModel
+from trainer.settings import ConfigError
+
+Tiny = Callable[..., dict[str, Any]]
+
+
+def trained(folder: Path, config: TrainConfig, vocabulary: int) -> LanguageModel:
+    """The model of a run's newest checkpoint."""
+    model = LanguageModel(config.model, vocabulary, config.data.context).eval()
+    state = load_file(max((folder / "checkpoints").iterdir()) / "state.safetensors")
+    prefix = "weights/"
+    model.load_state_dict(
+        {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    )
+    return model
+
+
+def naive_perplexity(folder: Path) -> float:
+    """Valid perplexity of a run, one token at a time, its context found by counting."""
+    config = load(folder / "config.yaml")
+    splits = load_splits(config.data)
+    model = trained(folder, config, len(splits.vocabulary))
+    tokens = torch.tensor(splits.tokens("valid").astype("int64"))
+    context, stride = config.data.context, config.evaluation.stride or config.data.context
+    total, begin, end = 0.0, 0, context  # a window has the targets begin + 1 to end
+    for target in range(1, len(tokens)):
+        if target > end:
+            begin, end = begin + stride, end + stride
+        logits = model._logits(tokens[None, begin:target], None)[0, -1]
+        total -= torch.log_softmax(logits.double(), -1)[tokens[target]].item()
+    valid = Path(config.data.valid or "").read_text().splitlines()
+    words = sum(len(line.split()) + 1 for line in valid)
+    return math.exp(total / (words - 1))
+
+
+@pytest.mark.parametrize("stride", [None, 3])
+@pytest.mark.parametrize("tokenizer", ["words", "bpe"])
+def test_perplexity_is_that_of_one_token_at_a_time_per_word_of_the_text(
+    world: World, tiny: Tiny, tmp_path: Path, stride: int | None, tokenizer: str
+) -> None:
+    data = {"tokenizer": tokenizer, "vocabulary_size": 280}
+    document = tiny(tmp_path, steps=4, data=data, evaluation={"stride": stride})
+    [report] = train_here(document, world)
+    assert report.metrics["valid_ppl"] == pytest.approx(naive_perplexity(tmp_path), rel=1e-5)
+
+
+def test_a_result_states_its_stride_and_ranks_agree_on_it(
+    world: World, tiny: Tiny, tmp_path: Path
+) -> None:
+    plain = {"steps": 4, "model": {"dropout": 0.0}, "evaluation": {"stride": 3}}
+    train_here(tiny(tmp_path / "one", **plain), world)
+    train(tiny(tmp_path / "two", **plain), ranks=2)
+    [one], [two] = measured(tmp_path / "one"), measured(tmp_path / "two")
+    assert one == pytest.approx(two, rel=1e-4)
+    result = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert result["evaluation_stride"] == one["evaluation_stride"] == 3
+
+
+def test_a_result_without_overlap_states_no_stride(
+    world: World, tiny: Tiny, tmp_path: Path
+) -> None:
+    train_here(tiny(tmp_path, steps=1), world)
+    assert "evaluation_stride" not in json.loads((tmp_path / "result.json").read_text())
+
+
+def test_a_stride_that_would_skip_tokens_is_refused() -> None:
+    document = {"data": {"context": 8}, "evaluation": {"stride": 9}}
+    with pytest.raises(ConfigError, match="evaluation.stride: 9 is past data.context 8"):
+        resolve(document, "file.yaml")

@@ -1,0 +1,156 @@
+"""Fetching the published data sets: each text is whole and right where it should be, or not there.
+
+From an archive it takes the texts that a data set has and nothing else, whatever paths the archive
+gives. It never decides where data goes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import lzma
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from filelock import FileLock
+
+from trainer.corpora import CORPORA
+from trainer.download import Progress, download
+from trainer.settings import ConfigError
+from trainer.tokens import SPLITS
+
+_Members = dict[str, Callable[[], IO[bytes] | None]]  # file names without folders: how to read each
+_DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,  # of an encrypted zip
+)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where a text goes, and the checksum that it must have, `algorithm:hex digits`."""
+
+    path: Path
+    checksum: str
+
+    def is_there(self) -> bool:
+        return self.path.is_file() and self.checksum_of(self.path) == self.checksum
+
+    def checksum_of(self, path: Path) -> str:
+        algorithm = self.checksum.partition(":")[0]
+        with path.open("rb") as file:
+            return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+
+
+def fetch(name: str, folder: Path, url: str | None, progress: Progress) -> bool:
+    """Put the texts of the data set `name` into `folder`; False if they were there already.
+
+    `url` goes before the data set's own source: an archive that has the texts, or with `{file}`
+    in it the address of each. Raises ConfigError when they cannot be fetched, are not the right
+    ones, or cannot be written.
+    """
+    try:
+        wanted = bool(_missing(name, folder))
+        if wanted:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / f".{name}.lock"):
+                _fetch(name, folder, url or CORPORA[name].url, progress)
+        for part in folder.glob(f".{name}-*.part"):
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot be written: {error.strerror or error}; give another --dir"
+        ) from None
+    return wanted
+
+
+def _missing(name: str, folder: Path) -> dict[str, _Target]:
+    # By name at the source. A text that is not the right one is missing too.
+    corpus = CORPORA[name]
+    targets = {
+        corpus.file_at_source(split): _Target(folder / corpus.file(split), corpus.checksums[split])
+        for split in SPLITS
+    }
+    return {source: target for source, target in targets.items() if not target.is_there()}
+
+
+def _fetch(name: str, folder: Path, url: str, progress: Progress) -> None:
+    missing = _missing(name, folder)
+    if "{file}" in url:
+        for source_name, target in missing.items():
+            address = url.replace("{file}", source_name)
+            with _downloaded(address, folder / f".{name}", progress) as part:
+                _install(part.open("rb"), target, address)
+    elif missing:
+        with _downloaded(url, folder / f".{name}", progress) as part, _members(part) as members:
+            for source_name, target in missing.items():
+                if source_name not in members:
+                    raise ConfigError(f"{url}: there is no {source_name} in it; give another --url")
+                _install(members[source_name](), target, f"{url}: {source_name}")
+
+
+@contextmanager
+def _downloaded(url: str, prefix: Path, progress: Progress) -> Iterator[Path]:
+    """What is at `url`, removed if it turns out to be of no use."""
+    part = download(url, prefix, progress)
+    try:
+        yield part
+    except _DAMAGED:
+        part.unlink()
+        raise ConfigError(
+            f"{url}: not a whole zip or tar archive; try again, or give another --url"
+        ) from None
+    except ConfigError:
+        part.unlink()
+        raise
+
+
+@contextmanager
+def _members(archive: Path) -> Iterator[_Members]:
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as opened:
+            yield {
+                PurePosixPath(member.filename).name: partial(opened.open, member)
+                for member in opened.infolist()
+            }
+    else:
+        with tarfile.open(archive) as opened_tar:
+            yield {
+                PurePosixPath(member.name).name: partial(opened_tar.extractfile, member)
+                for member in opened_tar
+                if member.isfile()
+            }
+
+
+def _install(text: IO[bytes] | None, target: _Target, source: str) -> None:
+    assert text is not None, "a file, as its archive says"
+    target.path.parent.mkdir(exist_ok=True)
+    aside = target.path.with_name(f".{target.path.name}.writing")
+    try:
+        with text, aside.open("wb") as file:
+            shutil.copyfileobj(text, file)
+            file.flush()
+            os.fsync(file.fileno())
+        found = target.checksum_of(aside)
+        if found != target.checksum:
+            raise ConfigError(
+                f"{source}: its checksum is {found}, not {target.checksum}; try again, or give "
+                "another --url"
+            )
+        aside.replace(target.path)
+    finally:
+        aside.unlink(missing_ok=True)
