@@ -21,7 +21,7 @@ from trainer.config import DataConfig
 from trainer.settings import ConfigError
 from trainer.tokens import SPLITS, TOKENIZER_VERSION, Lines, Split, Splits, cached_splits
 
-__all__ = ["Splits", "check_data", "load_splits"]
+__all__ = ["Splits", "cache_dir", "check_data", "fingerprint", "load_splits"]
 
 # Word-level Penn Treebank (Mikolov et al. 2010) and WikiText-2-v1 (Merity et al. 2017,
 # arXiv 1609.07843), both with <unk> in the text already.
@@ -87,6 +87,18 @@ def check_data(config: DataConfig) -> None:
         _source(config, folder)
 
 
+def fingerprint(config: DataConfig) -> str:
+    """Tells the data set's texts and vocabulary from all others. Raises ConfigError as above."""
+    folder = cache_dir()
+    with _cache_errors(folder):
+        return _fingerprint(config, _source(config, folder))
+
+
+def cache_dir() -> Path:
+    """The folder of what this machine keeps for all runs: tokens, checksums, teachers."""
+    return _cache_dir(None)
+
+
 def load_splits(config: DataConfig, cache_dir: Path | None = None) -> Splits:
     """The data set as token ids, tokenized once for all processes of this machine.
 
@@ -96,9 +108,13 @@ def load_splits(config: DataConfig, cache_dir: Path | None = None) -> Splits:
     folder = _cache_dir(cache_dir)
     with _cache_errors(folder):
         source = _source(config, folder)
-        content = json.dumps([TOKENIZER_VERSION, config.name, *source.fingerprint])
-        key = hashlib.sha256(content.encode()).hexdigest()[:16]
-        return cached_splits(folder / f"{config.name}-{key}", source.lines, source.min_count)
+        name = f"{config.name}-{_fingerprint(config, source)}"
+        return cached_splits(folder / name, source.lines, source.min_count)
+
+
+def _fingerprint(config: DataConfig, source: _Source) -> str:
+    content = json.dumps([TOKENIZER_VERSION, config.name, *source.fingerprint])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _source(config: DataConfig, cache_dir: Path) -> _Source:
