@@ -120,31 +120,46 @@ def _rank(name: str, folder: Path) -> None:
 def _plain_loop(case: Case, folder: Path) -> Callable[[int], None]:
     """The loop that anyone would write; a call is one optimizer step."""
     import torch
+    from torch.nn import functional as F
     from torch.nn.parallel import DistributedDataParallel
 
     from trainer.batches import TrainBatches
     from trainer.config import resolve
     from trainer.data import load_splits
-    from trainer.model import LanguageModel
+    from trainer.model import DTYPES, LanguageModel
 
     config = resolve(_document(case, folder), "plain")
     splits = load_splits(config.data)
-    model: torch.nn.Module = LanguageModel(
-        config.model, len(splits.vocabulary), case.context, case.precision == "bf16"
+    model = LanguageModel(
+        config.model, len(splits.vocabulary), case.context, DTYPES[case.precision]
     )
-    model.initialize(0)  # type: ignore[operator]
+    model.initialize(0)
+
+    class Plain(torch.nn.Module):
+        """The trainer's Transformer with torch's own output layer and loss."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = model
+
+        def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", model.dtype, enabled=model.dtype != torch.float32):
+                logits = F.linear(model.hidden(inputs), model.embedding)
+            return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    plain: torch.nn.Module = Plain()
     if case.ranks > 1:
-        model = DistributedDataParallel(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.01, fused=True)
+        plain = DistributedDataParallel(plain)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=5e-4, weight_decay=0.01, fused=True)
     batches = TrainBatches(splits.tokens("train"), case.context, case.sequences, 0)
     share = case.sequences // case.ranks
     first = int(os.environ["RANK"]) * share
 
     def step(number: int) -> None:
-        tokens = torch.from_numpy(batches.at(number)[first : first + share])
-        loss = model(tokens[:, :-1], tokens[:, 1:])
+        tokens = torch.from_numpy(batches.at(number).tokens[first : first + share])
+        loss = plain(tokens[:, :-1], tokens[:, 1:])
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         loss.item()

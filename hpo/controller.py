@@ -159,15 +159,15 @@ class Controller:
         return (
             self._handle_trial(job, attempt, message)
             if isinstance(job, int)
-            else self._handle_teacher(attempt, message)
+            else self._handle_teacher(job, attempt, message)
         )
 
-    def _handle_teacher(self, attempt: int, message: Message) -> bool:
+    def _handle_teacher(self, key: str, attempt: int, message: Message) -> bool:
         with self._lock:
             if self.broken:
                 return False
             try:
-                goes_on = self._teaching.handle(attempt, message)
+                goes_on = self._teaching.handle(key, attempt, message)
             except LEDGER_ERRORS as error:
                 self.abandon(error)
                 return False

@@ -73,10 +73,10 @@ class Teaching:
                 return self.lesson
         return None
 
-    def handle(self, attempt: int, message: Message) -> bool:
-        """Write what attempt number `attempt` said; whether it may go on."""
+    def handle(self, key: str, attempt: int, message: Message) -> bool:
+        """Write what an attempt at the teacher `key` said; whether it may go on."""
         lesson = self.lesson
-        if lesson is None or lesson.attempt_number != attempt:
+        if lesson is None or (lesson.job, lesson.attempt_number) != (key, attempt):
             return False
         ended = message.kind != "evaluated"
         with self._ledger.transaction(self._lease) as transaction:

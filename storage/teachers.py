@@ -28,6 +28,8 @@ class TeacherWriter:
     def begin_teacher(self, key: str) -> TeacherRecord:
         """Open the teacher's next attempt."""
         row = self._teacher(key)
+        if row.state in (TeacherState.TRAINED, TeacherState.REUSED):
+            row.step = 0  # its run is gone
         row.state, row.reason, row.detail = TeacherState.TRAINING.value, None, None
         row.attempts += 1
         row.began_at = self._now()

@@ -18,6 +18,18 @@ from trainer.tokens import Tokens
 PADDING = -100  # a target that is no token: torch's cross_entropy ignores it by default
 
 
+@dataclass(frozen=True)
+class Batch:
+    """The sequences of an optimizer step, and where in the split they begin.
+
+    `tokens` is (sequences, context + 1): inputs are `[:, :-1]`, targets `[:, 1:]`. `starts` is
+    (sequences,).
+    """
+
+    tokens: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+
+
 class TrainBatches:
     """Contiguous blocks of the train split in an order drawn from (seed, epoch).
 
@@ -25,8 +37,14 @@ class TrainBatches:
     epoch. What is left over, shorter than a batch, is dropped; every epoch has as many batches.
     """
 
-    def __init__(self, tokens: Tokens, context: int, batch_size: int, seed: int) -> None:
-        """`tokens` has shape (tokens,). Raises ConfigError when it is shorter than a batch."""
+    def __init__(
+        self, tokens: Tokens, context: int, batch_size: int, seed: int, *, aligned: bool = False
+    ) -> None:
+        """`tokens` has shape (tokens,). Raises ConfigError when it is shorter than a batch.
+
+        `aligned` blocks start at multiples of `context` in every epoch, so that what a teacher
+        said of a block can be kept.
+        """
         # Counted at the largest shift, context - 1, with one more token as the last target.
         blocks = (len(tokens) - context) // context
         if blocks < batch_size:
@@ -39,26 +57,24 @@ class TrainBatches:
         # A memory map is slow to index: every slice of it is a memory map again.
         self._tokens = np.asarray(tokens)
         self._blocks, self._context, self._batch_size = blocks, context, batch_size
-        self._seed = seed
+        self._seed, self._aligned = seed, aligned
         self._window = np.arange(context + 1)
         self._epoch, self._starts = 0, self._draw_starts(0)
 
-    def at(self, step: int) -> npt.NDArray[np.int64]:
-        """The sequences of optimizer step `step` (0-based), shape (batch_size, context + 1).
-
-        Inputs are `[:, :-1]`, targets `[:, 1:]`.
-        """
+    def at(self, step: int) -> Batch:
+        """The batch of optimizer step `step` (0-based)."""
         assert step >= 0
         epoch, batch = divmod(step, self.batches_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._starts = epoch, self._draw_starts(epoch)
-        rows = self._starts[batch * self._batch_size : (batch + 1) * self._batch_size]
-        return np.asarray(self._tokens[rows[:, None] + self._window], np.int64)
+        starts = self._starts[batch * self._batch_size : (batch + 1) * self._batch_size]
+        tokens = np.asarray(self._tokens[starts[:, None] + self._window], np.int64)
+        return Batch(tokens, starts)
 
     def _draw_starts(self, epoch: int) -> npt.NDArray[np.int64]:
         # Raw words of Philox: NumPy keeps these for ever, its shuffles only within a version.
         words = np.random.Philox(key=[self._seed, epoch]).random_raw(self._blocks + 1)
-        shift = int(words[0] % self._context)
+        shift = 0 if self._aligned else int(words[0] % self._context)
         order = np.argsort(words[1:], kind="stable")
         return np.asarray(shift + self._context * order, np.int64)
 

@@ -35,8 +35,13 @@ class Progress:
     step: int = 0  # optimizer steps done
     train_seconds: float = 0.0
     loss_sum: float = 0.0  # of the steps since the last evaluation, nats per token
+    taught_sum: float = 0.0  # the same of the teacher's term
     loss_steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)  # metrics by evaluation
+
+    def forget_losses(self) -> None:
+        """Start the means since the last evaluation anew."""
+        self.loss_sum, self.taught_sum, self.loss_steps = 0.0, 0.0, 0
 
 
 def save_checkpoint(folder: Path, state: dict[str, Tensor], progress: Progress, keep: int) -> None:
@@ -82,6 +87,18 @@ def newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress] | None
     if first_error is not None:
         raise first_error
     return None
+
+
+def newest_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights by name in the newest checkpoint of `folder` that reads.
+
+    Raises CheckpointError where there is none.
+    """
+    found = newest_checkpoint(folder)
+    if found is None:
+        raise CheckpointError(f"{folder}: holds no checkpoint")
+    weights = {name: value for name, value in found[0].items() if name.startswith("weights/")}
+    return {name.removeprefix("weights/"): value for name, value in weights.items()}
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Progress]:

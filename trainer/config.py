@@ -96,6 +96,14 @@ class DistillationConfig(Section):
     top_k: Count | None = None  # cached: the teacher's k best tokens and a tail; null: it runs live
     cache_limit_bytes: Count = 20_000_000_000  # a larger cache of top_k is refused
 
+    @model_validator(mode="after")
+    def _teacher_is_named(self) -> DistillationConfig:
+        if self.enabled and self.teacher is None:
+            raise ValueError("teacher: enabled needs one; give a run folder or a train config")
+        if self.kind == "features" and self.top_k is not None:
+            raise ValueError("top_k: only goes with kind: logits; hidden states are not cached")
+        return self
+
 
 class OptimConfig(Section):
     """AdamW with a linear warm-up and a decay."""

@@ -10,12 +10,12 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trainer.batches import Batch
 from trainer.config import TrainConfig
+from trainer.distillation import Distiller
 from trainer.distributed import World, deepspeed
 from trainer.layerdrop import Mask
 from trainer.model import LanguageModel
@@ -37,9 +37,16 @@ class Engine:
     decays its weights and moves them by their momentum.
     """
 
-    def __init__(self, config: TrainConfig, world: World, model: LanguageModel) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        world: World,
+        model: LanguageModel,
+        distiller: Distiller | None = None,
+    ) -> None:
         """Raises ConfigError for settings under `deepspeed` that DeepSpeed refuses."""
         self.model = model
+        self._distiller = distiller
         self._world = world
         self._config = config
         self._optimizer = torch.optim.AdamW(
@@ -64,21 +71,19 @@ class Engine:
             else torch.default_generator
         )
 
-    def step(
-        self, step: int, batch: npt.NDArray[np.int64], masks: Sequence[Mask], lr: float
-    ) -> Tensor:
-        """Take optimizer step `step` (0-based) on this rank's share of `batch`.
+    def step(self, step: int, batch: Batch, masks: Sequence[Mask], lr: float) -> Tensor:
+        """Take optimizer step `step` (0-based) on this rank's share of the whole step's `batch`.
 
-        `batch` is the whole step's, (sequences, context + 1); `masks` has a mask for each micro
-        step. Returns this rank's mean loss: a scalar on the device, fp32, nats per token.
+        `masks` has a mask for each micro step. Returns this rank's mean NLL and teacher's term:
+        (2,), on the device, nats per token.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        losses = [
-            self._micro_step(step, *self._share(batch, micro_step, len(masks)), mask)
+        terms = [
+            self._micro_step(step, batch, self._share(batch, micro_step, len(masks)), mask)
             for micro_step, mask in enumerate(masks)
         ]
-        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        return terms[0] if len(terms) == 1 else torch.stack(terms).mean(dim=0)
 
     @property
     def applied(self) -> bool:
@@ -98,28 +103,30 @@ class Engine:
         """Let DeepSpeed's hooks and the memory go."""
         self._deepspeed.destroy()
 
-    def _share(
-        self, batch: npt.NDArray[np.int64], micro_step: int, micro_steps: int
-    ) -> tuple[int, npt.NDArray[np.int64]]:
-        # The first row of this rank's share of the micro step, and its rows.
-        rows = len(batch) // (micro_steps * self._world.ranks)
+    def _share(self, batch: Batch, micro_step: int, micro_steps: int) -> slice:
+        # This rank's rows of the micro step.
+        rows = len(batch.tokens) // (micro_steps * self._world.ranks)
         first = (micro_step * self._world.ranks + self._world.rank) * rows
-        return first, batch[first : first + rows]
+        return slice(first, first + rows)
 
-    def _micro_step(self, step: int, first: int, rows: npt.NDArray[np.int64], mask: Mask) -> Tensor:
+    def _micro_step(self, step: int, batch: Batch, rows: slice, mask: Mask) -> Tensor:
+        tokens = torch.from_numpy(batch.tokens[rows]).to(self._world.device)
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        lesson = None
+        if self._distiller is not None:
+            lesson = self._distiller.lesson(step, batch.starts[rows], inputs)
         if self._config.model.dropout:
-            self._generator.manual_seed(_dropout_seed(self._config.seed, step, first))
-        tokens = torch.from_numpy(rows).to(self._world.device)
-        loss: Tensor = self._deepspeed(tokens[:, :-1], tokens[:, 1:], mask)
+            self._generator.manual_seed(_dropout_seed(self._config.seed, step, rows.start))
+        loss, terms = self._deepspeed(inputs, targets, mask, lesson)
         self._deepspeed.backward(loss)
         self._deepspeed.step()
-        return loss.detach()
+        return terms  # type: ignore[no-any-return]
 
     def _prime(self) -> None:
         # AdamW makes its state, and DeepSpeed its way to it, in a first step.
         token = torch.zeros((1, 1), dtype=torch.int64, device=self._world.device)
         for _ in range(self._config.optim.accumulation):
-            self._deepspeed.backward(self._deepspeed(token, token) * 0.0)
+            self._deepspeed.backward(self._deepspeed(token, token)[0] * 0.0)
             self._deepspeed.step()
 
 

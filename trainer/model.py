@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.batches import PADDING
 from trainer.config import ModelConfig
+from trainer.losses import Lesson, feature_distance, head_loss, normalized, total_nll
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of products, by config.precision
 
 
 class Block(nn.Module):
@@ -37,8 +39,8 @@ class Block(nn.Module):
         self.contract = nn.Linear(config.d_ff, config.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
-        x = x + F.dropout(self._attention(_norm(x)), self.dropout, self.training)
-        hidden = F.gelu(self.expand(_norm(x)))
+        x = x + F.dropout(self._attention(normalized(x)), self.dropout, self.training)
+        hidden = F.gelu(self.expand(normalized(x)))
         return x + F.dropout(self.contract(hidden), self.dropout, self.training)
 
     def _attention(self, x: Tensor) -> Tensor:
@@ -52,22 +54,31 @@ class Block(nn.Module):
 class LanguageModel(nn.Module):
     """Next-token negative log-likelihood of sequences of up to `context` tokens.
 
-    Input and output embeddings are one matrix; positions are learned. Weights are fp32; `bf16`
-    computes the matrix products in bfloat16 (torch.autocast), but the residual stream, its norms
-    and the loss in fp32.
+    Input and output embeddings are one matrix; positions are learned. Weights are fp32; the
+    matrix products are computed in `dtype` (torch.autocast), the residual stream, its norms and
+    the loss in fp32.
     """
 
     def __init__(
-        self, config: ModelConfig, vocabulary: int, context: int, bf16: bool = False
+        self,
+        config: ModelConfig,
+        vocabulary: int,
+        context: int,
+        dtype: torch.dtype = torch.float32,
+        teacher_width: int | None = None,
     ) -> None:
+        """`teacher_width` is that of a teacher whose states are learned from, if it is another."""
         super().__init__()
-        self.bf16 = bf16
+        self.dtype = dtype
         self.dropout = config.dropout
         self.embedding = nn.Parameter(torch.empty(vocabulary, config.d_model))
         self.positions = nn.Parameter(torch.empty(context, config.d_model))
         # As a deviation from one: weight decay then pulls towards no gain, not towards silence.
         self.gain = nn.Parameter(torch.empty(config.d_model))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.projection: nn.Parameter | None = None
+        if teacher_width is not None:
+            self.projection = nn.Parameter(torch.empty(teacher_width, config.d_model))
 
     def initialize(self, seed: int) -> None:
         """Draw every weight from `seed`: std 0.02, projections into the residual stream smaller.
@@ -84,33 +95,65 @@ class LanguageModel(nn.Module):
             nn.init.normal_(weight, std=std, generator=generator)
 
     def forward(
-        self, inputs: Tensor, targets: Tensor, keep: Sequence[bool] | None = None
-    ) -> Tensor:
-        """Mean NLL of `targets` given `inputs`, both (B, T) token ids: a scalar, fp32, nats.
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        keep: Sequence[bool] | None = None,
+        lesson: Lesson | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of `targets` given `inputs`, both (B, T) token ids: a scalar, nats per token.
 
-        `keep` says of each layer whether it runs; all do if it is None.
+        It is the mean NLL, or the mixture that `lesson` asks for. Beside it, without a gradient,
+        come that NLL and the teacher's term, (2,). `keep` says of each layer whether it runs; all
+        do if it is None.
         """
-        logits = self._logits(inputs, keep)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        if lesson is None:
+            hidden = self.hidden(inputs, keep)
+            return head_loss(hidden.flatten(0, 1), self.embedding, targets.flatten(), self.dtype)
+        states: list[Tensor | None] = []
+        hidden = self.hidden(inputs, keep, states)
+        loss, terms = head_loss(
+            hidden.flatten(0, 1),
+            self.embedding,
+            targets.flatten(),
+            self.dtype,
+            lesson.alpha,
+            lesson.beta,
+            lesson.temperature,
+            lesson.signal,
+        )
+        if lesson.states is None:
+            return loss, terms
+        distance = feature_distance(states, lesson.states, self.projection)
+        return loss + lesson.beta * distance, torch.stack([terms[0], distance.detach()])
 
     @torch.no_grad()
-    def total_nll(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Summed NLL (scalar, fp64, nats) of the targets that are not PADDING; all layers run."""
-        logits = self._logits(inputs, None).flatten(0, 1).float()
-        each = F.cross_entropy(logits, targets.flatten(), reduction="none", ignore_index=PADDING)
-        return each.double().sum()
+    def total_nll(
+        self, inputs: Tensor, targets: Tensor, keep: Sequence[bool] | None = None
+    ) -> Tensor:
+        """Summed NLL (scalar, fp64, nats) of the targets that are not PADDING."""
+        hidden = self.hidden(inputs, keep).flatten(0, 1)
+        return total_nll(hidden, self.embedding, targets.flatten(), self.dtype)
 
-    def _logits(self, inputs: Tensor, keep: Sequence[bool] | None) -> Tensor:  # (B, T, V)
+    def hidden(
+        self,
+        inputs: Tensor,
+        keep: Sequence[bool] | None = None,
+        states: list[Tensor | None] | None = None,
+    ) -> Tensor:
+        """What the output embedding is applied to: (B, T) token ids -> (B, T, D), fp32.
+
+        `states` is filled with the residual stream after each layer, None where it was skipped.
+        """
         assert keep is None or len(keep) == len(self.blocks)
         # Inside, not around DeepSpeed's engine: that switches a surrounding autocast off.
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
             x = F.embedding(inputs, self.embedding) + self.positions[: inputs.shape[1]]
             x = F.dropout(x, self.dropout, self.training)
             for index, block in enumerate(self.blocks):
-                if keep is None or keep[index]:
+                kept = keep is None or keep[index]
+                if kept:
                     x = block(x)
-            return F.linear(_norm(x) * (1.0 + self.gain), self.embedding)
-
-
-def _norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:])
+                if states is not None:
+                    states.append(x if kept else None)
+            return normalized(x) * (1.0 + self.gain)

@@ -25,13 +25,15 @@ from trainer.batches import EvalBlocks, TrainBatches
 from trainer.checkpoint import Progress
 from trainer.config import TrainConfig
 from trainer.data import load_splits
+from trainer.distillation import make_distiller, projection_width
 from trainer.distributed import World
 from trainer.engine import Engine
 from trainer.folder import RunFolder
 from trainer.layerdrop import make_policy
 from trainer.memory import peak_bytes, release_freed, reset_peak
-from trainer.model import LanguageModel
+from trainer.model import DTYPES, LanguageModel
 from trainer.schedule import learning_rate
+from trainer.teacher import find_teacher
 
 Kind = Literal["evaluated", "finished", "stopped", "diverged"]
 
@@ -63,7 +65,8 @@ class Run:
     """One rank's part of a training run: built from a config, resumed from its newest checkpoint.
 
     All ranks build it and call `advance` together, each from one thread. Metrics: `valid_ppl`;
-    `train_loss`, nats per token, mean since the last evaluation; `tokens_per_second` and
+    `train_loss`, NLL in nats per token, mean since the last evaluation, and beside it
+    `distillation_loss`, the teacher's term; `tokens_per_second` and
     `step_seconds` (median) of those steps; `train_seconds`, of all steps of all attempts,
     evaluation not counted; `peak_memory_bytes`, the largest of any rank since the run was built;
     `lr` and `drop_probability` (mean over layers), of the last step.
@@ -75,6 +78,7 @@ class Run:
         world: World,
         on_step: Callable[[StepInfo], None] | None = None,
         on_evaluation_batch: Callable[[], None] | None = None,
+        say: Callable[[str], None] = print,
     ) -> None:
         """Raises ConfigError, and CheckpointError if the folder's checkpoints do not read."""
         config.check_ranks(world.ranks)
@@ -82,6 +86,7 @@ class Run:
         self._world = world
         self._on_step = on_step
         self._on_evaluation_batch = on_evaluation_batch
+        self._say = say
         self._stop_requested = False  # here, by anyone
         self._stop_due = False  # agreed at an evaluation, which is reported first
         self._step_seconds: list[float] = []  # since the last evaluation
@@ -135,19 +140,34 @@ class Run:
         reset_peak(world.device)
         _compute_with(config.threads, closing)
         splits = load_splits(config.data)
-        context = config.data.context
+        context, distillation = config.data.context, config.distillation
         self._batches = TrainBatches(
-            splits.tokens("train"), context, config.data.batch_size, config.seed
+            splits.tokens("train"),
+            context,
+            config.data.batch_size,
+            config.seed,
+            aligned=distillation.enabled and distillation.top_k is not None,
         )
         self._valid = EvalBlocks(splits.tokens("valid"), context)
         self._policy = make_policy(config)
-        bf16 = config.precision == "bf16"
-        self._model = LanguageModel(config.model, len(splits.vocabulary), context, bf16)
+        teacher = find_teacher(config)
+        self._model = LanguageModel(
+            config.model,
+            len(splits.vocabulary),
+            context,
+            DTYPES[config.precision],
+            projection_width(config, teacher),
+        )
         self._model.initialize(config.seed)
-        self._engine = Engine(config, world, self._model)
+        distiller = None
+        if teacher is not None:
+            distiller = make_distiller(
+                config, teacher, splits, world.device, self._say, self._alive
+            )
+        self._engine = Engine(config, world, self._model, distiller)
         closing.callback(self._free)
-        # Sums over ranks: of their mean losses, and of their requests to stop.
-        self._agreed = torch.zeros(2, dtype=torch.float64, device=world.device)
+        # Sums over ranks: of their mean losses, their teacher's terms and their requests to stop.
+        self._agreed = torch.zeros(3, dtype=torch.float64, device=world.device)
         self._resume(closing)
 
     def _resume(self, closing: ExitStack) -> None:
@@ -172,27 +192,28 @@ class Run:
         config, step = self._config, self.step
         masks = [self._policy.mask(step, micro) for micro in range(config.optim.accumulation)]
         lr = learning_rate(config.optim, config.steps, step)
-        loss, stop = self._agree(self._engine.step(step, self._batches.at(step), masks, lr))
+        loss, taught, stop = self._agree(self._engine.step(step, self._batches.at(step), masks, lr))
         seconds = time.perf_counter() - started
 
         progress = self._progress
         progress.step += 1
         progress.train_seconds += seconds
         progress.loss_sum += loss
+        progress.taught_sum += taught
         progress.loss_steps += 1
         self._step_seconds.append(seconds)
         if self._on_step is not None:
             self._on_step(StepInfo(progress.step, loss, lr, seconds))
         return loss, stop
 
-    def _agree(self, loss: Tensor) -> tuple[float, bool]:
-        self._agreed[0] = loss
-        self._agreed[1] = self._stop_requested
+    def _agree(self, terms: Tensor) -> tuple[float, float, bool]:
+        self._agreed[:2] = terms
+        self._agreed[2] = self._stop_requested
         self._world.sum(self._agreed)
-        losses, stops = self._agreed.tolist()
+        loss, taught, stops = self._agreed.tolist()
         if stops > 0:
             self._stop_requested = False
-        return losses / self._world.ranks, stops > 0
+        return loss / self._world.ranks, taught / self._world.ranks, stops > 0
 
     def _is_sane(self, loss: float) -> bool:
         limit = self._config.loss_limit
@@ -205,7 +226,7 @@ class Run:
         peak = self._world.largest(peak_bytes(self._world.device))
         metrics = self._world.on_rank_0(lambda: self._record(valid_ppl, peak))
         self._progress.history.append(metrics)
-        self._progress.loss_sum, self._progress.loss_steps = 0.0, 0
+        self._progress.forget_losses()
         self._step_seconds.clear()
         self._save()
         if self.step == self._config.steps:
@@ -221,8 +242,7 @@ class Run:
         for batch in self._valid.batches(world.rank, world.ranks, rows):
             tokens = torch.from_numpy(batch).to(world.device)
             total += self._model.total_nll(tokens[:, :-1].clamp(min=0), tokens[:, 1:])
-            if self._on_evaluation_batch is not None:
-                self._on_evaluation_batch()
+            self._alive()
         self._model.train()
         world.sum(total)
         try:
@@ -245,6 +265,8 @@ class Run:
             "train_seconds": self._progress.train_seconds,
             "peak_memory_bytes": peak_memory_bytes,
         }
+        if config.distillation.enabled:
+            metrics["distillation_loss"] = self._progress.taught_sum / self._progress.loss_steps
         self._folder.append_metrics(metrics)
         return metrics
 
@@ -261,6 +283,10 @@ class Run:
     def _report(self, kind: Kind) -> Report:
         history = self._progress.history
         return Report(kind, self.step, dict(history[-1]) if history else {})
+
+    def _alive(self) -> None:
+        if self._on_evaluation_batch is not None:
+            self._on_evaluation_batch()
 
     def _free(self) -> None:
         self._engine.close()

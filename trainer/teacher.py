@@ -60,11 +60,7 @@ def find_teacher(student: TrainConfig) -> Teacher | None:
     """
     if not student.distillation.enabled:
         return None
-    if student.distillation.teacher is None:
-        raise ConfigError(
-            "distillation.teacher: distillation.enabled: true needs one; "
-            "name a run folder, or a train config that is trained first"
-        )
+    assert student.distillation.teacher is not None, "its config says so"
     path = Path(absolute(student.distillation.teacher, Path()))
     teacher = _in_folder(path) if path.is_dir() else _of_config(path)
     _check_fits(teacher, student, path)

@@ -29,7 +29,7 @@ def test_train_blocks_are_contiguous_and_those_of_an_epoch_do_not_overlap(
     batches: TrainBatches, epoch: int
 ) -> None:
     steps = range(epoch * batches.batches_per_epoch, (epoch + 1) * batches.batches_per_epoch)
-    rows = np.concatenate([batches.at(step) for step in steps])
+    rows = np.concatenate([batches.at(step).tokens for step in steps])
     assert (np.diff(rows, axis=1) == 1).all()
     inputs = rows[:, :-1].ravel()
     assert len(set(inputs.tolist())) == inputs.size
@@ -42,11 +42,11 @@ def test_a_train_batch_is_a_function_of_seed_and_step_alone(
     tokens = np.arange(context * (batch_size + 1) + surplus, dtype=np.int32)
     wandering = TrainBatches(tokens, context, batch_size, seed)
     for step in visited:
-        batch = wandering.at(step)
+        batch = wandering.at(step).tokens
         assert batch.shape == (batch_size, context + 1)
         assert batch.dtype == np.int64
         fresh = TrainBatches(tokens, context, batch_size, seed)
-        np.testing.assert_array_equal(batch, fresh.at(step))
+        np.testing.assert_array_equal(batch, fresh.at(step).tokens)
 
 
 @given(contexts, batch_sizes, st.integers(0, 150))
@@ -64,7 +64,7 @@ def test_epochs_and_seeds_differ_in_order_and_in_where_blocks_begin() -> None:
         batches = TrainBatches(np.arange(5000, dtype=np.uint16), 16, 4, seed)
         first = number * batches.batches_per_epoch
         steps = range(first, first + batches.batches_per_epoch)
-        return [int(start) for step in steps for start in batches.at(step)[:, 0]]
+        return [int(start) for step in steps for start in batches.at(step).tokens[:, 0]]
 
     epochs = [epoch(seed, number) for seed in range(3) for number in range(5)]
     assert len({tuple(starts) for starts in epochs}) == len(epochs)
@@ -74,7 +74,7 @@ def test_epochs_and_seeds_differ_in_order_and_in_where_blocks_begin() -> None:
 
 def test_the_order_of_training_never_changes_between_versions_and_platforms() -> None:
     batches = TrainBatches(np.arange(100, dtype=np.uint16), 8, 2, seed=7)
-    starts = [batches.at(step)[:, 0].tolist() for step in (0, 1, 5, 6)]
+    starts = [batches.at(step).tokens[:, 0].tolist() for step in (0, 1, 5, 6)]
     assert starts == [[60, 28], [4, 44], [85, 21], [69, 5]]
 
 

@@ -16,9 +16,11 @@ from trainer.model import LanguageModel
 VOCABULARY, CONTEXT = 50, 12
 
 
-def model(layers: int = 3, *, dropout: float = 0.0, bf16: bool = False) -> LanguageModel:
+def model(
+    layers: int = 3, *, dropout: float = 0.0, dtype: torch.dtype = torch.float32
+) -> LanguageModel:
     config = ModelConfig(layers=layers, d_model=16, heads=2, d_ff=32, dropout=dropout)
-    made = LanguageModel(config, VOCABULARY, CONTEXT, bf16)
+    made = LanguageModel(config, VOCABULARY, CONTEXT, dtype)
     made.initialize(seed=3)
     return made
 
@@ -30,7 +32,7 @@ def tokens(rows: int = 4) -> tuple[Tensor, Tensor]:
 
 
 def test_an_untrained_model_knows_nothing() -> None:
-    assert model()(*tokens()).item() == pytest.approx(math.log(VOCABULARY), rel=0.02)
+    assert model()(*tokens())[0].item() == pytest.approx(math.log(VOCABULARY), rel=0.02)
 
 
 def test_a_prediction_does_not_look_ahead() -> None:
@@ -55,14 +57,14 @@ def test_a_skipped_layer_might_as_well_not_be_there() -> None:
             if not name.startswith("blocks.1.")
         }
     )
-    skipping = deep(*tokens(), (True, False, True))
-    assert torch.equal(skipping, shallow(*tokens()))
-    assert not torch.equal(skipping, deep(*tokens()))
+    skipping, _ = deep(*tokens(), (True, False, True))
+    assert torch.equal(skipping, shallow(*tokens())[0])
+    assert not torch.equal(skipping, deep(*tokens())[0])
 
 
 def test_a_skipped_layer_gets_no_gradient() -> None:
     trained = model()
-    trained(*tokens(), (True, False, True)).backward()
+    trained(*tokens(), (True, False, True))[0].backward()
     has_gradient = [block.qkv.weight.grad is not None for block in trained.blocks]
     assert has_gradient == [True, False, True]
 
@@ -72,7 +74,7 @@ def test_the_total_is_the_sum_over_tokens_and_padding_is_not_one() -> None:
     total = trained.total_nll(inputs, targets)
     assert total.dtype == torch.float64
     assert total.item() == pytest.approx(
-        trained(inputs, targets).item() * targets.numel(), rel=1e-6
+        trained(inputs, targets)[0].item() * targets.numel(), rel=1e-6
     )
 
     targets[0, 5:] = PADDING
@@ -88,7 +90,7 @@ def test_evaluation_has_no_dropout() -> None:
     dropping.eval()
     assert dropping.total_nll(*tokens()) == model().eval().total_nll(*tokens())
     dropping.train()
-    assert dropping(*tokens()) != model()(*tokens())
+    assert dropping(*tokens())[0] != model()(*tokens())[0]
 
 
 def test_weights_come_from_the_seed_alone_and_take_nothing_from_the_global_state() -> None:
@@ -120,24 +122,24 @@ def test_input_and_output_embeddings_are_one_matrix() -> None:
     shapes = [tuple(p.shape) for p in trained.parameters()]
     assert sum(VOCABULARY in shape for shape in shapes) == 1
     inputs, targets = torch.full((1, 1), 3), torch.full((1, 1), 5)
-    trained(inputs, targets).backward()
+    trained(inputs, targets)[0].backward()
     assert trained.embedding.grad is not None
     rows = trained.embedding.grad.norm(dim=1)
     assert torch.all(rows > 0)  # all rows as outputs ...
     input_gradient = rows[3]
     trained.embedding.grad = None
-    trained(torch.full((1, 1), 4), targets).backward()
+    trained(torch.full((1, 1), 4), targets)[0].backward()
     assert not torch.isclose(trained.embedding.grad[3].norm(), input_gradient)  # ... one as input
 
 
 def test_bf16_computes_about_the_same_and_keeps_weights_and_loss_in_fp32() -> None:
-    half, full = model(bf16=True), model()
-    loss = half(*tokens())
+    half, full = model(dtype=torch.bfloat16), model()
+    loss, _ = half(*tokens())
     loss.backward()
     assert loss.dtype == torch.float32
     assert {p.dtype for p in half.parameters()} == {torch.float32}
-    assert loss.item() != full(*tokens()).item()
-    assert loss.item() == pytest.approx(full(*tokens()).item(), rel=1e-2)
+    assert loss.item() != full(*tokens())[0].item()
+    assert loss.item() == pytest.approx(full(*tokens())[0].item(), rel=1e-2)
 
 
 def test_the_attention_of_a_layer_is_that_of_the_textbook() -> None:

@@ -1,0 +1,226 @@
+"""The output layer with its loss terms, a chunk of tokens at a time.
+
+Logits of a batch are by far its largest tensor: 1.6 GB for 8,192 tokens and 50,000 words. Here
+only a chunk of them lives at once, and their gradient is taken on the spot, in the forward pass
+(as Liger does; Hsu et al. 2024, arXiv 2410.10989): less memory, and faster, because a chunk stays
+in the CPU's cache. Softmaxes, logarithms and sums are in fp32, or fp64 where the input is. Nothing
+here knows a model, a step or a teacher's file.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+# Logits held at once: those that fit a CPU core's cache, or a GPU with enough work to do.
+_CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**27}
+
+
+class Signal(ABC):
+    """What a teacher says of the next token, for every token of a batch."""
+
+    @abstractmethod
+    def divergence(self, logits: Tensor, rows: slice, temperature: float) -> tuple[Tensor, Tensor]:
+        """T^2 KL(teacher || student) of `rows`, summed, and its gradient by the logits.
+
+        `logits` are the student's, (rows, V); so is the gradient, of the sum.
+        """
+
+
+@dataclass(frozen=True)
+class Live(Signal):
+    """A teacher's hidden states (N, D), and its output embedding (V, D), both of one type."""
+
+    hidden: Tensor
+    embedding: Tensor
+
+    def divergence(self, logits: Tensor, rows: slice, temperature: float) -> tuple[Tensor, Tensor]:
+        """Of softmax(logits / T) of both (Hinton et al. 2015, arXiv 1503.02531)."""
+        theirs = F.linear(self.hidden[rows], self.embedding).to(logits.dtype)
+        theirs = torch.log_softmax(theirs.div_(temperature), dim=-1)
+        ours = torch.log_softmax(logits / temperature, dim=-1)
+        teacher = theirs.exp()
+        total = teacher.mul(theirs.sub_(ours)).sum() * temperature**2
+        return total, ours.exp_().sub_(teacher).mul_(temperature)
+
+
+@dataclass(frozen=True)
+class TopK(Signal):
+    """A teacher's `k` best tokens and what is left to all others together, the tail.
+
+    `tokens` (N, k), ids; `log_probabilities` (N, k + 1), at temperature 1, the tail's last: -inf
+    where there is none. Student and teacher are compared as distributions over these k + 1
+    outcomes, and the temperature is applied to them. With k = V that is the live teacher's term.
+    """
+
+    tokens: Tensor
+    log_probabilities: Tensor
+
+    def divergence(self, logits: Tensor, rows: slice, temperature: float) -> tuple[Tensor, Tensor]:
+        """Of the k + 1 outcomes; its gradient reaches each token of the tail by its share of it."""
+        tokens = self.tokens[rows]
+        log_student = torch.log_softmax(logits, dim=-1)
+        best = log_student.gather(1, tokens)
+        share = log_student.exp_().scatter_(1, tokens, 0.0)
+        tail = share.sum(dim=1, keepdim=True)
+        ours = torch.log_softmax(torch.cat([best, tail.log()], dim=1) / temperature, dim=-1)
+        theirs = self.log_probabilities[rows].to(logits.dtype) / temperature
+        theirs = torch.log_softmax(theirs, dim=-1)
+        teacher = theirs.exp()
+        total = torch.where(teacher > 0, teacher * (theirs - ours), 0.0).sum() * temperature**2
+        gradient = (ours.exp() - teacher) * temperature
+        share.mul_(gradient[:, -1:] / tail.clamp(min=torch.finfo(tail.dtype).tiny))
+        return total, share.scatter_(1, tokens, gradient[:, :-1])
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one micro step learns from a teacher, and how much it counts for.
+
+    `signal` is the teacher's word on the next token; `states` instead are its residual stream
+    after the layer that matches each of the student's, (B, T, D_teacher).
+    """
+
+    alpha: float
+    beta: float
+    temperature: float = 1.0
+    signal: Signal | None = None
+    states: Sequence[Tensor] | None = None
+
+
+def feature_distance(
+    states: Sequence[Tensor | None], teacher: Sequence[Tensor], projection: Tensor | None
+) -> Tensor:
+    """Mean squared distance of the student's kept layers' states from the teacher's: a scalar.
+
+    Each state is normalised over its width first, so that the term does not depend on the
+    stream's scale, which grows with depth. `projection` (D_teacher, D) takes the student's to the
+    teacher's width, one for all layers (as TinyBERT's, Jiao et al. 2020, arXiv 1909.10351).
+    """
+    distances = []
+    for ours, theirs in zip(states, teacher, strict=True):
+        if ours is not None:
+            ours = ours.to(_exact(ours.dtype))
+            ours = ours if projection is None else F.linear(ours, projection)
+            distances.append(F.mse_loss(normalized(ours), normalized(theirs.to(ours.dtype))))
+    return torch.stack(distances).mean()
+
+
+def normalized(x: Tensor) -> Tensor:
+    """`x` with mean 0 and variance 1 over its last dimension."""
+    return F.layer_norm(x, x.shape[-1:])
+
+
+def head_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    dtype: torch.dtype | None = None,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    temperature: float = 1.0,
+    signal: Signal | None = None,
+) -> tuple[Tensor, Tensor]:
+    """alpha * CE + beta * T^2 KL(teacher || student), of logits `hidden @ weight.T`.
+
+    `hidden` (N, D) and `weight` (V, D) get gradients; `targets` (N,) are token ids. Products are
+    computed in `dtype`, by default that of `hidden`. Both terms are sums over the vocabulary and
+    means over tokens. Returns the loss, a scalar, and the two terms before alpha and beta, (2,),
+    without a gradient: nats per token.
+    """
+    return _Head.apply(hidden, weight, targets, dtype, (alpha, beta, temperature), signal)  # type: ignore[no-any-return, no-untyped-call]
+
+
+@torch.no_grad()
+def total_nll(
+    hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Summed NLL (scalar, fp64, nats) of the `targets` (N,) that are not negative."""
+    product, total = dtype or hidden.dtype, hidden.new_zeros((), dtype=torch.float64)
+    weight = weight.to(product)
+    for rows in _chunks(hidden, weight):
+        logits = F.linear(hidden[rows].to(product), weight).to(_exact(hidden.dtype))
+        nll = F.cross_entropy(logits, targets[rows].clamp(min=0), reduction="none")
+        total += (nll.double() * (targets[rows] >= 0)).sum()
+    return total
+
+
+class _Head(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        dtype: torch.dtype | None,
+        mixture: tuple[float, float, float],
+        signal: Signal | None,
+    ) -> tuple[Tensor, Tensor]:
+        alpha, beta, temperature = mixture
+        exact = _exact(hidden.dtype)
+        product = weight.to(dtype or hidden.dtype)
+        hidden_gradient = torch.empty_like(hidden)
+        weight_gradient = torch.zeros_like(weight, dtype=exact)
+        terms = hidden.new_zeros(2, dtype=torch.float64)
+        for rows in _chunks(hidden, weight):
+            x = hidden[rows].to(product.dtype)
+            logits = F.linear(x, product).to(exact)
+            taught = None
+            if signal is not None:
+                divergence, taught = signal.divergence(logits, rows, temperature)
+                terms[1] += divergence
+            cross_entropy, gradient = _cross_entropy(logits, targets[rows], alpha)
+            terms[0] += cross_entropy
+            if taught is not None:
+                gradient.add_(taught, alpha=beta)
+            gradient = gradient.to(product.dtype)
+            hidden_gradient[rows] = gradient @ product
+            _add_product(weight_gradient, gradient.T, x)
+        ctx.gradients = hidden_gradient, weight_gradient
+        ctx.tokens = len(hidden)
+        terms = (terms / len(hidden)).to(exact)
+        ctx.mark_non_differentiable(terms)
+        return alpha * terms[0] + beta * terms[1], terms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        scale = upstream[0] / ctx.tokens
+        hidden_gradient, weight_gradient = ctx.gradients
+        ctx.gradients = None
+        return hidden_gradient.mul_(scale), weight_gradient.mul_(scale), None, None, None, None
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    # The sum, and alpha times its gradient, written over the logits.
+    targets = targets[:, None]
+    normalizer = logits.logsumexp(dim=-1, keepdim=True)
+    total = (normalizer - logits.gather(1, targets)).sum()
+    gradient = logits.sub_(normalizer).exp_()
+    if alpha != 1.0:
+        gradient.mul_(alpha)
+    return total, gradient.scatter_add_(1, targets, torch.full_like(normalizer, -alpha))
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)
+
+
+def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
+    numbers = _CHUNK_NUMBERS.get(hidden.device.type, _CHUNK_NUMBERS["cpu"])
+    rows = max(16, numbers // len(weight))
+    return [slice(first, first + rows) for first in range(0, len(hidden), rows)]
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,179 @@
+"""What a teacher said of the train split: its best tokens for every position, kept on disk.
+
+One cache serves all runs of a machine that learn from one teacher: it is built once, under a
+lock, by whoever needs it first, and mapped by all. A build that was killed is gone on with.
+Nothing here knows a loss or a step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainer.model import LanguageModel
+from trainer.settings import ConfigError
+from trainer.tokens import Tokens
+
+FORMAT = 1
+_BATCH_BLOCKS = 16
+_LOCK_SECONDS = 1.0  # between two signs of life while another process builds
+
+Alive = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """Top-k cache of one teacher over one split, cut in blocks of `context` from its start."""
+
+    folder: Path
+    tokens: Tokens  # the split, shape (tokens,)
+    context: int
+    vocabulary: int
+    k: int
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes on disk: fp32 for k log-probabilities and the tail's, and k token ids."""
+        return self.predictions * (4 * (self.k + 1) + self._ids.itemsize * self.k)
+
+    @property
+    def predictions(self) -> int:
+        """Targets in whole blocks."""
+        return (len(self.tokens) - 1) // self.context * self.context
+
+    def at(self, starts: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Of the blocks that begin at `starts`: ids (N, k) and log-probabilities (N, k + 1)."""
+        rows = (starts[:, None] + np.arange(self.context)).reshape(-1)
+        ids, log_probabilities = self._maps()
+        return (
+            torch.from_numpy(ids[rows].astype(np.int64)),
+            torch.from_numpy(log_probabilities[rows]),
+        )
+
+    def ready(self) -> bool:
+        """Whether it is there, whole."""
+        return (self.folder / "manifest.json").is_file()
+
+    def build(
+        self, teacher: LanguageModel, limit_bytes: int, say: Callable[[str], None], alive: Alive
+    ) -> None:
+        """Build it unless it is there; `alive` is called all the while.
+
+        Raises ConfigError when it would take more than `limit_bytes`, or than the disk has left.
+        """
+        if self.ready():
+            return
+        self._check_size(limit_bytes)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder.with_name(f"{self.folder.name}.lock"), alive):
+            if not self.ready():
+                say(
+                    f"caching the teacher's {self.k} best of {self.predictions:,} predictions: "
+                    f"{_megabytes(self.size_bytes)} in {self.folder}"
+                )
+                self._build(teacher, alive)
+
+    def _check_size(self, limit_bytes: int) -> None:
+        size = _megabytes(self.size_bytes)
+        if self.size_bytes > limit_bytes:
+            raise ConfigError(
+                f"distillation.top_k: {self.k} makes a cache of {size}, more than "
+                f"distillation.cache_limit_bytes {limit_bytes}; use a smaller top_k, or no cache "
+                "(top_k: null)"
+            )
+        existing = next(parent for parent in self.folder.absolute().parents if parent.exists())
+        free = shutil.disk_usage(existing).free
+        if self.size_bytes > free:
+            raise ConfigError(
+                f"distillation.top_k: {self.k} makes a cache of {size}, and the disk of "
+                f"{existing} has {_megabytes(free)} left; set HPO_CACHE_DIR to another"
+            )
+
+    @torch.inference_mode()
+    def _build(self, teacher: LanguageModel, alive: Alive) -> None:
+        aside = self.folder.with_name(f"{self.folder.name}.part")
+        aside.mkdir(exist_ok=True)
+        names = ("ids.bin", "log_probabilities.bin")
+        row_bytes = (self._ids.itemsize * self.k, 4 * (self.k + 1))
+        batch = _BATCH_BLOCKS * self.context
+        sizes = [path.stat().st_size if (path := aside / name).exists() else 0 for name in names]
+        done = min(size // (row * batch) for size, row in zip(sizes, row_bytes, strict=True))
+        with (aside / names[0]).open("ab") as ids, (aside / names[1]).open("ab") as values:
+            for file, row in zip((ids, values), row_bytes, strict=True):
+                file.truncate(done * batch * row)
+            for first in range(done * batch, self.predictions, batch):
+                for tokens, log_probabilities in self._ask(teacher, first):
+                    ids.write(tokens.astype(self._ids).tobytes())
+                    values.write(log_probabilities.tobytes())
+                alive()
+            for file in (ids, values):
+                file.flush()
+                os.fsync(file.fileno())
+        (aside / "manifest.json").write_text(json.dumps({"format": FORMAT, "k": self.k}))
+        aside.rename(self.folder)
+
+    def _ask(
+        self, teacher: LanguageModel, first: int
+    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        last = min(first + _BATCH_BLOCKS * self.context, self.predictions)
+        inputs = torch.from_numpy(np.asarray(self.tokens[first:last], np.int64))
+        device = teacher.embedding.device
+        hidden = teacher.hidden(inputs.view(-1, self.context).to(device)).flatten(0, 1)
+        hidden, embedding = hidden.to(teacher.dtype), teacher.embedding.to(teacher.dtype)
+        for rows in torch.split(hidden, max(16, 2**22 // self.vocabulary)):
+            log_probabilities = torch.log_softmax(F.linear(rows, embedding).float(), dim=-1)
+            best, ids = log_probabilities.topk(self.k, dim=-1)
+            tail = log_probabilities.exp_().scatter_(1, ids, 0.0).sum(dim=1, keepdim=True).log_()
+            yield ids.cpu().numpy(), torch.cat([best, tail], dim=1).cpu().numpy()
+
+    def _maps(self) -> tuple[Tokens, npt.NDArray[np.float32]]:
+        shape, values = (-1, self.k), self.folder / "log_probabilities.bin"
+        return (
+            np.memmap(self.folder / "ids.bin", self._ids, "r").reshape(shape),
+            np.memmap(values, np.float32, "r").reshape(-1, self.k + 1),
+        )
+
+    @property
+    def _ids(self) -> np.dtype[Any]:
+        return np.dtype(np.uint16 if self.vocabulary <= 2**16 else np.uint32)
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """A sha256 of the names and values of `weights`."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(f"{name} {tuple(weights[name].shape)}".encode())
+        digest.update(weights[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _locked(path: Path, alive: Alive) -> Iterator[None]:
+    lock = FileLock(path, timeout=_LOCK_SECONDS)
+    while not lock.is_locked:
+        try:
+            lock.acquire()
+        except Timeout:
+            alive()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
