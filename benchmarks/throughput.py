@@ -74,7 +74,7 @@ def _measure(name: str, case: Case) -> tuple[float, float]:
     from trainer.distributed import free_port
 
     with tempfile.TemporaryDirectory() as folder:
-        _write_text(Path(folder), case.vocabulary)
+        write_text(Path(folder), case.vocabulary)
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         ranks = []
         for rank in range(case.ranks):
@@ -185,7 +185,8 @@ def _document(case: Case, folder: Path) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _write_text(folder: Path, vocabulary: int) -> None:
+def write_text(folder: Path, vocabulary: int) -> None:
+    """Write train.txt, valid.txt and test.txt of that vocabulary, <unk> and <eos> counted."""
     words = [f"w{number}" for number in range(vocabulary - 2)]  # and <unk> and <eos>
     (folder / "train.txt").write_text("\n".join(" ".join(words) for _ in range(20)))
     for split in ("valid", "test"):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trainer.checkpoint import newest_weights
 from trainer.config import DistillationConfig, TrainConfig
-from trainer.losses import Lesson, Live, TopK
+from trainer.losses import Lesson, Live, Mixture, TopK
 from trainer.model import DTYPES, LanguageModel
 from trainer.settings import ConfigError
 from trainer.soft_targets import FORMAT, SoftTargets, weights_digest
@@ -37,10 +37,11 @@ class Distiller(ABC):
     def lesson(self, step: int, starts: npt.NDArray[np.int64], inputs: Tensor) -> Lesson:
         """What a micro step of 0-based `step` learns of `inputs` (B, T) that begin at `starts`."""
 
-    def beta(self, step: int) -> float:
-        """The weight of the teacher's term: 0 at step 0, whole after `beta_warmup_steps`."""
-        warmup = self.config.beta_warmup_steps
-        return self.config.beta * (min(1.0, step / warmup) if warmup else 1.0)
+    def mixture(self, step: int) -> Mixture:
+        """The terms' weights: beta is 0 at step 0, and whole after `beta_warmup_steps`."""
+        config, warmup = self.config, self.config.beta_warmup_steps
+        beta = config.beta * (min(1.0, step / warmup) if warmup else 1.0)
+        return Mixture(config.alpha, beta, config.temperature)
 
 
 class LiveLogits(Distiller):
@@ -55,8 +56,7 @@ class LiveLogits(Distiller):
     def lesson(self, step: int, starts: npt.NDArray[np.int64], inputs: Tensor) -> Lesson:
         """The teacher's hidden states, to be turned into logits a chunk at a time."""
         hidden = self._teacher.hidden(inputs).flatten(0, 1).to(self._teacher.dtype)
-        config, signal = self.config, Live(hidden, self._embedding)
-        return Lesson(config.alpha, self.beta(step), config.temperature, signal)
+        return Lesson(self.mixture(step), Live(hidden, self._embedding))
 
 
 class CachedLogits(Distiller):
@@ -70,7 +70,7 @@ class CachedLogits(Distiller):
         """The k best tokens, and the tail."""
         tokens, log_probabilities = self._cache.at(starts)
         signal = TopK(tokens.to(inputs.device), log_probabilities.to(inputs.device))
-        return Lesson(self.config.alpha, self.beta(step), self.config.temperature, signal)
+        return Lesson(self.mixture(step), signal)
 
 
 class Features(Distiller):
@@ -96,7 +96,7 @@ class Features(Distiller):
         states: list[Tensor | None] = []
         self._teacher.hidden(inputs, states=states)
         matched = [state for layer in self._matched if (state := states[layer - 1]) is not None]
-        return Lesson(self.config.alpha, self.beta(step), states=matched)
+        return Lesson(self.mixture(step), states=matched)
 
 
 def make_distiller(

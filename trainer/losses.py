@@ -23,14 +23,26 @@ from torch.nn import functional as F
 _CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**27}
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """alpha * CE + beta * T^2 KL(teacher || student)."""
+
+    alpha: float = 1.0
+    beta: float = 0.0
+    temperature: float = 1.0
+
+
 class Signal(ABC):
     """What a teacher says of the next token, for every token of a batch."""
 
     @abstractmethod
-    def divergence(self, logits: Tensor, rows: slice, temperature: float) -> tuple[Tensor, Tensor]:
-        """T^2 KL(teacher || student) of `rows`, summed, and its gradient by the logits.
+    def divergence(
+        self, logits: Tensor, normalizer: Tensor, rows: slice, mixture: Mixture
+    ) -> tuple[Tensor, Tensor]:
+        """T^2 KL(teacher || student) of `rows`, summed, and a gradient by the student's logits.
 
-        `logits` are the student's, (rows, V); so is the gradient, of the sum.
+        The gradient is alpha times that of the sum of the `normalizer`, logsumexp of the `logits`
+        (rows, V), plus beta times that of the divergence. It may be written over the logits.
         """
 
 
@@ -41,14 +53,31 @@ class Live(Signal):
     hidden: Tensor
     embedding: Tensor
 
-    def divergence(self, logits: Tensor, rows: slice, temperature: float) -> tuple[Tensor, Tensor]:
+    def divergence(
+        self, logits: Tensor, normalizer: Tensor, rows: slice, mixture: Mixture
+    ) -> tuple[Tensor, Tensor]:
         """Of softmax(logits / T) of both (Hinton et al. 2015, arXiv 1503.02531)."""
+        alpha, beta, temperature = mixture.alpha, mixture.beta, mixture.temperature
         theirs = F.linear(self.hidden[rows], self.embedding).to(logits.dtype)
-        theirs = torch.log_softmax(theirs.div_(temperature), dim=-1)
-        ours = torch.log_softmax(logits / temperature, dim=-1)
-        teacher = theirs.exp()
-        total = teacher.mul(theirs.sub_(ours)).sum() * temperature**2
-        return total, ours.exp_().sub_(teacher).mul_(temperature)
+        if temperature == 1.0:
+            total, teacher = _divergence(logits, normalizer, theirs)
+            gradient = logits.sub_(normalizer).exp_().mul_(alpha + beta)
+            return total, gradient.sub_(teacher, alpha=beta)
+        tempered = logits / temperature
+        tempered_normalizer = tempered.logsumexp(dim=-1, keepdim=True)
+        total, teacher = _divergence(tempered, tempered_normalizer, theirs.div_(temperature))
+        taught = tempered.sub_(tempered_normalizer).exp_().sub_(teacher)
+        gradient = logits.sub_(normalizer).exp_().mul_(alpha)
+        return total * temperature**2, gradient.add_(taught, alpha=beta * temperature)
+
+
+def _divergence(ours: Tensor, normalizer: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    # Of two tables of logits, summed, and the second's probabilities, written over it.
+    their_normalizer = theirs.logsumexp(dim=-1, keepdim=True)
+    ratio = theirs - ours
+    teacher = theirs.sub_(their_normalizer).exp_()
+    expected = ratio.mul_(teacher).sum(dim=-1, keepdim=True)
+    return (expected + normalizer - their_normalizer).sum(), teacher
 
 
 @dataclass(frozen=True)
@@ -63,21 +92,23 @@ class TopK(Signal):
     tokens: Tensor
     log_probabilities: Tensor
 
-    def divergence(self, logits: Tensor, rows: slice, temperature: float) -> tuple[Tensor, Tensor]:
+    def divergence(
+        self, logits: Tensor, normalizer: Tensor, rows: slice, mixture: Mixture
+    ) -> tuple[Tensor, Tensor]:
         """Of the k + 1 outcomes; its gradient reaches each token of the tail by its share of it."""
-        tokens = self.tokens[rows]
-        log_student = torch.log_softmax(logits, dim=-1)
-        best = log_student.gather(1, tokens)
-        share = log_student.exp_().scatter_(1, tokens, 0.0)
-        tail = share.sum(dim=1, keepdim=True)
-        ours = torch.log_softmax(torch.cat([best, tail.log()], dim=1) / temperature, dim=-1)
-        theirs = self.log_probabilities[rows].to(logits.dtype) / temperature
-        theirs = torch.log_softmax(theirs, dim=-1)
+        alpha, beta, temperature = mixture.alpha, mixture.beta, mixture.temperature
+        tokens, theirs = self.tokens[rows], self.log_probabilities[rows].to(logits.dtype)
+        best = logits.gather(1, tokens).sub_(normalizer)
+        others = logits.sub_(normalizer).exp_().scatter_(1, tokens, 0.0)
+        tail = others.sum(dim=1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).tiny)
+        log_tail = torch.where(theirs[:, -1:].isneginf(), -torch.inf, tail.log())
+        ours = torch.log_softmax(torch.cat([best, log_tail], dim=1) / temperature, dim=-1)
+        theirs = torch.log_softmax(theirs / temperature, dim=-1)
         teacher = theirs.exp()
         total = torch.where(teacher > 0, teacher * (theirs - ours), 0.0).sum() * temperature**2
-        gradient = (ours.exp() - teacher) * temperature
-        share.mul_(gradient[:, -1:] / tail.clamp(min=torch.finfo(tail.dtype).tiny))
-        return total, share.scatter_(1, tokens, gradient[:, :-1])
+        taught = (ours.exp() - teacher) * (beta * temperature)
+        gradient = others.mul_(alpha + taught[:, -1:] / tail)
+        return total, gradient.scatter_(1, tokens, best.exp_().mul_(alpha) + taught[:, :-1])
 
 
 @dataclass(frozen=True)
@@ -88,9 +119,7 @@ class Lesson:
     after the layer that matches each of the student's, (B, T, D_teacher).
     """
 
-    alpha: float
-    beta: float
-    temperature: float = 1.0
+    mixture: Mixture
     signal: Signal | None = None
     states: Sequence[Tensor] | None = None
 
@@ -123,19 +152,17 @@ def head_loss(
     weight: Tensor,
     targets: Tensor,
     dtype: torch.dtype | None = None,
-    alpha: float = 1.0,
-    beta: float = 0.0,
-    temperature: float = 1.0,
+    mixture: Mixture = Mixture(),
     signal: Signal | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """alpha * CE + beta * T^2 KL(teacher || student), of logits `hidden @ weight.T`.
+    """The mixture of cross-entropy and a teacher's term, of the logits `hidden @ weight.T`.
 
     `hidden` (N, D) and `weight` (V, D) get gradients; `targets` (N,) are token ids. Products are
     computed in `dtype`, by default that of `hidden`. Both terms are sums over the vocabulary and
     means over tokens. Returns the loss, a scalar, and the two terms before alpha and beta, (2,),
     without a gradient: nats per token.
     """
-    return _Head.apply(hidden, weight, targets, dtype, (alpha, beta, temperature), signal)  # type: ignore[no-any-return, no-untyped-call]
+    return _Head.apply(hidden, weight, targets, dtype, mixture, signal)  # type: ignore[no-any-return, no-untyped-call]
 
 
 @torch.no_grad()
@@ -160,10 +187,9 @@ class _Head(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         dtype: torch.dtype | None,
-        mixture: tuple[float, float, float],
+        mixture: Mixture,
         signal: Signal | None,
     ) -> tuple[Tensor, Tensor]:
-        alpha, beta, temperature = mixture
         exact = _exact(hidden.dtype)
         product = weight.to(dtype or hidden.dtype)
         hidden_gradient = torch.empty_like(hidden)
@@ -172,14 +198,8 @@ class _Head(torch.autograd.Function):
         for rows in _chunks(hidden, weight):
             x = hidden[rows].to(product.dtype)
             logits = F.linear(x, product).to(exact)
-            taught = None
-            if signal is not None:
-                divergence, taught = signal.divergence(logits, rows, temperature)
-                terms[1] += divergence
-            cross_entropy, gradient = _cross_entropy(logits, targets[rows], alpha)
-            terms[0] += cross_entropy
-            if taught is not None:
-                gradient.add_(taught, alpha=beta)
+            sums, gradient = _terms(logits, targets[rows], rows, mixture, signal)
+            terms += sums
             gradient = gradient.to(product.dtype)
             hidden_gradient[rows] = gradient @ product
             _add_product(weight_gradient, gradient.T, x)
@@ -187,7 +207,7 @@ class _Head(torch.autograd.Function):
         ctx.tokens = len(hidden)
         terms = (terms / len(hidden)).to(exact)
         ctx.mark_non_differentiable(terms)
-        return alpha * terms[0] + beta * terms[1], terms
+        return mixture.alpha * terms[0] + mixture.beta * terms[1], terms
 
     @staticmethod
     @once_differentiable
@@ -198,15 +218,21 @@ class _Head(torch.autograd.Function):
         return hidden_gradient.mul_(scale), weight_gradient.mul_(scale), None, None, None, None
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    # The sum, and alpha times its gradient, written over the logits.
-    targets = targets[:, None]
+def _terms(
+    logits: Tensor, targets: Tensor, rows: slice, mixture: Mixture, signal: Signal | None
+) -> tuple[Tensor, Tensor]:
+    # Both terms, summed over `rows`, and the mixture's gradient, written over the logits.
     normalizer = logits.logsumexp(dim=-1, keepdim=True)
-    total = (normalizer - logits.gather(1, targets)).sum()
-    gradient = logits.sub_(normalizer).exp_()
-    if alpha != 1.0:
-        gradient.mul_(alpha)
-    return total, gradient.scatter_add_(1, targets, torch.full_like(normalizer, -alpha))
+    cross_entropy = (normalizer - logits.gather(1, targets[:, None])).sum()
+    if signal is None:
+        divergence = torch.zeros_like(cross_entropy)
+        gradient = logits.sub_(normalizer).exp_()
+        if mixture.alpha != 1.0:
+            gradient.mul_(mixture.alpha)
+    else:
+        divergence, gradient = signal.divergence(logits, normalizer, rows, mixture)
+    gradient.scatter_add_(1, targets[:, None], torch.full_like(normalizer, -mixture.alpha))
+    return torch.stack([cross_entropy, divergence]), gradient
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -117,15 +117,13 @@ class LanguageModel(nn.Module):
             self.embedding,
             targets.flatten(),
             self.dtype,
-            lesson.alpha,
-            lesson.beta,
-            lesson.temperature,
+            lesson.mixture,
             lesson.signal,
         )
         if lesson.states is None:
             return loss, terms
         distance = feature_distance(states, lesson.states, self.projection)
-        return loss + lesson.beta * distance, torch.stack([terms[0], distance.detach()])
+        return loss + lesson.mixture.beta * distance, torch.stack([terms[0], distance.detach()])
 
     @torch.no_grad()
     def total_nll(

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from filelock import FileLock, Timeout
+from rich.filesize import decimal
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -83,12 +84,12 @@ class SoftTargets:
             if not self.ready():
                 say(
                     f"caching the teacher's {self.k} best of {self.predictions:,} predictions: "
-                    f"{_megabytes(self.size_bytes)} in {self.folder}"
+                    f"{decimal(self.size_bytes)} in {self.folder}"
                 )
                 self._build(teacher, alive)
 
     def _check_size(self, limit_bytes: int) -> None:
-        size = _megabytes(self.size_bytes)
+        size = decimal(self.size_bytes)
         if self.size_bytes > limit_bytes:
             raise ConfigError(
                 f"distillation.top_k: {self.k} makes a cache of {size}, more than "
@@ -100,7 +101,7 @@ class SoftTargets:
         if self.size_bytes > free:
             raise ConfigError(
                 f"distillation.top_k: {self.k} makes a cache of {size}, and the disk of "
-                f"{existing} has {_megabytes(free)} left; set HPO_CACHE_DIR to another"
+                f"{existing} has {decimal(free)} left; set HPO_CACHE_DIR to another"
             )
 
     @torch.inference_mode()
@@ -173,7 +174,3 @@ def _locked(path: Path, alive: Alive) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB"
