@@ -1,8 +1,8 @@
 """Standalone models: `python -m trainer.export RUN` writes a trained run's weights, and no more.
 
 The folder has `model.safetensors` (fp32, by name), `config.yaml` and the vocabulary: words in
-`vocabulary.txt`, a line each in the order of their ids, or byte pairs in `tokenizer.json`. That is all that
-`load_model` and a user need. The run itself is only read.
+`vocabulary.txt`, a line each in the order of their ids, or byte pairs in `tokenizer.json`. That is
+all that `load_model` and a user need. The run itself is only read.
 """
 
 from __future__ import annotations
