@@ -130,7 +130,7 @@ def _plain_loop(case: Case, folder: Path) -> Callable[[int], None]:
     config = resolve(_document(case, folder), "plain")
     splits = load_splits(config.data)
     model: torch.nn.Module = LanguageModel(
-        config.model, len(splits.vocabulary), case.context, case.precision == "bf16"
+        config.model, len(splits.vocabulary), case.context, case.precision
     )
     model.initialize(0)  # type: ignore[operator]
     if case.ranks > 1:

@@ -29,6 +29,7 @@ from trainer.settings import (
 Probability = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Precision = Literal["fp32", "bf16", "fp16"]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
@@ -62,6 +63,8 @@ class ModelConfig(Section):
     heads: Count = 4
     d_ff: Count = 256
     dropout: Probability = 0.1
+    activation_checkpointing: bool = False  # recompute each block in backward, to save memory
+    compile: bool = False  # torch.compile each block: a minute at the start, faster steps
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelConfig:
@@ -105,6 +108,7 @@ _DEEPSPEED_KEYS = {
     "bf16": "precision",
     "fp16": "precision",
     "torch_autocast": "precision",
+    "zero_force_ds_cpu_optimizer": "zero_optimization.offload_optimizer",
 }
 
 
@@ -113,7 +117,7 @@ class DeepSpeedConfig(Section):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    zero_stage: Literal[0, 1, 2] = 2
+    zero_stage: Literal[0, 1, 2, 3] = 2
 
     @model_validator(mode="after")
     def _leaves_ours_alone(self) -> DeepSpeedConfig:
@@ -125,10 +129,30 @@ class DeepSpeedConfig(Section):
             raise ValueError(f"zero_optimization: must hold settings, not {zero!r}")
         if "stage" in zero:
             raise ValueError("zero_optimization.stage: is set by deepspeed.zero_stage")
-        if zero.keys() & {"offload_optimizer", "offload_param"}:
-            # Under offloading, a dropped layer silently trains on its last gradient again.
-            raise ValueError("zero_optimization: offloading does not go with layer dropping")
+        self._check_offload("offload_optimizer", zero, smallest_stage=1)
+        self._check_offload("offload_param", zero, smallest_stage=3)
         return self
+
+    def _check_offload(self, key: str, zero: Mapping[str, Any], smallest_stage: int) -> None:
+        if key not in zero:
+            return
+        target = zero[key].get("device") if isinstance(zero[key], Mapping) else zero[key]
+        if target != "cpu":
+            raise ValueError(f"zero_optimization.{key}: must be {{device: cpu}}, not {target!r}")
+        if self.zero_stage < smallest_stage:
+            raise ValueError(
+                f"zero_optimization.{key}: needs deepspeed.zero_stage {smallest_stage} or more, "
+                f"not {self.zero_stage}"
+            )
+
+    @property
+    def keeps_old_gradients(self) -> bool:
+        """Whether a weight that a step does not touch would be given its last gradient again.
+
+        DeepSpeed has a buffer for each gradient at stage 3 and under offloading, and clears none.
+        """
+        zero = (self.model_extra or {}).get("zero_optimization", {})
+        return self.zero_stage == 3 or "offload_optimizer" in zero
 
 
 class TrainConfig(Section):
@@ -139,7 +163,7 @@ class TrainConfig(Section):
     steps: Count = 400  # optimizer steps
     eval_every: Count = 100  # optimizer steps between evaluations; each also checkpoints
     keep_checkpoints: Count = 2
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"  # of the matrix products; weights and sums are fp32 in all
     loss_limit: Positive | None = None  # a train loss (nats per token) past it is divergence
     threads: Count | None = None  # CPU threads a rank computes with; torch's default if null
     data: DataConfig = DataConfig()

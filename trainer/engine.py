@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trainer.compilation import compile_blocks
 from trainer.config import TrainConfig
 from trainer.distributed import World, deepspeed
 from trainer.layerdrop import Mask
+from trainer.loss_scale import LossScale, skip_overflows
 from trainer.model import LanguageModel
 from trainer.settings import ConfigError
-from trainer.state import full_state, load_full_state
+from trainer.state import full_state, load_full_state, reset_step_counts
 
 # DeepSpeed allocates this at every backward and copies gradients into it; larger ones it reduces
 # where they are. A small model alone is 3 % faster without the copies; among ranks few large
@@ -34,12 +37,16 @@ class Engine:
     """A model in training on this rank: AdamW under ZeRO, batch shares and dropout by position.
 
     A layer dropped in every micro step of a step has zero gradients there, not none: AdamW still
-    decays its weights and moves them by their momentum.
+    decays its weights and moves them by their momentum. In fp16 a step whose gradients overflow is
+    skipped, and the next ones are scaled less.
     """
 
     def __init__(self, config: TrainConfig, world: World, model: LanguageModel) -> None:
-        """Raises ConfigError for settings under `deepspeed` that DeepSpeed refuses."""
+        """Raises ConfigError for settings that DeepSpeed refuses, or `compile` with no compiler."""
         self.model = model
+        model.touch_skipped = config.deepspeed.keeps_old_gradients
+        if config.model.compile:
+            compile_blocks(model.blocks, world.device)
         self._world = world
         self._config = config
         self._optimizer = torch.optim.AdamW(
@@ -49,6 +56,11 @@ class Engine:
             weight_decay=config.optim.weight_decay,
             fused=True,
         )
+        self._loss_scale: LossScale | None = None
+        if config.precision == "fp16":
+            self._loss_scale = LossScale(model.parameters())
+            if config.deepspeed.zero_stage == 0:
+                skip_overflows(self._optimizer)
         settings = _settings(config, world, sum(p.numel() for p in model.parameters()))
         try:
             self._deepspeed, *_ = deepspeed.initialize(
@@ -78,6 +90,8 @@ class Engine:
             self._micro_step(step, *self._share(batch, micro_step, len(masks)), mask)
             for micro_step, mask in enumerate(masks)
         ]
+        if self._loss_scale is not None:
+            self._loss_scale.update(self.applied)
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
     @property
@@ -85,14 +99,37 @@ class Engine:
         """Whether the last step moved the weights: ZeRO skips it if a gradient is not finite."""
         return bool(self._deepspeed.was_step_applied())
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether the last step was applied, or the next one may be, at a smaller loss scale."""
+        return self.applied or (self._loss_scale is not None and not self._loss_scale.exhausted)
+
+    def counts(self) -> dict[str, float]:
+        """What this engine counts over the whole run, by the names of metrics."""
+        return {"overflow_steps": self._loss_scale.overflow_steps} if self._loss_scale else {}
+
+    def whole_weights(self) -> AbstractContextManager[Any]:
+        """Within, every rank has all weights, to evaluate; stage 3 gathers them, once."""
+        if self._config.deepspeed.zero_stage < 3:
+            return nullcontext()
+        return deepspeed.zero.unwrap_model_for_generation(self._deepspeed)  # type: ignore[no-any-return]
+
     def state(self) -> dict[str, Tensor]:
         """What `load_state` takes, on rank 0; all ranks ask together, after the first step."""
-        return full_state(self.model, self._optimizer, self._world)
+        if not self._optimizer.state:  # every step so far overflowed
+            self._prime()
+        state = full_state(self.model, self._optimizer, self._world)
+        if self._loss_scale is not None and self._world.rank == 0:
+            state["loss_scale"] = self._loss_scale.state()
+        return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from rank 0's `state`; the other ranks' is not looked at."""
         self._prime()
         load_full_state(self.model, self._optimizer, state, self._world)
+        if self._loss_scale is not None:
+            scale = self._world.on_rank_0(lambda: state["loss_scale"])
+            self._loss_scale.load_state(scale)
 
     def close(self) -> None:
         """Let DeepSpeed's hooks and the memory go."""
@@ -111,16 +148,21 @@ class Engine:
             self._generator.manual_seed(_dropout_seed(self._config.seed, step, first))
         tokens = torch.from_numpy(rows).to(self._world.device)
         loss: Tensor = self._deepspeed(tokens[:, :-1], tokens[:, 1:], mask)
-        self._deepspeed.backward(loss)
+        scaled = self._loss_scale.scaled(loss) if self._loss_scale else loss
+        self._deepspeed.backward(scaled)
         self._deepspeed.step()
         return loss.detach()
 
     def _prime(self) -> None:
-        # AdamW makes its state, and DeepSpeed its way to it, in a first step.
+        # AdamW makes its state, and DeepSpeed its way to it, in a first step: one that changes
+        # nothing, and is not counted.
+        for group in self._optimizer.param_groups:
+            group["lr"] = 0.0
         token = torch.zeros((1, 1), dtype=torch.int64, device=self._world.device)
         for _ in range(self._config.optim.accumulation):
             self._deepspeed.backward(self._deepspeed(token, token) * 0.0)
             self._deepspeed.step()
+        reset_step_counts(self._optimizer)
 
 
 def _dropout_seed(seed: int, step: int, first_row: int) -> int:
@@ -145,6 +187,7 @@ def _settings(config: TrainConfig, world: World, parameters: int) -> dict[str, A
             # gloo: reduce each gradient to the rank that owns it, instead of everywhere.
             "use_multi_rank_bucket_allreduce": world.device.type == "cuda",
         },
+        "zero_force_ds_cpu_optimizer": False,  # its Adam would have to be compiled first
         "timers": {"throughput": {"enabled": False}},  # it waits for the GPU at every step
     }
     return _merged(ours, config.deepspeed.model_extra or {})

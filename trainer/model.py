@@ -15,9 +15,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from trainer.batches import PADDING
-from trainer.config import ModelConfig
+from trainer.config import ModelConfig, Precision
+
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Block(nn.Module):
@@ -52,16 +55,19 @@ class Block(nn.Module):
 class LanguageModel(nn.Module):
     """Next-token negative log-likelihood of sequences of up to `context` tokens.
 
-    Input and output embeddings are one matrix; positions are learned. Weights are fp32; `bf16`
-    computes the matrix products in bfloat16 (torch.autocast), but the residual stream, its norms
-    and the loss in fp32.
+    Input and output embeddings are one matrix; positions are learned. Weights are fp32; the
+    matrix products are computed in `precision` (torch.autocast), but the residual stream, its
+    norms and the loss in fp32.
     """
 
+    touch_skipped = False  # give a skipped layer's weights zero gradients, not none
+
     def __init__(
-        self, config: ModelConfig, vocabulary: int, context: int, bf16: bool = False
+        self, config: ModelConfig, vocabulary: int, context: int, precision: Precision = "fp32"
     ) -> None:
         super().__init__()
-        self.bf16 = bf16
+        self.precision = precision
+        self.activation_checkpointing = config.activation_checkpointing
         self.dropout = config.dropout
         self.embedding = nn.Parameter(torch.empty(vocabulary, config.d_model))
         self.positions = nn.Parameter(torch.empty(context, config.d_model))
@@ -103,13 +109,21 @@ class LanguageModel(nn.Module):
     def _logits(self, inputs: Tensor, keep: Sequence[bool] | None) -> Tensor:  # (B, T, V)
         assert keep is None or len(keep) == len(self.blocks)
         # Inside, not around DeepSpeed's engine: that switches a surrounding autocast off.
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bf16):
+        half = _HALF.get(self.precision)
+        with torch.autocast(inputs.device.type, half, enabled=half is not None):
             x = F.embedding(inputs, self.embedding) + self.positions[: inputs.shape[1]]
             x = F.dropout(x, self.dropout, self.training)
             for index, block in enumerate(self.blocks):
                 if keep is None or keep[index]:
-                    x = block(x)
+                    x = self._run(block, x)
+                elif self.touch_skipped:
+                    x = x + block(x[:0]).sum()  # it sees no sequences: adds 0, costs nothing
             return F.linear(_norm(x) * (1.0 + self.gain), self.embedding)
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.activation_checkpointing and self.training:
+            return checkpoint(block, x, use_reentrant=False)  # type: ignore[no-any-return]
+        return block(x)  # type: ignore[no-any-return]
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -66,7 +66,8 @@ class Run:
     `train_loss`, nats per token, mean since the last evaluation; `tokens_per_second` and
     `step_seconds` (median) of those steps; `train_seconds`, of all steps of all attempts,
     evaluation not counted; `peak_memory_bytes`, the largest of any rank since the run was built;
-    `lr` and `drop_probability` (mean over layers), of the last step.
+    `lr` and `drop_probability` (mean over layers), of the last step; in fp16 `overflow_steps`, the
+    steps that were skipped because a gradient overflowed, of all attempts.
     """
 
     def __init__(
@@ -141,8 +142,7 @@ class Run:
         )
         self._valid = EvalBlocks(splits.tokens("valid"), context)
         self._policy = make_policy(config)
-        bf16 = config.precision == "bf16"
-        self._model = LanguageModel(config.model, len(splits.vocabulary), context, bf16)
+        self._model = LanguageModel(config.model, len(splits.vocabulary), context, config.precision)
         self._model.initialize(config.seed)
         self._engine = Engine(config, world, self._model)
         closing.callback(self._free)
@@ -196,7 +196,7 @@ class Run:
 
     def _is_sane(self, loss: float) -> bool:
         limit = self._config.loss_limit
-        return math.isfinite(loss) and (limit is None or loss <= limit) and self._engine.applied
+        return math.isfinite(loss) and (limit is None or loss <= limit) and self._engine.can_go_on
 
     def _evaluate(self) -> Report:
         valid_ppl = self._valid_ppl()
@@ -218,11 +218,12 @@ class Run:
         rows = config.data.batch_size // (world.ranks * config.optim.accumulation)
         total = torch.zeros((), dtype=torch.float64, device=world.device)
         self._model.eval()
-        for batch in self._valid.batches(world.rank, world.ranks, rows):
-            tokens = torch.from_numpy(batch).to(world.device)
-            total += self._model.total_nll(tokens[:, :-1].clamp(min=0), tokens[:, 1:])
-            if self._on_evaluation_batch is not None:
-                self._on_evaluation_batch()
+        with self._engine.whole_weights():
+            for batch in self._valid.batches(world.rank, world.ranks, rows):
+                tokens = torch.from_numpy(batch).to(world.device)
+                total += self._model.total_nll(tokens[:, :-1].clamp(min=0), tokens[:, 1:])
+                if self._on_evaluation_batch is not None:
+                    self._on_evaluation_batch()
         self._model.train()
         world.sum(total)
         try:
@@ -244,6 +245,7 @@ class Run:
             "step_seconds": statistics.median(self._step_seconds),
             "train_seconds": self._progress.train_seconds,
             "peak_memory_bytes": peak_memory_bytes,
+            **self._engine.counts(),
         }
         self._folder.append_metrics(metrics)
         return metrics

@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.batches import PADDING
-from trainer.config import ModelConfig
+from trainer.config import ModelConfig, Precision
 from trainer.model import LanguageModel
 
 VOCABULARY, CONTEXT = 50, 12
 
 
-def model(layers: int = 3, *, dropout: float = 0.0, bf16: bool = False) -> LanguageModel:
+def model(layers: int = 3, *, dropout: float = 0.0, precision: Precision = "fp32") -> LanguageModel:
     config = ModelConfig(layers=layers, d_model=16, heads=2, d_ff=32, dropout=dropout)
-    made = LanguageModel(config, VOCABULARY, CONTEXT, bf16)
+    made = LanguageModel(config, VOCABULARY, CONTEXT, precision)
     made.initialize(seed=3)
     return made
 
@@ -131,7 +131,7 @@ def test_input_and_output_embeddings_are_one_matrix() -> None:
 
 
 def test_bf16_computes_about_the_same_and_keeps_weights_and_loss_in_fp32() -> None:
-    half, full = model(bf16=True), model()
+    half, full = model(precision="bf16"), model()
     loss = half(*tokens())
     loss.backward()
     assert loss.dtype == torch.float32
