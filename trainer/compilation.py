@@ -6,6 +6,10 @@ weights' names. Nothing here changes what a block computes.
 
 from __future__ import annotations
 
+import os
+import shutil
+from importlib.util import find_spec
+
 import torch
 from torch import nn
 
@@ -13,21 +17,22 @@ from trainer.settings import ConfigError
 
 
 def compile_blocks(blocks: nn.ModuleList, device: torch.device) -> None:
-    """Compile each of `blocks`, when it first runs. Raises ConfigError where nothing compiles."""
-    # The process' earlier runs would use up the number of graphs torch allows for one function;
-    # past it, it goes on without compiling.
-    torch.compiler.reset()
-    try:
-        torch.compile(_probe)(torch.zeros(2, device=device))
-    except RuntimeError as error:
-        last = str(error).strip().splitlines()[0]
+    """Have each of `blocks` compiled when it first runs. Raises ConfigError where nothing can."""
+    missing = _missing_compiler(device)
+    if missing is not None:
         raise ConfigError(
-            f"model.compile: torch.compile does not work on this machine: {last}; "
-            "install a C++ compiler (g++), or set model.compile: false"
-        ) from error
+            f"model.compile: true needs {missing}, which this machine lacks; "
+            "install it, or use model.compile: false"
+        )
+    # Graphs of the process' earlier runs count towards the few that torch allows for a function;
+    # past them it would go on without compiling.
+    torch.compiler.reset()
     for block in blocks:
         block.compile()
 
 
-def _probe(x: torch.Tensor) -> torch.Tensor:
-    return x.sin() + 1.0
+def _missing_compiler(device: torch.device) -> str | None:
+    if device.type == "cuda":
+        return None if find_spec("triton") else "triton"
+    compiler = os.environ.get("CXX", "g++")  # as torch chooses it
+    return None if shutil.which(compiler) else f"the C++ compiler {compiler}"

@@ -136,9 +136,9 @@ class DeepSpeedConfig(Section):
     def _check_offload(self, key: str, zero: Mapping[str, Any], smallest_stage: int) -> None:
         if key not in zero:
             return
-        target = zero[key].get("device") if isinstance(zero[key], Mapping) else zero[key]
-        if target != "cpu":
-            raise ValueError(f"zero_optimization.{key}: must be {{device: cpu}}, not {target!r}")
+        device = zero[key].get("device") if isinstance(zero[key], Mapping) else None
+        if device != "cpu":
+            raise ValueError(f"zero_optimization.{key}: must be {{device: cpu}}, not {zero[key]!r}")
         if self.zero_stage < smallest_stage:
             raise ValueError(
                 f"zero_optimization.{key}: needs deepspeed.zero_stage {smallest_stage} or more, "
@@ -183,6 +183,11 @@ class TrainConfig(Section):
             raise ValueError(
                 f"data.batch_size: {self.data.batch_size} sequences cannot be cut into "
                 f"optim.accumulation {self.optim.accumulation} equal micro steps"
+            )
+        if self.model.compile and self.deepspeed.zero_stage == 3:
+            raise ValueError(
+                "model.compile: does not go with deepspeed.zero_stage 3, whose hooks inside each "
+                "block are compiled again at every step; use deepspeed.zero_stage 2"
             )
         return self
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trainer import zero3
 from trainer.compilation import compile_blocks
 from trainer.config import TrainConfig
 from trainer.distributed import World, deepspeed
@@ -109,10 +110,10 @@ class Engine:
         return {"overflow_steps": self._loss_scale.overflow_steps} if self._loss_scale else {}
 
     def whole_weights(self) -> AbstractContextManager[Any]:
-        """Within, every rank has all weights, to evaluate; stage 3 gathers them, once."""
+        """Within, every rank has all weights, to evaluate with; all ranks enter together."""
         if self._config.deepspeed.zero_stage < 3:
             return nullcontext()
-        return deepspeed.zero.unwrap_model_for_generation(self._deepspeed)  # type: ignore[no-any-return]
+        return zero3.whole_weights(self._deepspeed)
 
     def state(self) -> dict[str, Tensor]:
         """What `load_state` takes, on rank 0; all ranks ask together, after the first step."""
@@ -134,6 +135,8 @@ class Engine:
     def close(self) -> None:
         """Let DeepSpeed's hooks and the memory go."""
         self._deepspeed.destroy()
+        if self._config.deepspeed.zero_stage == 3:
+            zero3.forget_engines()
 
     def _share(
         self, batch: npt.NDArray[np.int64], micro_step: int, micro_steps: int

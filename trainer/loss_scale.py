@@ -37,12 +37,12 @@ class LossScale:
 
     def update(self, applied: bool) -> None:
         """Count a step that was `applied`, or skipped because a gradient was not finite."""
+        self.exhausted = not applied and self._scale == 1
         if applied:
             self._clean_steps += 1
             if self._clean_steps == _GROWTH_STEPS:
                 self._scale, self._clean_steps = self._scale * 2, 0
             return
-        self.exhausted = self._scale == 1
         self._scale, self._clean_steps = max(self._scale // 2, 1), 0
         self.overflow_steps += 1
 
