@@ -116,7 +116,14 @@ def test_ranks_agree_on_every_report(
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"deepspeed": STAGE_3}, {"deepspeed": {"zero_optimization": OFFLOADED}}],
+    [
+        {},
+        {
+            "deepspeed": STAGE_3,
+            "data": {"context": 7},
+        },  # the ranks evaluate unequal numbers of batches
+        {"deepspeed": {"zero_optimization": OFFLOADED}},
+    ],
     ids=["stage-2", "stage-3", "offloaded"],
 )
 def test_one_and_two_ranks_train_the_same_model(
