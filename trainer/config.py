@@ -31,6 +31,7 @@ from trainer.settings import (
 Probability = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Precision = Literal["fp32", "bf16", "fp16"]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -69,6 +70,8 @@ class ModelConfig(Section):
     heads: Count = 4
     d_ff: Count = 256
     dropout: Probability = 0.1
+    activation_checkpointing: bool = False  # recompute each block in backward, to save memory
+    compile: bool = False  # torch.compile each block: a minute at the start, faster steps
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelConfig:
@@ -162,6 +165,7 @@ _DEEPSPEED_KEYS = {
     "bf16": "precision",
     "fp16": "precision",
     "torch_autocast": "precision",
+    "zero_force_ds_cpu_optimizer": "zero_optimization.offload_optimizer",
 }
 
 
@@ -170,7 +174,7 @@ class DeepSpeedConfig(Section):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    zero_stage: Literal[0, 1, 2] = 2
+    zero_stage: Literal[0, 1, 2, 3] = 2
 
     @model_validator(mode="after")
     def _leaves_ours_alone(self) -> DeepSpeedConfig:
@@ -182,10 +186,30 @@ class DeepSpeedConfig(Section):
             raise ValueError(f"zero_optimization: must hold settings, not {zero!r}")
         if "stage" in zero:
             raise ValueError("zero_optimization.stage: is set by deepspeed.zero_stage")
-        if zero.keys() & {"offload_optimizer", "offload_param"}:
-            # Under offloading, a dropped layer silently trains on its last gradient again.
-            raise ValueError("zero_optimization: offloading does not go with layer dropping")
+        self._check_offload("offload_optimizer", zero, smallest_stage=1)
+        self._check_offload("offload_param", zero, smallest_stage=3)
         return self
+
+    def _check_offload(self, key: str, zero: Mapping[str, Any], smallest_stage: int) -> None:
+        if key not in zero:
+            return
+        device = zero[key].get("device") if isinstance(zero[key], Mapping) else None
+        if device != "cpu":
+            raise ValueError(f"zero_optimization.{key}: must be {{device: cpu}}, not {zero[key]!r}")
+        if self.zero_stage < smallest_stage:
+            raise ValueError(
+                f"zero_optimization.{key}: needs deepspeed.zero_stage {smallest_stage} or more, "
+                f"not {self.zero_stage}"
+            )
+
+    @property
+    def keeps_old_gradients(self) -> bool:
+        """Whether a weight that a step does not touch would be given its last gradient again.
+
+        DeepSpeed has a buffer for each gradient at stage 3 and under offloading, and clears none.
+        """
+        zero = (self.model_extra or {}).get("zero_optimization", {})
+        return self.zero_stage == 3 or "offload_optimizer" in zero
 
 
 class DDPConfig(Section):
@@ -234,7 +258,7 @@ class TrainConfig(Section):
     steps: Count = 400  # optimizer steps
     eval_every: Count = 100  # optimizer steps between evaluations; each also checkpoints
     keep_checkpoints: Count = 2
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"  # of the matrix products; weights and sums are fp32 in all
     engine: Literal["deepspeed", "ddp"] = "deepspeed"  # ddp: plain PyTorch, to compare against
     loss_limit: Positive | None = None  # a train loss (nats per token) past it is divergence
     threads: Count | None = None  # CPU threads a rank computes with; torch's default if null
@@ -291,6 +315,11 @@ class TrainConfig(Section):
                 f"optim.name: {self.optim.name} needs whole matrices, and deepspeed.zero_stage "
                 f"{self.deepspeed.zero_stage} gives each rank flat pieces of them; use "
                 "deepspeed.zero_stage: 0, or engine: ddp"
+            )
+        if self.model.compile and self.deepspeed.zero_stage == 3:
+            raise ValueError(
+                "model.compile: does not go with deepspeed.zero_stage 3, whose hooks inside each "
+                "block are compiled again at every step; use deepspeed.zero_stage 2"
             )
         return self
 

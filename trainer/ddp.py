@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +35,9 @@ class DDPEngine(Engine):
         distiller: Distiller | None = None,
     ) -> None:
         super().__init__(config, world, model, distiller)
+        # DDP waits for every parameter's gradient. It could look for those that will have none
+        # (`find_unused_parameters`), but would then throw PowerSGD's correction of them away.
+        model.touch_skipped = True
         self._applied = True
         self._ddp: DistributedDataParallel | None = None
         self._powersgd: PowerSGD | None = None
@@ -83,15 +85,10 @@ class DDPEngine(Engine):
     ) -> Tensor:
         with self._ddp.no_sync() if self._ddp and not last else nullcontext():
             loss, terms = (self._ddp or self.model)(inputs, targets, mask, lesson)
-            touched: Tensor = _ZeroGradients.apply(loss, *self._dropped(mask))  # type: ignore[no-untyped-call]
-            torch.autograd.backward(touched / self._config.optim.accumulation)
+            torch.autograd.backward(self._scaled(loss) / self._config.optim.accumulation)
         if last:
             self._update()
         return terms  # type: ignore[no-any-return]
-
-    def _dropped(self, mask: Mask) -> list[Tensor]:
-        blocks = zip(self.model.blocks, mask, strict=True)
-        return [weight for block, kept in blocks if not kept for weight in block.parameters()]
 
     def _update(self) -> None:
         norm = torch.nn.utils.clip_grad_norm_(
@@ -107,20 +104,3 @@ class DDPEngine(Engine):
             parameter.grad = torch.zeros_like(parameter)
         self._optimizer.step()
         self._optimizer.zero_grad()
-
-
-class _ZeroGradients(torch.autograd.Function):
-    """The loss as it is, with zero gradients for parameters that had no part in it.
-
-    DDP waits for every parameter's gradient. It could look for those that will have none
-    (`find_unused_parameters`), but would then throw PowerSGD's correction of them away.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.parameters = parameters
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        return gradient, *(torch.zeros_like(parameter) for parameter in ctx.parameters)

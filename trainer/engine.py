@@ -9,21 +9,25 @@ import hashlib
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer import zero3
 from trainer.batches import Batch
+from trainer.compilation import compile_blocks
 from trainer.config import TrainConfig
 from trainer.distillation import Distiller
 from trainer.distributed import World, deepspeed
 from trainer.layerdrop import Mask
+from trainer.loss_scale import LossScale, skip_overflows
 from trainer.losses import Lesson
 from trainer.model import LanguageModel
 from trainer.optimizers import make_optimizer
 from trainer.settings import ConfigError
-from trainer.state import full_state, load_full_state
+from trainer.state import full_state, load_full_state, reset_step_counts
 
 # DeepSpeed allocates this at every backward and copies gradients into it; larger ones it reduces
 # where they are. A small model alone is 3 % faster without the copies; among ranks few large
@@ -37,8 +41,9 @@ class Engine(ABC):
     """A model in training on this rank: its optimizer, batch shares and dropout by position.
 
     A layer dropped in every micro step of a step has zero gradients there, not none: AdamW still
-    decays its weights and moves them by their momentum. All engines take the same steps, up to
-    rounding, and each other's state.
+    decays its weights and moves them by their momentum. In fp16 a step whose gradients overflow is
+    skipped, and the next ones are scaled less. All engines take the same steps, up to rounding,
+    and each other's state.
     """
 
     def __init__(
@@ -48,11 +53,15 @@ class Engine(ABC):
         model: LanguageModel,
         distiller: Distiller | None = None,
     ) -> None:
+        """Raises ConfigError for `model.compile` where nothing compiles."""
         self.model = model
         self._distiller = distiller
         self._world = world
         self._config = config
+        if config.model.compile:
+            compile_blocks(model.blocks, world.device)
         self._optimizer = make_optimizer(config.optim, model)
+        self._loss_scale = LossScale(model.parameters()) if config.precision == "fp16" else None
         self._generator = (
             torch.cuda.default_generators[world.local_rank]
             if world.device.type == "cuda"
@@ -74,6 +83,8 @@ class Engine(ABC):
             )
             for micro_step, mask in enumerate(masks)
         ]
+        if self._loss_scale is not None:
+            self._loss_scale.update(self.applied)
         return terms[0] if len(terms) == 1 else torch.stack(terms).mean(dim=0)
 
     @property
@@ -81,14 +92,35 @@ class Engine(ABC):
     def applied(self) -> bool:
         """Whether the last step moved the weights: not if a gradient was not finite."""
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether the last step was applied, or the next one may be, at a smaller loss scale."""
+        return self.applied or (self._loss_scale is not None and not self._loss_scale.exhausted)
+
+    def counts(self) -> dict[str, float]:
+        """What this engine counts over the whole run, by the names of metrics."""
+        return {"overflow_steps": self._loss_scale.overflow_steps} if self._loss_scale else {}
+
+    def whole_weights(self) -> AbstractContextManager[Any]:
+        """Within, every rank has all weights, to evaluate with; all ranks enter together."""
+        return nullcontext()
+
     def state(self) -> dict[str, Tensor]:
         """What `load_state` takes, on rank 0; all ranks ask together, after the first step."""
-        return full_state(self.model, self._optimizer, self._world)
+        if not self._optimizer.state:  # every step so far overflowed
+            self._make_optimizer_state()
+        state = full_state(self.model, self._optimizer, self._world)
+        if self._loss_scale is not None and self._world.rank == 0:
+            state["loss_scale"] = self._loss_scale.state()
+        return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from rank 0's `state`; the other ranks' is not looked at."""
-        self._prime()
+        self._make_optimizer_state()
         load_full_state(self.model, self._optimizer, state, self._world)
+        if self._loss_scale is not None:
+            scale = self._world.on_rank_0(lambda: state["loss_scale"])
+            self._loss_scale.load_state(scale)
 
     @abstractmethod
     def close(self) -> None:
@@ -102,7 +134,17 @@ class Engine(ABC):
 
     @abstractmethod
     def _prime(self) -> None:
-        """Have the optimizer make its state; weights may move."""
+        """Take an optimizer step without gradients, at the optimizer's learning rate."""
+
+    def _make_optimizer_state(self) -> None:
+        # A step that changes nothing, and is not counted.
+        for group in self._optimizer.param_groups:
+            group["lr"] = 0.0
+        self._prime()
+        reset_step_counts(self._optimizer)
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss if self._loss_scale is None else self._loss_scale.scaled(loss)
 
     def _share(self, batch: Batch, micro_step: int, micro_steps: int) -> slice:
         # This rank's rows of the micro step.
@@ -133,6 +175,9 @@ class DeepSpeedEngine(Engine):
     ) -> None:
         """Raises ConfigError for settings under `deepspeed` that DeepSpeed refuses."""
         super().__init__(config, world, model, distiller)
+        model.touch_skipped = config.deepspeed.keeps_old_gradients
+        if self._loss_scale is not None and config.deepspeed.zero_stage == 0:
+            skip_overflows(self._optimizer)
         settings = _settings(config, world, sum(p.numel() for p in model.parameters()))
         try:
             self._deepspeed, *_ = deepspeed.initialize(
@@ -147,19 +192,26 @@ class DeepSpeedEngine(Engine):
     def applied(self) -> bool:
         return bool(self._deepspeed.was_step_applied())
 
+    def whole_weights(self) -> AbstractContextManager[Any]:
+        if self._config.deepspeed.zero_stage < 3:
+            return nullcontext()
+        return zero3.whole_weights(self._deepspeed)
+
     def close(self) -> None:
         self._deepspeed.destroy()
+        if self._config.deepspeed.zero_stage == 3:
+            zero3.forget_engines()
 
     def _learn(
         self, last: bool, inputs: Tensor, targets: Tensor, mask: Mask, lesson: Lesson | None
     ) -> Tensor:
         loss, terms = self._deepspeed(inputs, targets, mask, lesson)
-        self._deepspeed.backward(loss)
+        self._deepspeed.backward(self._scaled(loss))
         self._deepspeed.step()  # it counts the micro steps itself
         return terms  # type: ignore[no-any-return]
 
     def _prime(self) -> None:
-        # The optimizer makes its state, and DeepSpeed its way to it, in a first step.
+        # DeepSpeed, too, makes its way to the optimizer's state in a first step.
         token = torch.zeros((1, 1), dtype=torch.int64, device=self._world.device)
         for _ in range(self._config.optim.accumulation):
             self._deepspeed.backward(self._deepspeed(token, token)[0] * 0.0)
@@ -188,6 +240,7 @@ def _settings(config: TrainConfig, world: World, parameters: int) -> dict[str, A
             # gloo: reduce each gradient to the rank that owns it, instead of everywhere.
             "use_multi_rank_bucket_allreduce": world.device.type == "cuda",
         },
+        "zero_force_ds_cpu_optimizer": False,  # its Adam would have to be compiled first
         # Which optimizers fit which stage is the train config's to check.
         "zero_allow_untested_optimizer": True,
         "timers": {"throughput": {"enabled": False}},  # it waits for the GPU at every step

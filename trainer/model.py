@@ -15,11 +15,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from trainer.config import ModelConfig
 from trainer.losses import Lesson, feature_distance, head_loss, normalized, total_nll
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of products, by config.precision
+# Of the matrix products, by config.precision.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Block(nn.Module):
@@ -62,6 +64,8 @@ class LanguageModel(nn.Module):
     the loss in fp32.
     """
 
+    touch_skipped = False  # give a skipped layer's weights zero gradients, not none
+
     def __init__(
         self,
         config: ModelConfig,
@@ -73,6 +77,7 @@ class LanguageModel(nn.Module):
         """`teacher_width` is that of a teacher whose states are learned from, if it is another."""
         super().__init__()
         self.dtype = dtype
+        self.activation_checkpointing = config.activation_checkpointing
         self.dropout = config.dropout
         self.embedding = nn.Parameter(torch.empty(vocabulary, config.d_model))
         self.positions = nn.Parameter(torch.empty(context, config.d_model))
@@ -154,7 +159,14 @@ class LanguageModel(nn.Module):
             for index, block in enumerate(self.blocks):
                 scale = 1.0 if keep is None else float(keep[index])  # True is no factor
                 if scale:
-                    x = block(x, scale)
+                    x = self._run(block, x, scale)
+                elif self.touch_skipped and self.training:
+                    x = x + block(x[:0]).sum()  # it sees no sequences: adds 0, costs nothing
                 if states is not None:
                     states.append(x if scale else None)
             return normalized(x) * (1.0 + self.gain)
+
+    def _run(self, block: nn.Module, x: Tensor, scale: float) -> Tensor:
+        if self.activation_checkpointing and self.training:
+            return checkpoint(block, x, scale, use_reentrant=False)  # type: ignore[no-any-return]
+        return block(x, scale)  # type: ignore[no-any-return]

@@ -81,7 +81,8 @@ class Run:
     `drop_probability` (mean over layers), of the last step; with policy `sbld`, once its analysis
     has begun, `sensitivity_layer_N`: what the train loss rises by without layer N; those of the
     depth front (trainer/depth.py) and of convergence (trainer/convergence.py) where they are asked
-    for.
+    for; in fp16 `overflow_steps`, the steps that were skipped because a gradient overflowed, of
+    all attempts.
     """
 
     def __init__(
@@ -224,7 +225,8 @@ class Run:
 
     def _analyse(self, batch: Batch) -> None:
         config, progress = self._config, self._progress
-        rises = loss_rises(self._model, self._world, batch.tokens, config.optim.accumulation)
+        with self._engine.whole_weights():
+            rises = loss_rises(self._model, self._world, batch.tokens, config.optim.accumulation)
         analysed = self.step - config.analysed_steps().start
         progress.sensitivity = with_next(progress.sensitivity, analysed, rises)
         self._policy = make_policy(config, progress.sensitivity)
@@ -241,14 +243,13 @@ class Run:
     def _is_sane(self, loss: float) -> bool:
         limit = self._config.loss_limit
         finite = all(map(math.isfinite, (loss, *self._progress.sensitivity)))
-        return finite and (limit is None or loss <= limit) and self._engine.applied
+        return finite and (limit is None or loss <= limit) and self._engine.can_go_on
 
     def _evaluate(self) -> Report:
-        valid_ppl = self._valid_ppl()
-        if not math.isfinite(valid_ppl):
-            return self._ended("diverged")
-        front = self._depth_front(valid_ppl)
-        if not all(math.isfinite(point["valid_ppl"]) for point in front):
+        with self._engine.whole_weights():
+            valid_ppl = self._perplexity(self._valid, self._valid_words)
+            front = self._depth_front(valid_ppl) if math.isfinite(valid_ppl) else []
+        if not all(map(math.isfinite, (valid_ppl, *(point["valid_ppl"] for point in front)))):
             return self._ended("diverged")
         self._progress.depth_front = front
         peak = self._world.largest(peak_bytes(self._world.device))
@@ -260,9 +261,6 @@ class Run:
         if self.step == self._config.steps:
             return self._ended("finished")
         return self._report("evaluated")
-
-    def _valid_ppl(self) -> float:
-        return self._perplexity(self._valid, self._valid_words)
 
     def _depth_front(self, valid_ppl: float) -> list[DepthPoint]:
         config = self._config.evaluation
@@ -320,6 +318,7 @@ class Run:
                 f"sensitivity_layer_{layer}": rise
                 for layer, rise in enumerate(self._progress.sensitivity, start=1)
             },
+            **self._engine.counts(),
         }
         if config.distillation.enabled:
             metrics["distillation_loss"] = self._progress.taught_sum / self._progress.loss_steps

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from trainer.checkpoint import CheckpointError
@@ -46,16 +47,22 @@ def load_full_state(
 
     Raises CheckpointError, on every rank, for the state of another model.
     """
-    shapes = {f"weights/{name}": value.shape for name, value in model.named_parameters()}
+    shapes = {f"weights/{name}": _shape(value) for name, value in model.named_parameters()}
     world.on_rank_0(lambda: _check_fits(state, shapes))
     for name, parameter in model.named_parameters():
         weight = _from_rank_0(state, f"weights/{name}", parameter, world)
-        parameter.copy_(weight)
-        if _partitioned(parameter):
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            parameter.copy_(weight)
+        if _sharded(parameter):
+            deepspeed.utils.safe_set_local_fp32_param(parameter, _shard(parameter, weight, world))
+        elif _partitioned(parameter):
             deepspeed.utils.safe_set_full_fp32_param(parameter, weight)
         for moment in _moments(parameter, optimizer):
             value = _from_rank_0(state, f"{moment}/{name}", parameter, world)
-            if _partitioned(parameter):
+            if _sharded(parameter):
+                shard = _shard(parameter, value, world)
+                deepspeed.utils.safe_set_local_optimizer_state(parameter, shard, moment)
+            elif _partitioned(parameter):
                 deepspeed.utils.safe_set_full_optimizer_state(parameter, value, moment)
             else:
                 optimizer.state[parameter][moment].copy_(value)
@@ -63,6 +70,12 @@ def load_full_state(
     steps = [_from_rank_0(state, "optimizer_steps", count, world) for count in counts[:1]]
     for count in counts:
         count.copy_(steps[0])
+
+
+def reset_step_counts(optimizer: Optimizer) -> None:
+    """Let `optimizer` forget that it ever took a step; its moments stay."""
+    for count in _step_counts(optimizer):
+        count.zero_()
 
 
 def _weight(parameter: Tensor) -> Tensor:
@@ -79,7 +92,23 @@ def _moment(parameter: Tensor, moment: str, optimizer: Optimizer) -> Tensor:
 
 def _partitioned(parameter: Tensor) -> bool:
     # How DeepSpeed's own accessors tell ZeRO stages 1 and 2 from stage 0.
-    return hasattr(parameter, "_hp_mapping")
+    return hasattr(parameter, "_hp_mapping") or _sharded(parameter)
+
+
+def _sharded(parameter: Tensor) -> bool:
+    # The same of stage 3, where a parameter itself is empty but when it is in use.
+    return hasattr(parameter, "ds_id")
+
+
+def _shape(parameter: Tensor) -> torch.Size:
+    return parameter.ds_shape if _sharded(parameter) else parameter.shape  # type: ignore[attr-defined]
+
+
+def _shard(parameter: Tensor, value: Tensor, world: World) -> Tensor:
+    # This rank's part. DeepSpeed's own setter of whole values forgets that the last is padded.
+    numbers = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+    padded = F.pad(value.flatten(), (0, numbers * world.ranks - value.numel()))
+    return padded[world.rank * numbers : (world.rank + 1) * numbers]
 
 
 def _moments(parameter: Tensor, optimizer: Optimizer) -> list[str]:
@@ -93,7 +122,7 @@ def _step_counts(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _from_rank_0(state: Mapping[str, Tensor], key: str, like: Tensor, world: World) -> Tensor:
-    value = torch.empty_like(like, device=world.device)
+    value = torch.empty(_shape(like), dtype=like.dtype, device=world.device)
     if world.rank == 0:
         value.copy_(state[key])
     world.broadcast(value)

@@ -21,6 +21,9 @@ from trainer.config import resolve
 from trainer.distributed import World, deepspeed
 from trainer.run import Report, Run, StepInfo
 
+STAGE_3 = {"zero_stage": 3, "zero_optimization": {"stage3_param_persistence_threshold": 0}}
+OFFLOADED = {"offload_optimizer": {"device": "cpu"}}
+
 Tiny = Callable[..., dict[str, Any]]
 Uninterrupted = Callable[[int], Path]
 
@@ -111,8 +114,22 @@ def test_ranks_agree_on_every_report(
     assert first[-1].metrics["valid_ppl"] > 0
 
 
-def test_one_and_two_ranks_train_the_same_model(tiny: Tiny, tmp_path: Path) -> None:
-    plain = {"model": {"dropout": 0.0}}
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "deepspeed": STAGE_3,
+            "data": {"context": 7},
+        },  # the ranks evaluate unequal numbers of batches
+        {"deepspeed": {"zero_optimization": OFFLOADED}},
+    ],
+    ids=["stage-2", "stage-3", "offloaded"],
+)
+def test_one_and_two_ranks_train_the_same_model(
+    tiny: Tiny, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    plain = {"model": {"dropout": 0.0}, **changes}
     train(tiny(tmp_path / "one", **plain))
     train(tiny(tmp_path / "two", **plain), ranks=2)
     for one, two in zip(measured(tmp_path / "one"), measured(tmp_path / "two"), strict=True):
@@ -225,15 +242,36 @@ def test_a_perplexity_that_is_no_number_is_divergence(
     assert measured(tmp_path / "run") == []
 
 
-def test_bf16_trains_and_resumes_bit_for_bit(world: World, tiny: Tiny, tmp_path: Path) -> None:
-    whole = train_here(tiny(tmp_path / "whole", precision="bf16"), world)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bf16", "deepspeed": {"zero_optimization": OFFLOADED}},
+        {"precision": "fp16", "deepspeed": {"zero_stage": 0}},
+        {"deepspeed": STAGE_3, "model": {"activation_checkpointing": True}},
+    ],
+    ids=["bf16-offloaded", "fp16", "stage-3-checkpointed"],
+)
+def test_whatever_saves_memory_trains_and_resumes_bit_for_bit(
+    world: World, tiny: Tiny, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    whole = train_here(tiny(tmp_path / "whole", **changes), world)
     assert whole[-1].metrics["valid_ppl"] < whole[0].metrics["valid_ppl"]
-    document = tiny(tmp_path / "run", precision="bf16")
+    document = tiny(tmp_path / "run", **changes)
     train(document, ask_to_stop_at=6)
     train(document)
     assert same(tmp_path / "run", tmp_path / "whole")
-    train_here(tiny(tmp_path / "fp32"), world)
-    assert measured(tmp_path / "fp32") != measured(tmp_path / "whole")
+
+
+def test_precisions_differ_and_not_by_much(
+    world: World, uninterrupted: Uninterrupted, tiny: Tiny, tmp_path: Path
+) -> None:
+    ppl = {"fp32": measured(uninterrupted(1))[-1]["valid_ppl"]}
+    for precision in ("bf16", "fp16"):
+        report = train_here(tiny(tmp_path / precision, precision=precision), world)[-1]
+        ppl[precision] = report.metrics["valid_ppl"]
+    assert len(set(ppl.values())) == 3
+    assert ppl["bf16"] == pytest.approx(ppl["fp32"], rel=0.02)
+    assert ppl["fp16"] == pytest.approx(ppl["fp32"], rel=0.02)
 
 
 def test_runs_one_after_the_other_leave_nothing_behind(
@@ -258,10 +296,11 @@ def test_runs_one_after_the_other_leave_nothing_behind(
     assert sys.float_info.min / 2 > 0.0  # others may need numbers as small as this
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_peak_memory_is_that_of_the_run_and_not_of_the_process(
-    world: World, tiny: Tiny, tmp_path: Path
+    world: World, tiny: Tiny, tmp_path: Path, precision: str
 ) -> None:
-    big = {"model": {"d_model": 512, "heads": 4, "d_ff": 2048}, "steps": 1}
+    big = {"precision": precision, "model": {"d_model": 512, "heads": 4, "d_ff": 2048}, "steps": 1}
     first = train_here(tiny(tmp_path / "big", **big), world)[-1].metrics["peak_memory_bytes"]
     second = train_here(tiny(tmp_path / "small", steps=1), world)[-1].metrics["peak_memory_bytes"]
     assert first > second + 100e6
@@ -275,6 +314,20 @@ def test_gradients_that_are_not_finite_are_divergence(
     run._model.positions.register_hook(lambda gradient: gradient * math.inf)
     assert run.advance() == Report("diverged", 1, {})
     run.close()
+
+
+def test_fp16_diverges_when_no_loss_scale_is_small_enough_and_counts_until_then(
+    world: World, tiny: Tiny, tmp_path: Path
+) -> None:
+    run = Run(resolve(tiny(tmp_path / "run", precision="fp16", steps=30), "test"), world)
+    run._model.positions.register_hook(lambda gradient: gradient.where(gradient == 0, math.inf))
+    reports = [run.advance() for _ in range(5)]
+    run.close()
+    assert [(report.kind, report.step) for report in reports] == [
+        *(("evaluated", step) for step in (4, 8, 12, 16)),
+        ("diverged", 17),  # 2**16 was halved to 1 in 16 steps
+    ]
+    assert [line["overflow_steps"] for line in measured(tmp_path / "run")] == [4, 8, 12, 16]
 
 
 def test_who_watches_a_run_hears_of_every_step_and_evaluated_batch(
