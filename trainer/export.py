@@ -1,8 +1,8 @@
 """Standalone models: `python -m trainer.export RUN` writes a trained run's weights, and no more.
 
 The folder has `model.safetensors` (fp32, by name), `config.yaml` and the vocabulary: words in
-`vocabulary.txt`, a line each in the order of their ids, or byte pairs in `tokenizer.json`. That is all that
-`load_model` and a user need. The run itself is only read.
+`vocabulary.txt`, a line each in the order of their ids, or byte pairs in `tokenizer.json`. That is
+all that `load_model` and a user need. The run itself is only read.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _config_of(config: TrainConfig, layers: int) -> TrainConfig:
         return config
     document = config.model_dump(mode="json")
     document["model"]["layers"] = layers
-    document["layerdrop"]["start_layer"] = min(layers, config.layerdrop.start_layer)
+    document["layerdrop"] = {"policy": "none"}  # it speaks of the layers of the whole model
     document["evaluation"].update(depths=[], reference=None)
     return resolve(document, f"{_CONFIG} at depth {layers}")
 
