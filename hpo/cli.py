@@ -82,6 +82,7 @@ def start(
     """Start a new study and run it until its budget is spent."""
     from hpo.service import check_place
     from hpo.study import find_study_file, load_study
+    from hpo.teachers import with_teachers
 
     path = find_study_file(study)
     config = load_study(path, settings=settings or (), name=name, trials=trials)
@@ -95,6 +96,7 @@ def start(
             f"study {config.study} exists with {taken[config.study]} trials: "
             f"`hpo resume {config.study}` goes on with it, --name starts another"
         )
+    config, teachers = with_teachers(config, str(path))
     check_place(config, runs, ray_address)
     ledger = _open(url, create=True)
     record = ledger.create_study(
@@ -103,6 +105,7 @@ def start(
         [objective.metric for objective in config.objectives],
         config.to_document(),
         config.budget.trials,
+        teachers,
     )
     _run(ledger, record, runs, ray_address)
 

@@ -20,10 +20,11 @@ from optuna.exceptions import OptunaError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from hpo.messages import Message
+from hpo.messages import Job, Message
 from hpo.samplers import make_sampler
 from hpo.space import suggest
 from hpo.study import StudyConfig
+from hpo.teaching import Lesson, Teaching
 from storage import (
     Attempt,
     BudgetSpent,
@@ -32,6 +33,7 @@ from storage import (
     LedgerError,
     Reason,
     StudyRecord,
+    TeacherRecord,
     Transaction,
 )
 
@@ -51,6 +53,16 @@ class Assignment:
     params: dict[str, Any]
     reported_step: int  # last optimizer step the ledger has metrics of; 0 for none
 
+    @property
+    def job(self) -> int:
+        """What its gang works at."""
+        return self.number
+
+    @property
+    def attempt_number(self) -> int:
+        """The attempt's number among its trial's."""
+        return self.attempt.number
+
 
 class Observer(Protocol):
     """Is told what happens, after it was written. Trackers and the live view are observers."""
@@ -63,6 +75,9 @@ class Observer(Protocol):
 
     def end(self, trial: int, state: str, reason: str | None) -> None:
         """An attempt ended; the trial is now COMPLETE, PRUNED or FAIL, or RUNNING for another."""
+
+    def teacher(self, teacher: TeacherRecord) -> None:
+        """The study's teacher is now as the ledger has it."""
 
 
 class Controller:
@@ -95,7 +110,8 @@ class Controller:
         self._runs = runs
         self._observers = observers
         self._again = deque(ledger.orphans(record))
-        self._budget_spent = False
+        self._budget_spent = record.reserved_trials >= record.budget_trials
+        self._teaching = Teaching(ledger, record, config, lease, self._tell_of_teacher)
         self._failures = 0  # trials in a row; a resume counts anew, what was wrong may be mended
         self._lock = threading.RLock()
 
@@ -105,12 +121,14 @@ class Controller:
         with self._lock:
             if self.broken:
                 return True
-            if self.running:
+            if self.running or self._teaching.lesson:
                 return False
+            if self._teaching.failure:
+                return True
             return self.stopping or (not self._again and not self._may_ask())
 
-    def next(self) -> Assignment | None:
-        """The next attempt to run: of an orphaned or lost trial, else of a new one.
+    def next(self) -> Assignment | Lesson | None:
+        """The next attempt to run: of a teacher, then of an orphaned or lost trial, then a new one.
 
         None when there is none at the moment; `exhausted` tells whether to ask again.
         """
@@ -118,6 +136,10 @@ class Controller:
             if self.stopping or len(self.running) >= self.config.resources.concurrent_trials:
                 return None
             try:
+                if not self._teaching.done and (self._again or self._may_ask()):
+                    lesson = self._teaching.next()
+                    if lesson or not self._teaching.done:
+                        return lesson
                 assignment = self._readopt(self._again.popleft()) if self._again else self._ask()
             except LEDGER_ERRORS as error:
                 self.abandon(error)
@@ -129,11 +151,31 @@ class Controller:
             observer.begin(assignment.number, assignment.attempt.number, assignment.config)
         return assignment
 
-    def handle(self, number: int, attempt: int, message: Message) -> bool:
-        """Write what an attempt at trial `number` said; whether it may go on.
+    def handle(self, job: Job, attempt: int, message: Message) -> bool:
+        """Write what an attempt at `job` said; whether it may go on.
 
         What an attempt says after its end is left alone.
         """
+        return (
+            self._handle_trial(job, attempt, message)
+            if isinstance(job, int)
+            else self._handle_teacher(job, attempt, message)
+        )
+
+    def _handle_teacher(self, key: str, attempt: int, message: Message) -> bool:
+        with self._lock:
+            if self.broken:
+                return False
+            try:
+                goes_on = self._teaching.handle(key, attempt, message)
+            except LEDGER_ERRORS as error:
+                self.abandon(error)
+                return False
+            if self._teaching.failure:
+                self.gave_up, self.failing = self._teaching.failure, True
+            return goes_on
+
+    def _handle_trial(self, number: int, attempt: int, message: Message) -> bool:
         with self._lock:
             assignment = self.running.get(number)
             if self.broken or assignment is None or assignment.attempt.number != attempt:
@@ -252,7 +294,7 @@ class Controller:
                 return Reason.ERROR, TrialState.FAIL
             case "stopped":
                 return Reason.STOPPED, None
-            case "worker_lost":
+            case "worker_lost" | "busy":
                 attempts = self._ledger.trial_attempts(assignment.attempt.trial_id)
                 lost = 1 + sum(a.reason is Reason.WORKER_LOST for a in attempts)
                 used_up = lost > self.config.failures.max_retries
@@ -277,6 +319,12 @@ class Controller:
         if state is TrialState.COMPLETE:
             values = [message.metrics[o.metric] for o in self.config.objectives]
         self.study.tell(trial, values, state=state)
+
+    def _tell_of_teacher(self, teacher: TeacherRecord) -> None:
+        for observer in self._observers:
+            observer.teacher(teacher)
+        if teacher.detail:
+            logger.warning("teacher %s: %s: %s", teacher.key, teacher.reason, teacher.detail)
 
     def _tell_observers(
         self,

@@ -40,7 +40,7 @@ from ray.tune.search import Searcher
 
 from hpo.controller import Controller
 from hpo.gang import Gang, GangFailure
-from hpo.messages import Message
+from hpo.messages import Message, named
 from hpo.study import Resources, local_cpus
 
 logger = logging.getLogger("hpo.dispatch")
@@ -106,7 +106,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         if self._gang is None:
             self._gang = Gang(ray.util.get_current_placement_group(), **self._assignment["gang"])
         self._first_step, history = self._gang.start(
-            self._assignment["trial"], self._assignment["document"]
+            self._assignment["job"], self._assignment["document"]
         )
         self._started = True
         # Evaluations that were checkpointed, but whose report a killed controller never wrote.
@@ -150,8 +150,8 @@ class ControllerSearcher(_Adapter, Searcher):  # type: ignore[misc]
             return finished if self._controller.exhausted else None
         resources = self._controller.config.resources
         return {
-            "trial": assignment.number,
-            "attempt": assignment.attempt.number,
+            "job": assignment.job,
+            "attempt": assignment.attempt_number,
             "document": assignment.config,
             "steps": assignment.config["steps"],
             "reported_step": assignment.reported_step,
@@ -199,7 +199,7 @@ class ControllerScheduler(_Adapter, FIFOScheduler):  # type: ignore[misc]
         self._handle(trial, Message("worker_lost", detail=detail))
 
     def _handle(self, trial: Any, message: Message) -> bool:
-        return self._controller.handle(trial.config["trial"], trial.config["attempt"], message)
+        return self._controller.handle(trial.config["job"], trial.config["attempt"], message)
 
 
 def run_attempts(controller: Controller, scratch: Path) -> None:
@@ -248,7 +248,8 @@ def _named(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def _tune_name(trial: Any) -> str:
-    return f"trial-{trial.config['trial']:04d}-attempt-{trial.config['attempt']}"
+    job = named(trial.config["job"]).replace(" ", "-")
+    return f"{job}-attempt-{trial.config['attempt']}"
 
 
 def _bundles(resources: Resources) -> PlacementGroupFactory:

@@ -22,7 +22,7 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskE
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from hpo.messages import Kind, Progress
+from hpo.messages import Job, Kind, Progress, named
 
 if TYPE_CHECKING:
     from trainer.run import StepInfo
@@ -78,15 +78,15 @@ class Rank:
 
         return _typed(enter)
 
-    def start(self, trial: int, document: dict[str, Any]) -> tuple[int, list[Any]] | Failure:
+    def start(self, job: Job, document: dict[str, Any]) -> tuple[int, list[Any]] | Failure:
         """Build the run of a train config; the step it begins at and what it measured before."""
         from trainer.config import resolve
         from trainer.run import Run
 
         def build() -> tuple[int, list[Any]]:
-            config = resolve(document, f"trial {trial}")
+            config = resolve(document, named(job))
             _redirect_output(Path(config.output_dir) / f"rank-{self._rank}.log")
-            self._progress = Progress(trial, 0, None, self._progress.ticks + 1)
+            self._progress = Progress(job, 0, None, self._progress.ticks + 1)
             self._run = Run(config, self._world, self._stepped, self._tick)
             if self._stop:
                 self._run.request_stop()
@@ -155,9 +155,9 @@ class Gang:
         address, port = self._all("meet", only_first=True)[0]
         self._all("join", address, port)
 
-    def start(self, trial: int, document: dict[str, Any]) -> tuple[int, list[Any]]:
-        """Build the trial's run on every rank. Raises GangFailure."""
-        first: tuple[int, list[Any]] = self._all("start", trial, document)[0]
+    def start(self, job: Job, document: dict[str, Any]) -> tuple[int, list[Any]]:
+        """Build the run on every rank. Raises GangFailure."""
+        first: tuple[int, list[Any]] = self._all("start", job, document)[0]
         return first
 
     def advance(self) -> Any:
@@ -226,15 +226,15 @@ class _Watch:
         return Failure("worker_lost", f"no progress for {self._limit:g} s: the gang hangs")
 
 
-def progress() -> dict[int, Progress]:
-    """The progress of each running trial, by number; ranks that do not answer are left out."""
+def progress() -> dict[Job, Progress]:
+    """The progress of each running job; ranks that do not answer are left out."""
     futures = [rank.progress.remote() for rank in _living_ranks()]
     done, _ = ray.wait(futures, num_returns=len(futures), timeout=1.0) if futures else ([], [])
     answers = [_answer(future) for future in done]
     return {
-        answer.trial: answer
+        answer.job: answer
         for answer in answers
-        if isinstance(answer, Progress) and answer.trial is not None
+        if isinstance(answer, Progress) and answer.job is not None
     }
 
 
@@ -297,7 +297,9 @@ def _kind(error: BaseException) -> Kind:
     lost_peer = isinstance(error, RuntimeError) and any(
         phrase in text for phrase in ("connection closed by peer", "connection reset", "gloo")
     )
-    if isinstance(error, (CheckpointError, FolderInUse, DistError, ConnectionError)) or lost_peer:
+    if isinstance(error, FolderInUse):
+        return "busy"
+    if isinstance(error, (CheckpointError, DistError, ConnectionError)) or lost_peer:
         return "worker_lost"
     return "error"
 
@@ -306,7 +308,7 @@ def _cause(failures: list[Failure]) -> Failure:
     """The first cause among what the ranks said: one that lost its peer only suffers from it."""
 
     def rank(failure: Failure) -> int:
-        order: list[Kind] = ["out_of_memory", "error", "worker_lost"]
+        order: list[Kind] = ["out_of_memory", "error", "busy", "worker_lost"]
         return 1 if failure.dead else 2 * order.index(failure.kind)
 
     return min(failures, key=rank)

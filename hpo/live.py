@@ -17,13 +17,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpo.messages import Progress
+from hpo.messages import Job, Progress, named
 from hpo.objectives import Objective
+from storage import TeacherRecord, TeacherState
 
 
 @dataclass
 class RunningTrial:
-    """A trial in the live view."""
+    """A trial in the live view, or a teacher, which has no value."""
 
     attempt: int
     steps: int
@@ -43,7 +44,7 @@ class Board:
     finished: dict[str, int] = field(default_factory=dict)  # trials by state
     best: tuple[int, float] | None = None  # trial and value
     note: str = ""
-    running: dict[int, RunningTrial] = field(default_factory=dict)
+    running: dict[Job, RunningTrial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._began_at = time.monotonic()
@@ -76,15 +77,29 @@ class Board:
             self.best = trial, shown.value
         self._line(f"trial {trial} {state}{why}{value}{', the best so far' if better else ''}")
 
+    def teacher(self, teacher: TeacherRecord) -> None:
+        """A teacher of the study is now as the ledger has it."""
+        name, shown = named(teacher.key), self.running.pop(teacher.key, None)
+        if teacher.state is TeacherState.TRAINING:
+            self.running[teacher.key] = RunningTrial(teacher.attempts, teacher.steps, teacher.step)
+            where = f"step {teacher.step}/{teacher.steps}"
+            self._line(f"{name} {where}" if shown else f"{name} starts, attempt {teacher.attempts}")
+        elif teacher.state is TeacherState.WAITING and teacher.reason is None:
+            self._line(f"{name} is being trained by another process: waiting for it")
+        else:
+            self._line(
+                f"{name} {teacher.state}" + (f" ({teacher.reason})" if teacher.reason else "")
+            )
+
     def recall(self, trial: int, value: float) -> None:
         """A trial that an earlier controller of the study completed."""
         if self._improves(value):
             self.best = trial, value
 
-    def progress(self, found: Mapping[int, Progress]) -> None:
+    def progress(self, found: Mapping[Job, Progress]) -> None:
         """Steps made between evaluations."""
-        for trial, progress in found.items():
-            shown = self.running.get(trial)  # the main thread may end it meanwhile
+        for job, progress in found.items():
+            shown = self.running.get(job)  # the main thread may end it meanwhile
             if shown is not None and progress.step >= shown.step:
                 shown.step, shown.loss = progress.step, progress.loss
 
@@ -131,11 +146,11 @@ class Board:
 
     def _running_table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in ("trial", "attempt", "step", "", "loss", self.objective.metric):
+        for column in ("", "attempt", "step", "", "loss", self.objective.metric):
             table.add_column(column, justify="left" if column == "" else "right")
-        for number, trial in sorted(self.running.items()):
+        for job, trial in list(self.running.items()):
             table.add_row(
-                str(number),
+                named(job),
                 str(trial.attempt),
                 f"{trial.step}/{trial.steps}",
                 ProgressBar(total=trial.steps, completed=trial.step, width=20),

@@ -5,8 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+Job = int | str  # what a gang works at: a trial, by its number, or a teacher, by its key
+
 Kind = Literal[
-    "evaluated", "finished", "stopped", "diverged", "out_of_memory", "worker_lost", "error"
+    "evaluated",
+    "finished",
+    "stopped",
+    "diverged",
+    "out_of_memory",
+    "worker_lost",
+    "busy",  # another process trains in the run's folder
+    "error",
 ]
 
 
@@ -26,7 +35,12 @@ class Message:
 class Progress:
     """How far a rank has come. `ticks` grows with every step and evaluated batch."""
 
-    trial: int | None
+    job: Job | None
     step: int
     loss: float | None
     ticks: int
+
+
+def named(job: Job) -> str:
+    """What people call it: `trial 7`, or `teacher 0123456789abcdef`."""
+    return f"trial {job}" if isinstance(job, int) else f"teacher {job}"

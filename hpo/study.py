@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from hpo.objectives import Objective, check_objectives, check_searched_layers
 from hpo.pruners import NoPruner, PrunerConfig
 from hpo.samplers import SamplerConfig
-from hpo.space import Dimension, check_space
+from hpo.space import CategoricalDimension, Dimension, check_space
 from hpo.tracking import TrackingConfig
 from trainer import config as train_config
 from trainer.config import Count, Positive
@@ -81,10 +81,14 @@ class StudyConfig(Section):
         document = copy.deepcopy(self.train)
         for path, value in params.items():
             set_path(document, path, value)
-        document["output_dir"] = output_dir
+        return self.placed(document, output_dir)
+
+    def placed(self, document: dict[str, Any], output_dir: str) -> dict[str, Any]:
+        """The train `document` with what the service sets itself."""
+        placed = {**document, "output_dir": output_dir}
         if not self.resources.gpus_per_rank:
-            document["threads"] = self.resources.cpus_per_rank
-        return document
+            placed["threads"] = self.resources.cpus_per_rank
+        return placed
 
 
 def shipped(kind: str) -> Path:
@@ -123,6 +127,7 @@ def load_study(
     else:
         source = path
     if isinstance(document.get("train"), dict):
+        train_config.anchor_teacher(document["train"], source.parent)
         train_config.override(document["train"], settings)
     if name is not None:
         document["study"] = name
@@ -130,6 +135,7 @@ def load_study(
         budget = document.get("budget")
         document["budget"] = {**(budget if isinstance(budget, dict) else {}), "trials": trials}
     study = validated(StudyConfig, document, str(path))
+    study = _with_anchored_teachers(study, path.parent)
     return _checked(study, str(path), "train: " if source == path else "", str(source))
 
 
@@ -172,8 +178,18 @@ def _checked(study: StudyConfig, source: str, prefix: str, train_source: str) ->
     if not searched:
         config.check_ranks(study.resources.ranks)
     check_data(config.data)
-    train = config.model_dump(mode="json")
-    for key in ("dir", "train", "valid", "test"):  # a worker's folder is not the user's
-        if train["data"][key] is not None:
-            train["data"][key] = os.path.abspath(train["data"][key])
-    return study.model_copy(update={"train": train})
+    config = config.model_copy(update={"data": train_config.absolute_data(config.data)})
+    return study.model_copy(update={"train": config.model_dump(mode="json")})
+
+
+def _with_anchored_teachers(study: StudyConfig, folder: Path) -> StudyConfig:
+    """The study with absolute paths for searched teachers, which are relative to `folder`."""
+    searched = study.space.get("distillation.teacher")
+    if not isinstance(searched, CategoricalDimension):
+        return study
+    choices = [
+        train_config.absolute(choice, folder) if isinstance(choice, str) else choice
+        for choice in searched.choices
+    ]
+    anchored = searched.model_copy(update={"choices": choices})
+    return study.model_copy(update={"space": {**study.space, "distillation.teacher": anchored}})

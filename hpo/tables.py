@@ -26,6 +26,13 @@ def status(found: View) -> None:
     _print(f"cost: {found['device_seconds']:.0f} device-seconds")
     if found["best"]:
         _print(f"best: trial {found['best']['trial']}, {_values(found['best'])}")
+    for teacher in found["teachers"]:
+        reason = f" ({teacher['reason']})" if teacher["reason"] else ""
+        _print(
+            f"teacher {teacher['teacher']}: {teacher['state']}{reason}, "
+            f"step {teacher['step']}/{teacher['steps']}, {teacher['seconds']:.0f} s, in "
+            f"{teacher['folder']}"
+        )
     if found["running"]:
         trials(found["running"])
 

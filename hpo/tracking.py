@@ -16,11 +16,14 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
 from trainer.settings import ConfigError, Section
+
+if TYPE_CHECKING:
+    from storage import TeacherRecord
 
 logger = logging.getLogger("hpo.tracking")
 
@@ -58,6 +61,10 @@ class Tracker(Protocol):
 
     def end(self, trial: int, state: str, reason: str | None) -> None:
         """`trial` ended COMPLETE, PRUNED or FAIL, or stays RUNNING to be continued later."""
+
+    def teacher(self, teacher: TeacherRecord) -> None:
+        """Nothing: a teacher is no trial."""
+        return
 
     def close(self) -> None:
         """Send what is left. Nothing may be called after it."""

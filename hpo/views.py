@@ -11,7 +11,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.study import StudyConfig, restore_study
-from storage import Ledger, StudyRecord
+from storage import Ledger, StudyRecord, TeacherRecord
 from trainer.settings import ConfigError
 
 View = dict[str, Any]
@@ -31,6 +31,7 @@ def study_status(ledger: Ledger, name: str) -> View:
         **study.summary(),
         "best": study.best(),
         "running": [study.view(trial) for trial in running],
+        "teachers": [_teacher(teacher) for teacher in ledger.teachers(study.record)],
         "device_seconds": round(cost, 3),
     }
 
@@ -81,6 +82,20 @@ def best_trials(ledger: Ledger, name: str) -> list[View]:
 def config_of(record: StudyRecord) -> StudyConfig:
     """The study's settings, as the ledger keeps them."""
     return restore_study(record.document, record.name)
+
+
+def _teacher(teacher: TeacherRecord) -> View:
+    return {
+        "teacher": teacher.key,
+        "state": teacher.state,
+        "reason": teacher.reason,
+        "step": teacher.step,
+        "steps": teacher.steps,
+        "attempts": teacher.attempts,
+        "seconds": round(teacher.seconds, 3),
+        "folder": teacher.folder,
+        "detail": teacher.detail,
+    }
 
 
 class _Study:

@@ -12,8 +12,8 @@ from storage.errors import (
     StudyNotFound,
 )
 from storage.ledger import Lease, Ledger, Transaction
-from storage.reasons import Reason
-from storage.records import Attempt, Controller, StudyRecord
+from storage.reasons import Reason, TeacherState
+from storage.records import Attempt, Controller, StudyRecord, TeacherRecord
 
 __all__ = [
     "Attempt",
@@ -28,5 +28,7 @@ __all__ = [
     "StudyExists",
     "StudyNotFound",
     "StudyRecord",
+    "TeacherRecord",
+    "TeacherState",
     "Transaction",
 ]

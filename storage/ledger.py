@@ -33,11 +33,19 @@ from sqlalchemy.orm import Session
 
 from storage.database import clock, open_storage, shown
 from storage.errors import BudgetSpent, LeaseHeld, LeaseLost, LedgerError, StudyExists
-from storage.models import AttemptRow, ControllerRow, DepthPointRow, MetricsRow, StudyRow
+from storage.models import (
+    AttemptRow,
+    ControllerRow,
+    DepthPointRow,
+    MetricsRow,
+    StudyRow,
+    TeacherRow,
+)
 from storage.reading import STUDIES, TRIALS, Reader
 from storage.reasons import Reason
-from storage.records import Attempt, StudyRecord
+from storage.records import Attempt, StudyRecord, TeacherRecord
 from storage.session import joined
+from storage.teachers import TeacherWriter, close_teachers, teacher_row
 
 LEASE_SECONDS = 15.0
 
@@ -66,8 +74,9 @@ class Ledger(Reader):
         metric_names: Sequence[str],
         document: str,
         budget_trials: int,
+        teachers: Sequence[TeacherRecord] = (),
     ) -> StudyRecord:
-        """Record a new study: Optuna's and ours. Raises StudyExists."""
+        """Record a new study, Optuna's rows and ours, and its teachers. Raises StudyExists."""
         try:
             with joined(self._sessions) as session:
                 study = optuna.create_study(
@@ -87,6 +96,7 @@ class Ledger(Reader):
                         reserved_trials=0,
                     )
                 )
+                session.add_all(teacher_row(study._study_id, teacher) for teacher in teachers)
         except optuna.exceptions.DuplicatedStudyError:
             raise StudyExists(f"study {name} is in the ledger already") from None
         return self.study(name)
@@ -119,6 +129,7 @@ class Ledger(Reader):
                     )
                 other.state = "lost"
                 _close_attempts(session, other.id, other.seen_at)
+                close_teachers(session, study.study_id, other.seen_at)
             row = ControllerRow(
                 study_id=study.study_id,
                 host=socket.gethostname(),
@@ -143,6 +154,7 @@ class Ledger(Reader):
             )
             if released.rowcount == 1:  # type: ignore[attr-defined]
                 _close_attempts(session, lease.controller_id, now)
+                close_teachers(session, lease.study_id, now)
 
     def request_stop(self, study: StudyRecord) -> None:
         """Ask the study's controller to checkpoint its trials and leave."""
@@ -198,6 +210,7 @@ class Ledger(Reader):
             (MetricsRow, TRIALS.c.trial_id),
             (AttemptRow, TRIALS.c.trial_id),
             (ControllerRow, STUDIES.c.study_id),
+            (TeacherRow, STUDIES.c.study_id),
             (StudyRow, STUDIES.c.study_id),
         ):
             child = getattr(model, parent.name)
@@ -220,13 +233,14 @@ def _close_attempts(session: Session, controller_id: int, at: float) -> None:
 _UNSYNCED: dict[str, Any] = {"synchronize_session": False}
 
 
-class Transaction:
+class Transaction(TeacherWriter):
     """What a controller writes beside Optuna's own rows, inside `Ledger.transaction`."""
 
     def __init__(self, ledger: Ledger, session: Session, lease: Lease) -> None:
         self._ledger = ledger
         self._session = session
         self._lease = lease
+        self._study_id = lease.study_id
 
     def renew(self) -> None:
         """Lengthen the lease. Raises LeaseLost if it has been taken over or released."""
@@ -309,6 +323,9 @@ class Transaction:
             reason=reason.value if reason else None,
             detail=detail,
         )
+
+    def _now(self) -> float:
+        return self._ledger._now(self._session)
 
     def _update(self, attempt: Attempt, **values: object) -> None:
         self._session.execute(

@@ -71,6 +71,25 @@ class AttemptRow(Base):
     detail: Mapped[str | None] = mapped_column(Text)  # a traceback, for instance
 
 
+class TeacherRow(Base):
+    """A run that teaches a study's trials, and how far this study is with training it."""
+
+    __tablename__ = "hpo_teachers"
+
+    study_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)  # of its config and data
+    folder: Mapped[str] = mapped_column(Text)
+    config: Mapped[str] = mapped_column(Text)  # the resolved train config, YAML
+    steps: Mapped[int]
+    state: Mapped[str] = mapped_column(String(16))
+    step: Mapped[int]  # last optimizer step heard of
+    attempts: Mapped[int]
+    seconds: Mapped[float]  # wall-clock time of the attempts that have ended
+    began_at: Mapped[float | None]  # of the attempt that has not
+    reason: Mapped[str | None] = mapped_column(String(32))  # why the last one ended
+    detail: Mapped[str | None] = mapped_column(Text)
+
+
 class MetricsRow(Base):
     """All metrics of a trial at one optimizer step."""
 

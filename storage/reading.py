@@ -12,10 +12,18 @@ from sqlalchemy.orm import Session, scoped_session
 
 from storage.database import clock
 from storage.errors import StudyNotFound
-from storage.models import AttemptRow, ControllerRow, DepthPointRow, MetricsRow, StudyRow
+from storage.models import (
+    AttemptRow,
+    ControllerRow,
+    DepthPointRow,
+    MetricsRow,
+    StudyRow,
+    TeacherRow,
+)
 from storage.reasons import Reason
-from storage.records import Attempt, Controller, StudyRecord
+from storage.records import Attempt, Controller, StudyRecord, TeacherRecord
 from storage.session import JoinedSession
+from storage.teachers import teacher_record
 
 STUDIES = sa.table("studies", sa.column("study_id"), sa.column("study_name"))
 TRIALS = sa.table("trials", sa.column("trial_id"), sa.column("study_id"), sa.column("state"))
@@ -140,6 +148,16 @@ class Reader:
                 .order_by(DepthPointRow.depth, DepthPointRow.search)
             )
             return [dict(row) for row in rows.mappings()]
+
+    def teachers(self, study: StudyRecord) -> list[TeacherRecord]:
+        """The study's teachers, by their keys."""
+        with self._sessions() as session:
+            rows = session.scalars(
+                sa.select(TeacherRow)
+                .where(TeacherRow.study_id == study.study_id)
+                .order_by(TeacherRow.key)
+            )
+            return [teacher_record(row) for row in rows]
 
     def _now(self, session: Session) -> float:
         return float(session.scalar(sa.select(clock(self._dialect))) or 0.0)

@@ -15,3 +15,13 @@ class Reason(StrEnum):
     ERROR = "error"  # the code raised
     STOPPED = "stopped"  # by a person; the trial goes on at a resume
     CONTROLLER_LOST = "controller_lost"  # the controller died; the trial is adopted
+
+
+class TeacherState(StrEnum):
+    """How far a study is with one of its teachers."""
+
+    WAITING = "waiting"  # for its first attempt, or its next
+    TRAINING = "training"
+    TRAINED = "trained"  # by this study
+    REUSED = "reused"  # found trained
+    FAILED = "failed"  # the reason says why; a resume tries again

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from storage.reasons import Reason
+from storage.reasons import Reason, TeacherState
 
 
 @dataclass(frozen=True)
@@ -59,3 +59,19 @@ class Attempt:
     def device_seconds(self) -> float:
         """Cost: seconds times ranks; 0 while the attempt is open."""
         return (self.ended_at - self.started_at) * self.devices if self.ended_at else 0.0
+
+
+@dataclass(frozen=True)
+class TeacherRecord:
+    """A study's teacher, and how far the study is with training it."""
+
+    key: str
+    folder: str  # of its run
+    config: str  # its train config, YAML
+    steps: int
+    state: TeacherState = TeacherState.WAITING
+    step: int = 0  # last optimizer step heard of
+    attempts: int = 0
+    seconds: float = 0.0  # wall-clock time of the attempts that have ended
+    reason: Reason | None = None  # why the last one ended
+    detail: str | None = None

@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING
 
 from trainer.config import TrainConfig, load
 from trainer.data import check_data
+from trainer.lock import in_use
 from trainer.settings import ConfigError
 from trainer.signals import StopSignals
+from trainer.teacher import Teacher, find_teacher
 from trainer.terminal import Display, Quiet
 
 if TYPE_CHECKING:
+    from trainer.distributed import World
     from trainer.run import Run
 
 _RANK_0_SPEAKS_SECONDS = 2.0
+_LOOK_SECONDS = 1.0  # between two looks at a teacher that another process trains
 _DESCRIPTION = """\
 Train one language model as CONFIG.yaml says, or go on from the newest checkpoint in its
 output_dir. With torchrun in front, all of its processes train together:
@@ -29,7 +33,10 @@ output_dir. With torchrun in front, all of its processes train together:
 
 The output_dir gets config.yaml (every setting), metrics.jsonl (a line an evaluation),
 checkpoints/, result.json and log.txt. SIGTERM and Ctrl-C checkpoint first; a second Ctrl-C
-does not. Exit status: 0 trained; 1 diverged, or failed; 2 a setting is wrong; 143 or 130 stopped.
+does not. A teacher that distillation.teacher names by its config is trained first, once for all
+that name it.
+
+Exit status: 0 trained; 1 diverged, or failed; 2 a setting is wrong; 143 or 130 stopped.
 """
 
 
@@ -47,41 +54,79 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         config = load(arguments.config, arguments.settings)
-        config.check_ranks(int(os.environ.get("WORLD_SIZE", "1")))
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        config.check_ranks(ranks)
         check_data(config.data)
-        return _train(config, StopSignals())
+        teacher = find_teacher(config)
+        if teacher is not None:
+            teacher.check_ranks(ranks)
+            config = teacher.named_in(config)
+        return _train(config, teacher, StopSignals())
     except ConfigError as error:
         return _failed(error, status=2)
 
 
-def _train(config: TrainConfig, signals: StopSignals) -> int:
+def _train(config: TrainConfig, teacher: Teacher | None, signals: StopSignals) -> int:
     # Imported here: torch takes seconds, and most of the user's mistakes are known by now.
     from trainer.checkpoint import CheckpointError
 
     try:
         with Quiet() as quiet:
-            return _train_quietly(config, signals, quiet)
+            return _train_quietly(config, teacher, signals, quiet)
     except CheckpointError as error:
         return _failed(error, status=1)
 
 
-def _train_quietly(config: TrainConfig, signals: StopSignals, quiet: Quiet) -> int:
+def _train_quietly(
+    config: TrainConfig, teacher: Teacher | None, signals: StopSignals, quiet: Quiet
+) -> int:
     from trainer.distributed import from_environment, leave
-    from trainer.run import Run
 
     world = from_environment()
     try:
-        with (
-            Display(quiet.output, config, shown=world.rank == 0) as display,
-            closing(Run(config, world, display.step)) as run,
-        ):
-            quiet.keep_in(Path(config.output_dir) / "log.txt")
-            signals.call(run.request_stop)
-            if run.step:
-                display.say(f"going on from step {run.step}")
-            return _drive(run, signals, display)
+        if teacher is not None and (status := _train_teacher(teacher, world, signals, quiet)):
+            return status
+        return _train_run(config, world, signals, quiet)
     finally:
         leave()
+
+
+def _train_teacher(teacher: Teacher, world: World, signals: StopSignals, quiet: Quiet) -> int:
+    """Train it, or wait for another process that does; 0 once it is trained."""
+    from trainer.folder import FolderInUse
+
+    waiting = False
+    while not world.on_rank_0(teacher.trained):
+        # In short waits that all ranks share: a collective does not wait for hours.
+        if world.on_rank_0(lambda: in_use(teacher.folder, _LOOK_SECONDS)):
+            if not waiting:
+                with Display(quiet.output, teacher.config, world.rank == 0, "teacher") as display:
+                    display.say(f"waiting for the process that trains it in {teacher.folder}")
+            waiting = True
+            continue
+        try:
+            if status := _train_run(teacher.config, world, signals, quiet, "teacher"):
+                return status
+        except FolderInUse:
+            continue
+        signals.release()
+    return 0
+
+
+def _train_run(
+    config: TrainConfig, world: World, signals: StopSignals, quiet: Quiet, name: str = ""
+) -> int:
+    from trainer.run import Run
+
+    with (
+        Display(quiet.output, config, world.rank == 0, name) as display,
+        closing(Run(config, world, display.step, say=display.say)) as run,
+    ):
+        quiet.keep_in(Path(config.output_dir) / "log.txt")
+        signals.call(run.request_stop)
+        if run.step:
+            display.say(f"going on from step {run.step}")
+        return _drive(run, signals, display)
 
 
 def _drive(run: Run, signals: StopSignals, display: Display) -> int:

@@ -6,6 +6,7 @@ module imports no torch, so that a study is validated before any worker starts.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,7 @@ from trainer.settings import (
     Document,
     Section,
     check_value,
+    get_path,
     leaf_fields,
     nearest,
     parse_assignment,
@@ -326,9 +328,11 @@ def resolve(document: Mapping[str, Any], source: str) -> TrainConfig:
 def load(path: str | Path, assignments: Sequence[str] = ()) -> TrainConfig:
     """The train config in the YAML file `path`, with `path=value` settings over it.
 
-    Raises ConfigError in one line for a file that cannot be read or a setting that is wrong.
+    A teacher's path is relative to the file that names it. Raises ConfigError in one line for a
+    file that cannot be read or a setting that is wrong.
     """
     document = read_document(path)
+    anchor_teacher(document, Path(path).parent)
     override(document, assignments)
     return resolve(document, str(path))
 
@@ -339,6 +343,27 @@ def override(document: Document, assignments: Sequence[str]) -> None:
         name, value = parse_assignment(assignment)
         check_path(name, name)
         set_path(document, name, value)
+    anchor_teacher(document, Path())
+
+
+def anchor_teacher(document: Document, folder: Path) -> None:
+    """Make the teacher's path in a train document, which is relative to `folder`, absolute."""
+    named = get_path(document, "distillation.teacher")
+    if isinstance(named, str):
+        set_path(document, "distillation.teacher", absolute(named, folder))
+
+
+def absolute(path: str, folder: Path) -> str:
+    """The path that `path`, relative to `folder`, or from a home folder, stands for."""
+    return os.path.abspath(folder / os.path.expanduser(path))
+
+
+def absolute_data(data: DataConfig) -> DataConfig:
+    """`data` with absolute paths: a worker's working folder is not the user's."""
+    given = {name: getattr(data, name) for name in ("dir", "train", "valid", "test")}
+    return data.model_copy(
+        update={name: os.path.abspath(path) for name, path in given.items() if path is not None}
+    )
 
 
 def check_path(path: str, what: str) -> None:

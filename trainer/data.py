@@ -23,7 +23,7 @@ from trainer.settings import ConfigError
 from trainer.tokens import SPLITS, TOKENIZER_VERSION, Split, Splits, cached_splits
 from trainer.vocabulary import Lines
 
-__all__ = ["Splits", "check_data", "data_folder", "load_splits"]
+__all__ = ["Splits", "cache_dir", "check_data", "data_folder", "fingerprint", "load_splits"]
 
 # A word, or a run of one punctuation mark: a ruler of 70 stars is one token.
 _PYDOCS_TOKEN = re.compile(r"\w+|([^\w\s])\1*")
@@ -63,6 +63,18 @@ def check_data(config: DataConfig) -> None:
         _source(config, folder)
 
 
+def fingerprint(config: DataConfig) -> str:
+    """Tells the data set's texts and vocabulary from all others. Raises ConfigError as above."""
+    folder = cache_dir()
+    with _cache_errors(folder):
+        return _fingerprint(config, _source(config, folder))
+
+
+def cache_dir() -> Path:
+    """The folder of what this machine keeps for all runs: tokens, checksums, teachers."""
+    return _cache_dir(None)
+
+
 def load_splits(
     config: DataConfig, cache_dir: Path | None = None, on_text: OnText | None = None
 ) -> Splits:
@@ -76,11 +88,14 @@ def load_splits(
     byte_pairs = config.vocabulary_size if config.tokenizer == "bpe" else None
     with _cache_errors(folder):
         source = _source(config, folder, on_text)
-        tokenizer = [] if byte_pairs is None else ["bpe", byte_pairs]
-        content = json.dumps([TOKENIZER_VERSION, config.name, *source.fingerprint, *tokenizer])
-        key = hashlib.sha256(content.encode()).hexdigest()[:16]
-        entry = folder / f"{config.name}-{key}"
+        entry = folder / f"{config.name}-{_fingerprint(config, source)}"
         return cached_splits(entry, source.lines, source.min_count, byte_pairs)
+
+
+def _fingerprint(config: DataConfig, source: _Source) -> str:
+    tokenizer = ["bpe", config.vocabulary_size] if config.tokenizer == "bpe" else []
+    content = json.dumps([TOKENIZER_VERSION, config.name, *source.fingerprint, *tokenizer])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def data_folder(given: str | None) -> Path:

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import Tensor
 
 from trainer.checkpoint import Progress, newest_checkpoint, save_checkpoint
 from trainer.config import TrainConfig, load
+from trainer.lock import folder_lock
 from trainer.settings import ConfigError
 
 LOCK_SECONDS = 30.0  # a killed predecessor may take a moment to let go
@@ -39,7 +40,7 @@ class RunFolder:
         """
         self._config = config
         self._path = Path(config.output_dir)
-        self._lock = FileLock(self._path / ".lock", timeout=LOCK_SECONDS, thread_local=False)
+        self._lock = folder_lock(self._path, LOCK_SECONDS)
         try:
             self._path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()

@@ -29,6 +29,12 @@ class StopSignals:
         """From now on a signal calls `request_stop`, and only a second SIGINT ends the process."""
         self._request_stop = request_stop
 
+    def release(self) -> None:
+        """From now on a signal ends the process at once, as does one that came too late."""
+        self._request_stop = None
+        if self._first_at:
+            raise SystemExit(self.exit_status)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         again = 0.0 < self._first_at < now - _SAME_PRESS_SECONDS

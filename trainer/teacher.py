@@ -1,24 +1,139 @@
-"""Which teacher a config names, and where its run is."""
+"""The teacher that a train config names: which run it is, where it is, whether it is trained.
+
+A teacher named by a train config is kept beside the token cache, under a key of its content, so
+that whoever needs it again finds it there. Nothing here trains, and nothing here imports torch.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from trainer.config import TrainConfig, load
+from trainer.config import TrainConfig, absolute, absolute_data, load
+from trainer.data import cache_dir, fingerprint
+from trainer.settings import ConfigError
+
+KEY_LENGTH = 16  # hex digits
+
+# What a run's weights do not depend on. The texts are in the key by their content.
+_NOT_IN_KEY: dict[str, Any] = {
+    "output_dir": True,
+    "threads": True,
+    "keep_checkpoints": True,
+    "data": {"dir", "train", "valid", "test"},
+}
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained run."""
+    """A run whose last checkpoint teaches, or will once it is trained."""
 
-    config: TrainConfig
+    config: TrainConfig  # trains it, in `folder`
     folder: Path
+    key: str  # of the config's and its data's content
+
+    def trained(self) -> bool:
+        """Whether all its steps are done."""
+        return is_trained(self.folder, self.config.steps)
+
+    def named_in(self, student: TrainConfig) -> TrainConfig:
+        """`student` naming the run itself, which stays when its config's file is changed."""
+        section = student.distillation.model_copy(update={"teacher": str(self.folder)})
+        return student.model_copy(update={"distillation": section})
+
+    def check_ranks(self, ranks: int) -> None:
+        """Raise ConfigError unless it is trained, or `ranks` ranks can train it."""
+        if not self.trained():
+            try:
+                self.config.check_ranks(ranks)
+            except ConfigError as error:
+                raise ConfigError(f"distillation.teacher: {error}") from None
 
 
-def find_teacher(config: TrainConfig) -> Teacher | None:
-    """The teacher that `config` names."""
-    if not config.distillation.enabled:
+def find_teacher(student: TrainConfig) -> Teacher | None:
+    """The teacher of `student`; None if it has none. It is trained, unless a config names it.
+
+    Raises ConfigError for one that is not there, or cannot teach this student.
+    """
+    if not student.distillation.enabled:
         return None
-    folder = Path(str(config.distillation.teacher))
-    return Teacher(load(folder / "config.yaml"), folder)
+    assert student.distillation.teacher is not None, "its config says so"
+    path = Path(absolute(student.distillation.teacher, Path()))
+    teacher = _in_folder(path) if path.is_dir() else _of_config(path)
+    _check_fits(teacher, student, path)
+    return teacher
+
+
+def is_trained(folder: Path, steps: int) -> bool:
+    """Whether the run in `folder` has done all its `steps` and kept its last checkpoint."""
+    return _ending(folder) == "finished" and (folder / f"checkpoints/step-{steps:08}").is_dir()
+
+
+def _in_folder(folder: Path) -> Teacher:
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(
+            f"distillation.teacher: {folder}: holds no config.yaml; "
+            "name the folder of a run, or a train config"
+        )
+    teacher = _teacher(load(folder / "config.yaml"), folder)
+    if _ending(folder) == "diverged":
+        raise ConfigError(f"distillation.teacher: {folder}: its run diverged; name another")
+    if not teacher.trained():
+        raise ConfigError(
+            f"distillation.teacher: {folder}: its run is not trained to the end; first let "
+            f"`python -m trainer {folder}/config.yaml output_dir={folder}` go on with it"
+        )
+    return teacher
+
+
+def _of_config(path: Path) -> Teacher:
+    if not path.is_file():
+        raise ConfigError(
+            f"distillation.teacher: {path}: no such file or folder; "
+            "name a run folder, or a train config that is trained first"
+        )
+    config = load(path)
+    if config.distillation.enabled:
+        raise ConfigError(
+            f"{path}: distillation.enabled: a teacher that has one itself is not trained for you; "
+            "train it by hand, and name its run folder"
+        )
+    return _teacher(config, None)
+
+
+def _teacher(config: TrainConfig, folder: Path | None) -> Teacher:
+    key = _key(config)
+    folder = folder or Path(absolute(str(cache_dir()), Path())) / "teachers" / key
+    here = {"output_dir": str(folder), "data": absolute_data(config.data)}
+    return Teacher(config.model_copy(update=here), folder, key)
+
+
+def _key(config: TrainConfig) -> str:
+    content = config.model_dump(mode="json", exclude=_NOT_IN_KEY)
+    text = json.dumps([content, fingerprint(config.data)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def _check_fits(teacher: Teacher, student: TrainConfig, path: Path) -> None:
+    theirs, ours = teacher.config.data, student.data
+    if fingerprint(theirs) != fingerprint(ours):
+        raise ConfigError(
+            f"distillation.teacher: {path}: it learns another text (data.name: {theirs.name}) than "
+            f"its student ({ours.name}), so their vocabularies differ; give both the same data"
+        )
+    if theirs.context < ours.context:
+        raise ConfigError(
+            f"distillation.teacher: {path}: its data.context {theirs.context} is shorter than the "
+            f"student's {ours.context}; use a teacher of {ours.context} or more"
+        )
+
+
+def _ending(folder: Path) -> str | None:
+    try:
+        kind: str | None = json.loads((folder / "result.json").read_text())["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return kind

@@ -58,16 +58,19 @@ class Quiet:
 class Display:
     """Shows the run of `config` on `output`: live where that is a terminal, else in plain lines.
 
-    Not `shown`, it shows nothing: one rank speaks for all.
+    Not `shown`, it shows nothing: one rank speaks for all. A run with a `name` bears it.
     """
 
-    def __init__(self, output: TextIO, config: TrainConfig, shown: bool = True) -> None:
+    def __init__(
+        self, output: TextIO, config: TrainConfig, shown: bool = True, name: str = ""
+    ) -> None:
+        self._name = name
         self._steps = config.steps
         self._step_tokens = config.data.batch_size * config.data.context
         self._valid = ""
         self._console = Console(file=output, highlight=False, soft_wrap=True, quiet=not shown)
         self._bar = Progress(
-            TextColumn("training"),
+            TextColumn(name or "training"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[now]}"),
@@ -87,7 +90,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Show a line."""
-        self._console.print(text, markup=False)
+        self._console.print(f"{self._name}: {text}" if self._name else text, markup=False)
 
     def step(self, info: StepInfo) -> None:
         """Show where training is."""

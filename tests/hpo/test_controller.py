@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hpo.controller import Controller
 from hpo.live import Board
 from hpo.messages import Message
 from hpo.study import StudyConfig
-from storage import LeaseLost, Ledger, Reason
+from storage import LeaseLost, Ledger, Reason, TeacherRecord
 from trainer.config import TrainConfig
 
 STUDY: dict[str, Any] = {
@@ -48,17 +49,21 @@ class Watcher:
     def end(self, trial: int, state: str, reason: str | None) -> None:
         self.seen.append(("end", trial, state, reason))
 
+    def teacher(self, teacher: TeacherRecord) -> None:
+        self.seen.append(("teacher", teacher.state.value, teacher.step, teacher.reason))
+
 
 class Stage:
     """One study in one ledger, and as many controllers after each other as a test wants."""
 
-    def __init__(self, url: str, **changes: Any) -> None:
+    def __init__(self, url: str, teachers: Sequence[TeacherRecord] = (), **changes: Any) -> None:
         self.config = StudyConfig.model_validate({**copy.deepcopy(STUDY), **changes})
         self.ledger = Ledger.open(url, create=True)
         directions = [objective.optuna_direction for objective in self.config.objectives]
         names = [objective.metric for objective in self.config.objectives]
+        document, budget = self.config.to_document(), self.config.budget.trials
         self.record = self.ledger.create_study(
-            "played", directions, names, self.config.to_document(), self.config.budget.trials
+            "played", directions, names, document, budget, teachers
         )
 
     def controller(self, lease_seconds: float = 30, *observers: Any) -> Controller:

@@ -22,7 +22,7 @@ from trainer.settings import ConfigError
             "out_of_memory",
         ),
         (CheckpointError("step-00000100: cannot be read"), "worker_lost"),
-        (FolderInUse("another process is training in runs/x"), "worker_lost"),
+        (FolderInUse("another process is training in runs/x"), "busy"),
         (DistNetworkError("the client socket has failed to connect"), "worker_lost"),
         (RuntimeError("[../gloo/transport/tcp/pair.cc] Connection closed by peer"), "worker_lost"),
         (ConfigError("model: heads: 3 does not divide d_model 64"), "error"),

@@ -1,0 +1,140 @@
+"""Training a study's teachers before its first trial: the controller's part of it.
+
+A teacher is a run of its own, on a gang like a trial's, and no trial: it has neither number nor
+cost nor place in the budget. One is trained at a time. One that another controller trains, of
+another ledger perhaps, is waited for: its run folder's lock says so.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hpo.messages import Message
+from hpo.study import StudyConfig
+from storage import Lease, Ledger, Reason, StudyRecord, TeacherRecord, TeacherState
+from trainer.lock import in_use
+from trainer.teacher import is_trained
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One attempt at training a teacher, to be run as a trial's is."""
+
+    job: str  # the teacher's key
+    attempt_number: int
+    config: dict[str, Any]  # the train config as a document
+    reported_step: int  # its evaluations up to here need no report: all of them
+
+
+class Teaching:
+    """The teachers that a study still waits for. Called under the controller's lock."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        record: StudyRecord,
+        config: StudyConfig,
+        lease: Lease,
+        tell: Callable[[TeacherRecord], None],
+    ) -> None:
+        self.lesson: Lesson | None = None  # in progress
+        self.failure: str | None = None  # why the study cannot go on, in one line
+        self._ledger = ledger
+        self._config = config
+        self._lease = lease
+        self._tell = tell  # what was written
+        self._waiting = deque(ledger.teachers(record))
+        self._waits_for_another = False  # and has said so
+        self._lost = 0  # attempts at the teacher in progress that lost a worker
+
+    @property
+    def done(self) -> bool:
+        """Whether every teacher is trained."""
+        return not self._waiting and self.lesson is None
+
+    def next(self) -> Lesson | None:
+        """The next attempt; None when there is none at the moment, or none any more."""
+        while self._waiting and self.lesson is None and self.failure is None:
+            teacher = self._waiting[0]
+            folder = Path(teacher.folder)
+            if is_trained(folder, teacher.steps):
+                self._found(self._waiting.popleft())
+            elif in_use(folder):
+                self._wait(teacher)
+                return None
+            else:
+                self.lesson = self._begin(teacher)
+                return self.lesson
+        return None
+
+    def handle(self, key: str, attempt: int, message: Message) -> bool:
+        """Write what an attempt at the teacher `key` said; whether it may go on."""
+        lesson = self.lesson
+        if lesson is None or (lesson.job, lesson.attempt_number) != (key, attempt):
+            return False
+        ended = message.kind != "evaluated"
+        with self._ledger.transaction(self._lease) as transaction:
+            if message.step:
+                written = transaction.record_teacher_step(lesson.job, message.step)
+            if ended:
+                state, reason = self._verdict(message)
+                written = transaction.end_teacher(lesson.job, state, reason, message.detail)
+        if ended:
+            self.lesson = None
+            self._follow(written)
+        self._tell(written)
+        return not ended
+
+    def _found(self, teacher: TeacherRecord) -> None:
+        if teacher.state not in (TeacherState.TRAINED, TeacherState.REUSED):
+            # One that was trained here just before a kill has had an attempt.
+            state = TeacherState.TRAINED if teacher.attempts else TeacherState.REUSED
+            with self._ledger.transaction(self._lease) as transaction:
+                written = transaction.end_teacher(teacher.key, state)
+            self._tell(written)
+
+    def _wait(self, teacher: TeacherRecord) -> None:
+        if not self._waits_for_another:
+            self._waits_for_another = True
+            self._tell(replace(teacher, state=TeacherState.WAITING, reason=None, detail=None))
+
+    def _begin(self, teacher: TeacherRecord) -> Lesson:
+        with self._ledger.transaction(self._lease) as transaction:
+            begun = transaction.begin_teacher(teacher.key)
+        self._waits_for_another = False
+        self._tell(begun)
+        document = self._config.placed(yaml.safe_load(teacher.config), teacher.folder)
+        return Lesson(teacher.key, begun.attempts, document, teacher.steps)
+
+    def _verdict(self, message: Message) -> tuple[TeacherState, Reason | None]:
+        match message.kind:
+            case "finished":
+                return TeacherState.TRAINED, None
+            case "busy":  # the other was a moment faster
+                return TeacherState.WAITING, None
+            case "stopped":
+                return TeacherState.WAITING, Reason.STOPPED
+            case "worker_lost":
+                self._lost += 1
+                used_up = self._lost > self._config.failures.max_retries
+                return TeacherState.FAILED if used_up else TeacherState.WAITING, Reason.WORKER_LOST
+            case kind:
+                return TeacherState.FAILED, Reason(kind)
+
+    def _follow(self, teacher: TeacherRecord) -> None:
+        if teacher.state is TeacherState.TRAINED:
+            self._waiting.popleft()
+            self._lost = 0
+        elif teacher.state is TeacherState.WAITING and teacher.reason is not None:
+            self._waiting[0] = teacher
+        elif teacher.state is TeacherState.FAILED:
+            last_line = (
+                f": {teacher.detail.strip().splitlines()[-1][:500]}" if teacher.detail else ""
+            )
+            self.failure = f"its teacher {teacher.key} failed ({teacher.reason}){last_line}"

@@ -1,0 +1,92 @@
+"""A study's teachers in the ledger: recorded with the study, trained before its first trial.
+
+Their rows are written under the controller's lease, like all else. Nothing here knows what a run's
+folder holds: whoever says that a teacher is trained has looked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from storage.models import TeacherRow
+from storage.reasons import Reason, TeacherState
+from storage.records import TeacherRecord
+
+
+class TeacherWriter:
+    """The part of a transaction that writes the teachers of its lease's study."""
+
+    _session: Session
+    _study_id: int
+
+    def _now(self) -> float:
+        raise NotImplementedError
+
+    def begin_teacher(self, key: str) -> TeacherRecord:
+        """Open the teacher's next attempt."""
+        row = self._teacher(key)
+        if row.state in (TeacherState.TRAINED, TeacherState.REUSED):
+            row.step = 0  # its run is gone
+        row.state, row.reason, row.detail = TeacherState.TRAINING.value, None, None
+        row.attempts += 1
+        row.began_at = self._now()
+        return teacher_record(row)
+
+    def record_teacher_step(self, key: str, step: int) -> TeacherRecord:
+        """Keep the optimizer step that the teacher has come to."""
+        row = self._teacher(key)
+        row.step = step
+        return teacher_record(row)
+
+    def end_teacher(
+        self, key: str, state: TeacherState, reason: Reason | None = None, detail: str | None = None
+    ) -> TeacherRecord:
+        """Close the teacher's attempt, if one is open, and say what has become of the teacher."""
+        row = self._teacher(key)
+        _close(row, self._now(), state, reason)
+        row.detail = detail
+        if state in (TeacherState.TRAINED, TeacherState.REUSED):
+            row.step = row.steps
+        return teacher_record(row)
+
+    def _teacher(self, key: str) -> TeacherRow:
+        return self._session.get_one(TeacherRow, (self._study_id, key))
+
+
+def teacher_row(study_id: int, teacher: TeacherRecord) -> TeacherRow:
+    """The row of a new study's teacher."""
+    return TeacherRow(study_id=study_id, **asdict(teacher))
+
+
+def teacher_record(row: TeacherRow) -> TeacherRecord:
+    """What readers get of a row."""
+    return TeacherRecord(
+        row.key,
+        row.folder,
+        row.config,
+        row.steps,
+        TeacherState(row.state),
+        row.step,
+        row.attempts,
+        row.seconds,
+        Reason(row.reason) if row.reason else None,
+        row.detail,
+    )
+
+
+def close_teachers(session: Session, study_id: int, at: float) -> None:
+    """End the attempts that the study's controller, gone since `at`, has left open."""
+    mine = (TeacherRow.study_id == study_id) & TeacherRow.began_at.is_not(None)
+    for row in session.scalars(sa.select(TeacherRow).where(mine)):
+        _close(row, at, TeacherState.WAITING, Reason.CONTROLLER_LOST)
+
+
+def _close(row: TeacherRow, at: float, state: TeacherState, reason: Reason | None) -> None:
+    if row.began_at is not None:
+        row.seconds += at - row.began_at
+    row.began_at = None
+    row.state = state.value
+    row.reason = reason.value if reason else None
