@@ -126,7 +126,7 @@ def _config_of(config: TrainConfig, layers: int) -> TrainConfig:
         return config
     document = config.model_dump(mode="json")
     document["model"]["layers"] = layers
-    document["layerdrop"]["start_layer"] = min(layers, config.layerdrop.start_layer)
+    document["layerdrop"] = {"policy": "none"}  # it speaks of the layers of the whole model
     document["evaluation"].update(depths=[], reference=None)
     return resolve(document, f"{_CONFIG} at depth {layers}")
 

@@ -356,9 +356,13 @@ class TestOpening:
     def test_an_older_ledger_is_migrated_with_what_it_holds(
         self, ledger: Ledger, ledger_url: str
     ) -> None:
+        from storage.models import Base
+
         trial = run_trial(ledger, ledger.acquire(new_study(ledger)))
+        first = {"hpo_studies", "hpo_controllers", "hpo_attempts", "hpo_metrics"}
         with ledger._sessions() as session:  # as the first version left it
-            session.execute(sa.text("DROP TABLE hpo_depth_points"))
+            for table in Base.metadata.tables.keys() - first:
+                session.execute(sa.text(f"DROP TABLE {table}"))
             session.execute(sa.text("UPDATE hpo_alembic_version SET version_num = '0001'"))
             session.commit()
         migrated = Ledger.open(ledger_url)

@@ -151,7 +151,8 @@ def test_a_points_perplexity_is_that_of_the_whole_split_and_greedy_is_no_worse(
     splits = load_splits(load(whole / "config.yaml").data)
     blocks = EvalBlocks(splits.tokens("valid"), 8)
     for found in front_of(whole):
-        assert run._perplexity(blocks, mask_of(found["layers"], 3)) == found["valid_ppl"]
+        keep = mask_of(found["layers"], 3)
+        assert run._perplexity(blocks, blocks.targets, keep) == found["valid_ppl"]
     run.close()
     by_search = {(p["depth"], p["search"]): p["valid_ppl"] for p in front_of(whole)}
     # Valid is shorter here than what the search looks at, so its first choice is the best there is.
