@@ -74,8 +74,8 @@ def test_a_model_reaches_the_perplexity_of_a_known_source(world: World, tmp_path
         Path(data[split]).write_text(as_text(tokens))
     document = {
         "output_dir": str(tmp_path / "run"),
-        "steps": 600,
-        "eval_every": 600,
+        "steps": 900,
+        "eval_every": 900,
         "threads": 1,
         "data": data,
         "model": {"layers": 2, "d_model": 32, "heads": 2, "d_ff": 64, "dropout": 0.0},
