@@ -21,7 +21,9 @@ from trainer.config import resolve
 from trainer.distributed import World, deepspeed
 from trainer.run import Report, Run, StepInfo
 
-STAGE_3 = {"zero_stage": 3, "zero_optimization": {"stage3_param_persistence_threshold": 0}}
+# Weights as small as these would stay whole on every rank.
+SHARDED = {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
+STAGE_3 = {"zero_stage": 3, "zero_optimization": SHARDED}
 OFFLOADED = {"offload_optimizer": {"device": "cpu"}}
 
 Tiny = Callable[..., dict[str, Any]]
