@@ -134,6 +134,7 @@ def test_one_and_two_ranks_train_the_same_model(
     plain = {"model": {"dropout": 0.0}, **changes}
     train(tiny(tmp_path / "one", **plain))
     train(tiny(tmp_path / "two", **plain), ranks=2)
+    assert len(measured(tmp_path / "two")) == 3
     for one, two in zip(measured(tmp_path / "one"), measured(tmp_path / "two"), strict=True):
         assert one == pytest.approx(two, rel=1e-4)
 
