@@ -27,7 +27,7 @@ from trainer.settings import ConfigError
 
 VOCABULARY, STEPS = 60, 20
 # DeepSpeed leaves weights as small as these whole at stage 3, unless it is told not to.
-SHARDED = {"stage3_param_persistence_threshold": 0}
+SHARDED = {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
 OFFLOADED = {"offload_optimizer": {"device": "cpu"}}
 ARMS: dict[str, dict[str, Any]] = {
     "ddp": {"engine": "ddp"},

@@ -21,7 +21,9 @@ from trainer.config import resolve
 from trainer.distributed import World, deepspeed
 from trainer.run import Report, Run, StepInfo
 
-STAGE_3 = {"zero_stage": 3, "zero_optimization": {"stage3_param_persistence_threshold": 0}}
+# Weights as small as these would stay whole on every rank.
+SHARDED = {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
+STAGE_3 = {"zero_stage": 3, "zero_optimization": SHARDED}
 OFFLOADED = {"offload_optimizer": {"device": "cpu"}}
 
 Tiny = Callable[..., dict[str, Any]]
@@ -132,6 +134,7 @@ def test_one_and_two_ranks_train_the_same_model(
     plain = {"model": {"dropout": 0.0}, **changes}
     train(tiny(tmp_path / "one", **plain))
     train(tiny(tmp_path / "two", **plain), ranks=2)
+    assert len(measured(tmp_path / "two")) == 3
     for one, two in zip(measured(tmp_path / "one"), measured(tmp_path / "two"), strict=True):
         assert one == pytest.approx(two, rel=1e-4)
 
