@@ -3,9 +3,10 @@
     python -m benchmarks.throughput [CASE...]
 
 One rank against a loop with a fused AdamW; two ranks against PyTorch's DistributedDataParallel
-on the same process group. Both sides train with dropout and clip gradients, and take their steps
-in turn, one of ours, one of theirs, so that a busy machine slows both. Ours is the whole of an
-optimizer step of `trainer.run.Run`: batch, masks, engine and the ranks' agreement.
+on the same process group. The case `gpu` is the recipe's full model beside a compiled loop, and
+says what share of the card's peak each reaches. Both sides train with dropout and clip gradients,
+and take their steps in turn, one of ours, one of theirs, so that a busy machine slows both. Ours
+is the whole of an optimizer step of `trainer.run.Run`: batch, masks, engine, the ranks' agreement.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.report import Result, report
+
+if TYPE_CHECKING:
+    import torch
 
 WARM_UP = 3  # steps of each side that are not counted
 ROUNDS = 3  # fresh processes: where the system places them makes a difference of some per cent
@@ -41,20 +46,24 @@ class Case:
     ranks: int
     steps: int  # of each side
     goal: float
+    gpu: bool = False  # there, the plain loop is compiled
 
 
 CASES = {
     "d64": Case(4, 64, 4_200, 16, 64, "fp32", 1, 150, 0.90),
     "d128": Case(4, 128, 10_000, 16, 64, "fp32", 1, 60, 0.95),
-    "d512-bf16": Case(12, 512, 10_000, 32, 256, "bf16", 1, 7, 0.95),
+    "d512-bf16": Case(12, 512, 10_000, 32, 256, "bf16", 1, 7, 1.0),
     "d128-two-ranks": Case(4, 128, 10_000, 16, 64, "fp32", 2, 80, 0.95),
+    "gpu": Case(12, 512, 10_000, 128, 256, "bf16", 1, 60, 1.0, gpu=True),
 }
+# Dense bf16 of a card, FLOP/s, from its data sheet.
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "L40S": 362e12}
 
 
 def main(names: list[str]) -> None:
     """Measure the cases and report tokens per second and ratios."""
     results = []
-    for name in names or CASES:
+    for name in names or [name for name, case in CASES.items() if not case.gpu]:
         case = CASES[name]
         rounds = [_measure(name, case) for _ in range(ROUNDS)]
         ours, theirs = (statistics.median(seconds) for seconds in zip(*rounds, strict=True))
@@ -65,8 +74,27 @@ def main(names: list[str]) -> None:
             Result(f"{name}: trainer", tokens / ours, "tokens/s"),
             Result(f"{name}: {other}", tokens / theirs, "tokens/s"),
             Result(f"{name}: ratio", ratio, "", f">= {case.goal}", ratio >= case.goal),
+            *(_shares_of_peak(name, case, tokens / ours, tokens / theirs) if case.gpu else []),
         ]
     report("throughput", results)
+
+
+def _shares_of_peak(name: str, case: Case, ours: float, theirs: float) -> list[Result]:
+    """Model FLOPs a second over the card's peak: forward and backward, nothing recomputed."""
+    import torch
+
+    card = torch.cuda.get_device_name()
+    peak = next((peak for known, peak in PEAKS.items() if known in card), None)
+    if peak is None:
+        return []
+    width, layers = case.d_model, case.layers
+    products = 12 * layers * width**2 + case.vocabulary * width
+    causal_attention = layers * case.context * width
+    flops = 6 * (products + causal_attention)  # a token
+    return [
+        Result(f"{name}: trainer, share of the peak of {card}", flops * ours / peak, ""),
+        Result(f"{name}: plain PyTorch, share of the peak", flops * theirs / peak, ""),
+    ]
 
 
 def _measure(name: str, case: Case) -> tuple[float, float]:
@@ -109,7 +137,7 @@ def _rank(name: str, folder: Path) -> None:
         theirs.append(time.perf_counter() - started)
 
     with closing(Run(config, world, in_turn)) as run:
-        plain_step = _plain_loop(case, folder)
+        plain_step = _plain_loop(case, folder, world.device)
         run.advance()
     if world.rank == 0:
         medians = [statistics.median(times[WARM_UP:]) for times in (ours, theirs)]
@@ -117,7 +145,7 @@ def _rank(name: str, folder: Path) -> None:
     leave()
 
 
-def _plain_loop(case: Case, folder: Path) -> Callable[[int], None]:
+def _plain_loop(case: Case, folder: Path, device: torch.device) -> Callable[[int], None]:
     """The loop that anyone would write; a call is one optimizer step."""
     import torch
     from torch.nn import functional as F
@@ -143,11 +171,13 @@ def _plain_loop(case: Case, folder: Path) -> Callable[[int], None]:
             self.body = model
 
         def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            with torch.autocast("cpu", model.dtype, enabled=model.dtype != torch.float32):
+            with torch.autocast(device.type, model.dtype, enabled=model.dtype != torch.float32):
                 logits = F.linear(model.hidden(inputs), model.embedding)
             return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
-    plain: torch.nn.Module = Plain()
+    plain: torch.nn.Module = Plain().to(device)
+    if case.gpu:
+        plain = torch.compile(plain)  # type: ignore[assignment]
     if case.ranks > 1:
         plain = DistributedDataParallel(plain)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=5e-4, weight_decay=0.01, fused=True)
@@ -156,7 +186,7 @@ def _plain_loop(case: Case, folder: Path) -> Callable[[int], None]:
     first = int(os.environ["RANK"]) * share
 
     def step(number: int) -> None:
-        tokens = torch.from_numpy(batches.at(number).tokens[first : first + share])
+        tokens = torch.from_numpy(batches.at(number).tokens[first : first + share]).to(device)
         loss = plain(tokens[:, :-1], tokens[:, 1:])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)

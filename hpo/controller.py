@@ -267,9 +267,11 @@ class Controller:
         self, transaction: Transaction, assignment: Assignment, message: Message
     ) -> None:
         transaction.record_metrics(assignment.attempt, message.step, message.metrics)
-        if len(self.config.objectives) == 1 and message.step > assignment.reported_step:
+        transaction.record_depth_front(assignment.attempt, message.step, message.depth_front)
+        value = message.metrics.get(self.config.objectives[0].metric)  # some come only at the end
+        single = len(self.config.objectives) == 1
+        if single and value is not None and message.step > assignment.reported_step:
             # A re-adopted trial's late lines may be in the ledger already.
-            value = message.metrics[self.config.objectives[0].metric]
             assignment.trial.report(value, message.step)
         assignment.reported_step = max(assignment.reported_step, message.step)
 

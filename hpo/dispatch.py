@@ -93,7 +93,13 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         report = self._gang.advance()
         if report.kind != "evaluated":
             self._free()
-        return Message(report.kind, report.step, _named(report.metrics), self._first_step)
+        return Message(
+            report.kind,
+            report.step,
+            _named(report.metrics),
+            self._first_step,
+            depth_front=report.depth_front,
+        )
 
     def _start(self) -> None:
         self._free()  # a pruned trial's run is still there

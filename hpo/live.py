@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpo.messages import Job, Progress, named
-from hpo.study import Objective
+from hpo.objectives import Objective
 from storage import TeacherRecord, TeacherState
 
 
@@ -58,8 +58,9 @@ class Board:
     def report(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
         """A trial was evaluated."""
         shown = self.running[trial]
-        shown.step, shown.value = step, metrics[self.objective.metric]
-        self._line(f"trial {trial} step {step}/{shown.steps} {self._metric(shown.value)}")
+        shown.step, shown.value = step, metrics.get(self.objective.metric)
+        value = "" if shown.value is None else f" {self._metric(shown.value)}"
+        self._line(f"trial {trial} step {step}/{shown.steps}{value}")
 
     def end(self, trial: int, state: str, reason: str | None) -> None:
         """An attempt ended."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Job = int | str  # what a gang works at: a trial, by its number, or a teacher, by its key
 
@@ -28,6 +28,7 @@ class Message:
     metrics: dict[str, float] = field(default_factory=dict)
     first_step: int | None = None  # the step it started or resumed from, once known
     detail: str | None = None  # a traceback, for instance
+    depth_front: list[Any] = field(default_factory=list)  # trainer.depth.DepthPoints at `step`
 
 
 @dataclass(frozen=True)

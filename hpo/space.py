@@ -98,6 +98,8 @@ def check_space(space: Mapping[str, Dimension], source: str) -> None:
         check_path(path, what)
         if path in RESERVED:
             raise ConfigError(f"{what}: is set by the service itself and cannot be searched")
+        if path.startswith("evaluation."):
+            raise ConfigError(f"{what}: is how trials are compared: set it in `train` for them all")
         for value in dimension.probes():
             check_setting(path, value, what)
 

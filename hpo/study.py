@@ -6,12 +6,12 @@ import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from optuna.study import StudyDirection
 from pydantic import Field, model_validator
 
+from hpo.objectives import Objective, check_objectives, check_searched_layers
 from hpo.pruners import NoPruner, PrunerConfig
 from hpo.samplers import SamplerConfig
 from hpo.space import CategoricalDimension, Dimension, check_space
@@ -21,27 +21,7 @@ from trainer.config import Count, Positive
 from trainer.data import check_data
 from trainer.settings import ConfigError, Section, read_document, set_path, validated
 
-Metric = Literal[
-    "valid_ppl",
-    "train_loss",
-    "tokens_per_second",
-    "step_seconds",
-    "train_seconds",
-    "peak_memory_bytes",
-]
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-
-
-class Objective(Section):
-    """A reported metric to make small or large."""
-
-    metric: Metric = "valid_ppl"
-    direction: Literal["minimize", "maximize"] = "minimize"
-
-    @property
-    def optuna_direction(self) -> StudyDirection:
-        """Optuna's own."""
-        return StudyDirection[self.direction.upper()]
 
 
 class Budget(Section):
@@ -192,6 +172,8 @@ def _checked(study: StudyConfig, source: str, prefix: str, train_source: str) ->
             str(error).replace(f"{train_source}: ", f"{train_source}: {prefix}", 1)
         ) from None
     check_space(study.space, source)
+    check_searched_layers(study.space, config.evaluation, source)
+    check_objectives(study.objectives, study.pruner, config.evaluation, source)
     searched = [path for path in ("data.batch_size", "optim.accumulation") if path in study.space]
     if not searched:
         config.check_ranks(study.resources.ranks)

@@ -73,6 +73,8 @@ def trial(found: View) -> None:
     for step, metrics in found["metrics"].items():
         metrics_table.add_row(str(step), *(_text(metrics.get(name)) for name in names))
     _print(metrics_table)
+    if found["depth_front"]:
+        _print(_depth_front(found["depth_front"]))
     for attempt in found["attempts"]:
         if attempt["detail"]:
             _print(f"attempt {attempt['number']}:\n{attempt['detail']}")
@@ -87,6 +89,15 @@ def best(name: str, found: list[View]) -> None:
         for path, value in trial["params"].items():
             _print(f"  {path}={_text(value)}")
         _print(f"next: hpo show {name} {trial['trial']}, hpo trials {name}, hpo dashboard")
+
+
+def _depth_front(points: list[View]) -> Table:
+    columns = ("depth", "search", "layers", "valid_ppl", "parameters", "seconds_per_token")
+    table = _table(*columns)
+    for point in points:
+        layers = " ".join(str(layer) for layer in point["layers"])
+        table.add_row(*(_text({**point, "layers": layers}[column]) for column in columns))
+    return table
 
 
 def _table(*columns: str) -> Table:

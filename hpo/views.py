@@ -65,6 +65,7 @@ def trial_details(ledger: Ledger, name: str, number: int) -> View:
             for attempt in study.attempts.get(trial._trial_id, [])
         ],
         "metrics": ledger.metrics(trial._trial_id),
+        "depth_front": ledger.depth_front(trial._trial_id),
     }
 
 

@@ -20,7 +20,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,14 @@ from sqlalchemy.orm import Session
 
 from storage.database import clock, open_storage, shown
 from storage.errors import BudgetSpent, LeaseHeld, LeaseLost, LedgerError, StudyExists
-from storage.models import AttemptRow, ControllerRow, MetricsRow, StudyRow, TeacherRow
+from storage.models import (
+    AttemptRow,
+    ControllerRow,
+    DepthPointRow,
+    MetricsRow,
+    StudyRow,
+    TeacherRow,
+)
 from storage.reading import STUDIES, TRIALS, Reader
 from storage.reasons import Reason
 from storage.records import Attempt, StudyRecord, TeacherRecord
@@ -199,6 +206,7 @@ class Ledger(Reader):
         # A study deleted in the dashboard takes our rows along only where foreign keys are
         # enforced, and SQLite hands its ids out again.
         for model, parent in (
+            (DepthPointRow, TRIALS.c.trial_id),
             (MetricsRow, TRIALS.c.trial_id),
             (AttemptRow, TRIALS.c.trial_id),
             (ControllerRow, STUDIES.c.study_id),
@@ -288,6 +296,13 @@ class Transaction(TeacherWriter):
             )
         )
         self._update(attempt, last_step=step)
+
+    def record_depth_front(
+        self, attempt: Attempt, step: int, points: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Keep the trial's depth front at optimizer step `step`; `points` by our columns' names."""
+        for point in points:
+            self._session.merge(DepthPointRow(trial_id=attempt.trial_id, step=step, **point))
 
     def record_first_step(self, attempt: Attempt, step: int) -> None:
         """Keep the optimizer step that the attempt started or resumed from."""

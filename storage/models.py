@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # Optuna's tables as far as ours point at them; alembic creates only ours.
@@ -100,3 +100,18 @@ class MetricsRow(Base):
     attempt_id: Mapped[int] = mapped_column(ForeignKey("hpo_attempts.id"))
     at: Mapped[float]
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class DepthPointRow(Base):
+    """A trial's model at one depth, without retraining, as it was at an optimizer step."""
+
+    __tablename__ = "hpo_depth_points"
+
+    trial_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    depth: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)  # layers kept
+    search: Mapped[str] = mapped_column(String(16), primary_key=True)  # how they were found
+    layers: Mapped[list[int]] = mapped_column(JSON)  # which they are, 1-based
+    valid_ppl: Mapped[float]
+    parameters: Mapped[int] = mapped_column(BigInteger)
+    seconds_per_token: Mapped[float]  # of a forward pass

@@ -12,7 +12,14 @@ from sqlalchemy.orm import Session, scoped_session
 
 from storage.database import clock
 from storage.errors import StudyNotFound
-from storage.models import AttemptRow, ControllerRow, MetricsRow, StudyRow, TeacherRow
+from storage.models import (
+    AttemptRow,
+    ControllerRow,
+    DepthPointRow,
+    MetricsRow,
+    StudyRow,
+    TeacherRow,
+)
 from storage.reasons import Reason
 from storage.records import Attempt, Controller, StudyRecord, TeacherRecord
 from storage.session import JoinedSession
@@ -138,6 +145,19 @@ class Reader:
                 .order_by(TeacherRow.key)
             )
             return [teacher_record(row) for row in rows]
+
+    def depth_front(self, trial_id: int) -> list[dict[str, Any]]:
+        """The trial's newest depth front, the shallowest sub-model first; empty if it has none."""
+        columns = [c for c in DepthPointRow.__table__.columns if c.name != "trial_id"]
+        with self._sessions() as session:
+            of_trial = DepthPointRow.trial_id == trial_id
+            newest = sa.select(sa.func.max(DepthPointRow.step)).where(of_trial).scalar_subquery()
+            rows = session.execute(
+                sa.select(*columns)
+                .where(of_trial, DepthPointRow.step == newest)
+                .order_by(DepthPointRow.depth, DepthPointRow.search)
+            )
+            return [dict(row) for row in rows.mappings()]
 
     def _now(self, session: Session) -> float:
         return float(session.scalar(sa.select(clock(self._dialect))) or 0.0)

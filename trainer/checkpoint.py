@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trainer.depth import DepthPoint
+
 FORMAT = 1
 _WRITING = ".writing"
 _log = logging.getLogger(__name__)
@@ -38,6 +40,9 @@ class Progress:
     taught_sum: float = 0.0  # the same of the teacher's term
     loss_steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)  # metrics by evaluation
+    # of each layer, mean over the analysis steps so far, nats per token; empty before the first
+    sensitivity: list[float] = field(default_factory=list)
+    depth_front: list[DepthPoint] = field(default_factory=list)  # of the last that took one
 
     def forget_losses(self) -> None:
         """Start the means since the last evaluation anew."""
@@ -54,7 +59,7 @@ def save_checkpoint(folder: Path, state: dict[str, Tensor], progress: Progress, 
     aside.mkdir(parents=True)
     tensors = aside / "state.safetensors"
     save_file(state, tensors)
-    _sync(tensors)
+    sync(tensors)
     manifest = {
         "format": FORMAT,
         "bytes": tensors.stat().st_size,
@@ -62,13 +67,13 @@ def save_checkpoint(folder: Path, state: dict[str, Tensor], progress: Progress, 
         "progress": dataclasses.asdict(progress),
     }
     (aside / "progress.json").write_text(json.dumps(manifest), encoding="utf-8")
-    _sync(aside / "progress.json")
-    _sync(aside)
+    sync(aside / "progress.json")
+    sync(aside)
     target = folder / f"step-{progress.step:08}"
     if target.exists():  # unreadable, or this run would have gone on from it
         shutil.rmtree(target)
     aside.rename(target)
-    _sync(folder)
+    sync(folder)
     _prune(folder, progress.step, keep)
 
 
@@ -135,8 +140,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
-    # A rename that survives a power cut must not point at contents that did not.
+def sync(path: Path) -> None:
+    """Have a file's or folder's content on the disk before something is renamed to point at it."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from trainer.settings import (
     ConfigError,
@@ -32,6 +32,7 @@ Probability = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class DataConfig(Section):
@@ -72,15 +73,41 @@ class ModelConfig(Section):
         return self
 
 
+Points = tuple[tuple[Fraction, Probability], ...]
+
+
+def _in_order(points: Points) -> Points:
+    fractions = [fraction for fraction, _ in points]
+    if not points or fractions != sorted(set(fractions)):
+        raise ValueError(
+            f"must be [fraction of the run's steps, p], one or more, each fraction larger than "
+            f"the one before, not {[list(point) for point in points]}"
+        )
+    return points
+
+
 class LayerDropConfig(Section):
     """The drop policy: each layer's probability of being skipped at a step."""
 
-    policy: Literal["none", "static", "linear", "cosine"] = "none"
-    p_init: Probability = 0.2
+    policy: Literal["none", "static", "linear", "cosine", "piecewise", "pld", "sbld"] = "none"
+    p_init: Probability = 0.2  # of sbld: the mean over the layers, once it has risen
     p_final: Probability = 0.05
     decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # of the run's steps
     decay_steps: Count | None = None  # an absolute length, instead of decay_fraction
     start_layer: Count = 1  # layers count from 1; those before are never skipped
+    # by layer: its largest drop probability, in any policy
+    caps: dict[Count, Probability] = Field(default_factory=dict)
+    # piecewise: [fraction of the run's steps, p], straight lines between them
+    points: Annotated[Points, AfterValidator(_in_order)] = ((0.0, 0.2), (1.0, 0.05))
+    # pld: the share of layers kept in the end, were they all as deep as the last
+    theta_bar: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    gamma: Positive | None = None  # pld: how fast it gets there, per step; 100 / steps if null
+    # sbld: no layer is dropped until this fraction of the run's steps, nor in the `analysis_steps`
+    # after it, which measure sensitivities at layers + 1 forward passes each. A model that has
+    # learned little yet is ordered wrongly.
+    analysis_start_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.25
+    analysis_steps: Count = 8
+    ramp_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1  # sbld: of the steps, to rise in
 
 
 class DistillationConfig(Section):
@@ -106,11 +133,13 @@ class DistillationConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW with a linear warm-up and a decay."""
+    """The optimizer, with a linear warm-up and a decay."""
 
+    name: Literal["adamw", "lamb", "lion", "muon"] = "adamw"  # lamb and muon not under ZeRO
     lr: Positive = 5e-4
     weight_decay: NonNegative = 0.01
     betas: tuple[Probability, Probability] = (0.9, 0.999)
+    momentum: Probability = 0.95  # of the matrices that muon moves; the rest has betas
     warmup_steps: Annotated[int, Field(ge=0)] = 40
     schedule: Literal["constant", "cosine"] = "cosine"
     lr_final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # of lr, at the last step
@@ -155,6 +184,43 @@ class DeepSpeedConfig(Section):
         return self
 
 
+class DDPConfig(Section):
+    """What ranks send each other under `engine: ddp`."""
+
+    # Gradient matrices go as two factors of this rank (PowerSGD) once the warm-up is over; whole
+    # if null. A slow link wants 1 to 4.
+    powersgd_rank: Count | None = None
+
+
+class DepthReference(Section):
+    """The corner that `depth_front_hypervolume` is measured from, worse than what counts."""
+
+    depth: Annotated[int, Field(ge=2)]  # layers; more than the model has
+    ppl: Annotated[float, Field(gt=1.0, allow_inf_nan=False)]  # valid perplexity
+
+
+class EvaluationConfig(Section):
+    """What is measured on valid beside the perplexity of the whole model."""
+
+    depths: tuple[Count, ...] = ()  # layers of each sub-model that is measured too
+    depth_search: Literal["every_other", "greedy", "both"] = "both"  # which layers those keep
+    depths_at: Literal["end", "each"] = "end"  # at the last evaluation, or at each of them
+    reference: DepthReference | None = None  # of depth_front_hypervolume
+    target_ppl: Positive | None = None  # valid perplexity to tell the steps and seconds to
+
+    def check_layers(self, layers: int) -> None:
+        """Raise ValueError unless a model of `layers` layers has all these depths."""
+        if max(self.depths, default=0) > layers:
+            raise ValueError(
+                f"evaluation.depths: {max(self.depths)} is more than the model's {layers} layers"
+            )
+        if self.reference is not None and self.reference.depth <= layers:
+            raise ValueError(
+                f"evaluation.reference.depth: {self.reference.depth} leaves out the whole model "
+                f"of {layers} layers; use {layers + 1} or more"
+            )
+
+
 class TrainConfig(Section):
     """One training run."""
 
@@ -164,6 +230,7 @@ class TrainConfig(Section):
     eval_every: Count = 100  # optimizer steps between evaluations; each also checkpoints
     keep_checkpoints: Count = 2
     precision: Literal["fp32", "bf16"] = "fp32"
+    engine: Literal["deepspeed", "ddp"] = "deepspeed"  # ddp: plain PyTorch, to compare against
     loss_limit: Positive | None = None  # a train loss (nats per token) past it is divergence
     threads: Count | None = None  # CPU threads a rank computes with; torch's default if null
     data: DataConfig = DataConfig()
@@ -172,6 +239,8 @@ class TrainConfig(Section):
     distillation: DistillationConfig = DistillationConfig()
     optim: OptimConfig = OptimConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    ddp: DDPConfig = DDPConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> TrainConfig:
@@ -180,21 +249,61 @@ class TrainConfig(Section):
                 f"layerdrop.start_layer: {self.layerdrop.start_layer} is past the last of "
                 f"{self.model.layers} layers"
             )
+        too_deep = [layer for layer in self.layerdrop.caps if layer > self.model.layers]
+        if too_deep:
+            raise ValueError(
+                f"layerdrop.caps: {too_deep[0]} is past the last of {self.model.layers} layers"
+            )
+        if self.analysed_steps().stop > self.steps:
+            raise ValueError(
+                f"layerdrop.analysis_steps: {self.layerdrop.analysis_steps} steps from step "
+                f"{self.analysed_steps().start} on end after the run's {self.steps}"
+            )
         if self.data.batch_size % self.optim.accumulation:
             raise ValueError(
                 f"data.batch_size: {self.data.batch_size} sequences cannot be cut into "
                 f"optim.accumulation {self.optim.accumulation} equal micro steps"
             )
+        self.evaluation.check_layers(self.model.layers)
+        return self
+
+    @model_validator(mode="after")
+    def _engine_has_its_own(self) -> TrainConfig:
+        if self.engine == "ddp":
+            for key in self.deepspeed.model_extra or {}:
+                raise ValueError(f"deepspeed.{key}: goes with engine: deepspeed, not engine: ddp")
+            return self
+        if self.ddp.powersgd_rank is not None:
+            raise ValueError("ddp.powersgd_rank: goes with engine: ddp, not engine: deepspeed")
+        if self.optim.name in ("lamb", "muon") and self.deepspeed.zero_stage > 0:
+            # One scales, the other orthogonalizes, whole matrices; on pieces they run, wrongly.
+            raise ValueError(
+                f"optim.name: {self.optim.name} needs whole matrices, and deepspeed.zero_stage "
+                f"{self.deepspeed.zero_stage} gives each rank flat pieces of them; use "
+                "deepspeed.zero_stage: 0, or engine: ddp"
+            )
         return self
 
     def check_ranks(self, ranks: int) -> None:
-        """Raise ConfigError unless `ranks` ranks can share this config's batch equally."""
+        """Raise ConfigError unless `ranks` ranks can train this config, sharing batches equally."""
+        if self.ddp.powersgd_rank is not None and ranks == 1:
+            raise ConfigError(
+                f"ddp.powersgd_rank: {self.ddp.powersgd_rank} compresses what ranks send each "
+                "other, and there is one; train on two or more, or leave it out"
+            )
         if self.data.batch_size % (ranks * self.optim.accumulation):
             raise ConfigError(
                 f"data.batch_size: {self.data.batch_size} sequences cannot be shared by {ranks} "
                 f"ranks x {self.optim.accumulation} micro steps (optim.accumulation); "
                 f"use a multiple of {ranks * self.optim.accumulation}"
             )
+
+    def analysed_steps(self) -> range:
+        """The 0-based optimizer steps at which `sbld` measures sensitivities; else none."""
+        if self.layerdrop.policy != "sbld":
+            return range(0)
+        first = round(self.layerdrop.analysis_start_fraction * self.steps)
+        return range(first, first + self.layerdrop.analysis_steps)
 
     def to_yaml(self) -> str:
         """The resolved config as a YAML document that loads to an equal config."""
@@ -249,7 +358,7 @@ def absolute_data(data: DataConfig) -> DataConfig:
 
 def check_path(path: str, what: str) -> None:
     """Raise ConfigError, beginning with `what`, unless `path` is a train setting."""
-    if path.startswith("deepspeed.") or path in train_paths():
+    if path.startswith(("deepspeed.", "layerdrop.caps.")) or path in train_paths():
         return
     raise ConfigError(f"{what}: no such train setting{nearest(path, train_paths())}")
 
@@ -258,6 +367,9 @@ def check_setting(path: str, value: Any, what: str) -> None:
     """Raise ConfigError, beginning with `what`, unless the train setting `path` accepts `value`."""
     if path.startswith("deepspeed.") and path != "deepspeed.zero_stage":
         return
+    section, _, key = path.rpartition(".")
+    if section == "layerdrop.caps":
+        path, value = section, {key: value}
     check_value(TrainConfig, path, value, what)
 
 

@@ -62,6 +62,14 @@ class World:
         if self.ranks > 1:
             dist.all_reduce(tensor)
 
+    def stacked(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` of every rank, on `device`, along a new first axis, by rank."""
+        if self.ranks == 1:
+            return tensor[None]
+        each = [torch.empty_like(tensor) for _ in range(self.ranks)]
+        dist.all_gather(each, tensor)
+        return torch.stack(each)
+
     def largest(self, value: float) -> float:
         """The largest `value` of any rank."""
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)

@@ -1,12 +1,13 @@
-"""One training's DeepSpeed engine: optimizer steps in, losses out.
+"""One training's engine, and DeepSpeed's: optimizer steps in, losses out.
 
-It decides no schedule, mask or batch, and touches no file.
+It decides no schedule, mask or batch, and touches no file. The plain arm is in `ddp.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,9 @@ from trainer.config import TrainConfig
 from trainer.distillation import Distiller
 from trainer.distributed import World, deepspeed
 from trainer.layerdrop import Mask
+from trainer.losses import Lesson
 from trainer.model import LanguageModel
+from trainer.optimizers import make_optimizer
 from trainer.settings import ConfigError
 from trainer.state import full_state, load_full_state
 
@@ -30,11 +33,12 @@ _SMALL_BUCKET_NUMBERS = 500_000
 _SMALL_MODEL_NUMBERS = 10_000_000
 
 
-class Engine:
-    """A model in training on this rank: AdamW under ZeRO, batch shares and dropout by position.
+class Engine(ABC):
+    """A model in training on this rank: its optimizer, batch shares and dropout by position.
 
     A layer dropped in every micro step of a step has zero gradients there, not none: AdamW still
-    decays its weights and moves them by their momentum.
+    decays its weights and moves them by their momentum. All engines take the same steps, up to
+    rounding, and each other's state.
     """
 
     def __init__(
@@ -44,27 +48,11 @@ class Engine:
         model: LanguageModel,
         distiller: Distiller | None = None,
     ) -> None:
-        """Raises ConfigError for settings under `deepspeed` that DeepSpeed refuses."""
         self.model = model
         self._distiller = distiller
         self._world = world
         self._config = config
-        self._optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=config.optim.lr,
-            betas=config.optim.betas,
-            weight_decay=config.optim.weight_decay,
-            fused=True,
-        )
-        settings = _settings(config, world, sum(p.numel() for p in model.parameters()))
-        try:
-            self._deepspeed, *_ = deepspeed.initialize(
-                model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
-            )
-        except (ValueError, AssertionError) as error:
-            if not config.deepspeed.model_extra:
-                raise
-            raise ConfigError(f"deepspeed: {' '.join(str(error).split())}") from error
+        self._optimizer = make_optimizer(config.optim, model)
         self._generator = (
             torch.cuda.default_generators[world.local_rank]
             if world.device.type == "cuda"
@@ -79,16 +67,19 @@ class Engine:
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        last = len(masks) - 1
         terms = [
-            self._micro_step(step, batch, self._share(batch, micro_step, len(masks)), mask)
+            self._micro_step(
+                step, batch, self._share(batch, micro_step, len(masks)), mask, micro_step == last
+            )
             for micro_step, mask in enumerate(masks)
         ]
         return terms[0] if len(terms) == 1 else torch.stack(terms).mean(dim=0)
 
     @property
+    @abstractmethod
     def applied(self) -> bool:
-        """Whether the last step moved the weights: ZeRO skips it if a gradient is not finite."""
-        return bool(self._deepspeed.was_step_applied())
+        """Whether the last step moved the weights: not if a gradient was not finite."""
 
     def state(self) -> dict[str, Tensor]:
         """What `load_state` takes, on rank 0; all ranks ask together, after the first step."""
@@ -99,9 +90,19 @@ class Engine:
         self._prime()
         load_full_state(self.model, self._optimizer, state, self._world)
 
+    @abstractmethod
     def close(self) -> None:
-        """Let DeepSpeed's hooks and the memory go."""
-        self._deepspeed.destroy()
+        """Let hooks on the model and memory go."""
+
+    @abstractmethod
+    def _learn(
+        self, last: bool, inputs: Tensor, targets: Tensor, mask: Mask, lesson: Lesson | None
+    ) -> Tensor:
+        """The terms of a micro step, its gradients added; after the `last`, weights are moved."""
+
+    @abstractmethod
+    def _prime(self) -> None:
+        """Have the optimizer make its state; weights may move."""
 
     def _share(self, batch: Batch, micro_step: int, micro_steps: int) -> slice:
         # This rank's rows of the micro step.
@@ -109,7 +110,7 @@ class Engine:
         first = (micro_step * self._world.ranks + self._world.rank) * rows
         return slice(first, first + rows)
 
-    def _micro_step(self, step: int, batch: Batch, rows: slice, mask: Mask) -> Tensor:
+    def _micro_step(self, step: int, batch: Batch, rows: slice, mask: Mask, last: bool) -> Tensor:
         tokens = torch.from_numpy(batch.tokens[rows]).to(self._world.device)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         lesson = None
@@ -117,13 +118,48 @@ class Engine:
             lesson = self._distiller.lesson(step, batch.starts[rows], inputs)
         if self._config.model.dropout:
             self._generator.manual_seed(_dropout_seed(self._config.seed, step, rows.start))
+        return self._learn(last, inputs, targets, mask, lesson)
+
+
+class DeepSpeedEngine(Engine):
+    """Training under ZeRO, which skips a step whose gradients are not finite."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        world: World,
+        model: LanguageModel,
+        distiller: Distiller | None = None,
+    ) -> None:
+        """Raises ConfigError for settings under `deepspeed` that DeepSpeed refuses."""
+        super().__init__(config, world, model, distiller)
+        settings = _settings(config, world, sum(p.numel() for p in model.parameters()))
+        try:
+            self._deepspeed, *_ = deepspeed.initialize(
+                model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
+            )
+        except (ValueError, AssertionError) as error:
+            if not config.deepspeed.model_extra:
+                raise
+            raise ConfigError(f"deepspeed: {' '.join(str(error).split())}") from error
+
+    @property
+    def applied(self) -> bool:
+        return bool(self._deepspeed.was_step_applied())
+
+    def close(self) -> None:
+        self._deepspeed.destroy()
+
+    def _learn(
+        self, last: bool, inputs: Tensor, targets: Tensor, mask: Mask, lesson: Lesson | None
+    ) -> Tensor:
         loss, terms = self._deepspeed(inputs, targets, mask, lesson)
         self._deepspeed.backward(loss)
-        self._deepspeed.step()
+        self._deepspeed.step()  # it counts the micro steps itself
         return terms  # type: ignore[no-any-return]
 
     def _prime(self) -> None:
-        # AdamW makes its state, and DeepSpeed its way to it, in a first step.
+        # The optimizer makes its state, and DeepSpeed its way to it, in a first step.
         token = torch.zeros((1, 1), dtype=torch.int64, device=self._world.device)
         for _ in range(self._config.optim.accumulation):
             self._deepspeed.backward(self._deepspeed(token, token)[0] * 0.0)
@@ -152,6 +188,8 @@ def _settings(config: TrainConfig, world: World, parameters: int) -> dict[str, A
             # gloo: reduce each gradient to the rank that owns it, instead of everywhere.
             "use_multi_rank_bucket_allreduce": world.device.type == "cuda",
         },
+        # Which optimizers fit which stage is the train config's to check.
+        "zero_allow_untested_optimizer": True,
         "timers": {"throughput": {"enabled": False}},  # it waits for the GPU at every step
     }
     return _merged(ours, config.deepspeed.model_extra or {})

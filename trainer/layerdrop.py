@@ -1,4 +1,4 @@
-"""Drop policies: which layers a micro step skips.
+"""Drop policies: which layers a micro step skips, and how the kept ones are scaled.
 
 A policy gives each layer's drop probability at a step; the mask is drawn from (seed, step, micro
 step) alone. Every rank must skip the same layers, or ZeRO adds one layer's gradient to another's
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 
 from trainer.config import TrainConfig
 
-Mask = tuple[bool, ...]  # one entry per layer, first layer first: is it kept?
+# The scale of each layer's residual branches, first layer first: 0.0 skips it, 1.0 is plain.
+Mask = tuple[float, ...]
 
 _STREAM = 0x4C415945  # keeps these numbers apart from every other use of the same seed
 
@@ -22,29 +24,38 @@ _STREAM = 0x4C415945  # keeps these numbers apart from every other use of the sa
 class DropPolicy(ABC):
     """LayerDrop (Fan et al. 2019, arXiv 1909.11556): each layer is skipped independently.
 
-    Kept layers are not rescaled, at least one layer is always kept, and layers before
-    `start_layer` (1-based) are never skipped. Evaluation knows no policy: it runs all layers.
+    Kept layers are not rescaled and at least one layer is always kept. Layers before `start_layer`
+    (1-based) are never skipped, and none more often than its entry in `caps` says. Evaluation
+    knows no policy: it runs all layers.
     """
 
-    def __init__(self, layers: int, seed: int, start_layer: int = 1) -> None:
-        self.layers = layers
-        self.seed = seed
-        self.start_layer = start_layer
+    def __init__(self, config: TrainConfig) -> None:
+        drop = config.layerdrop
+        self.layers = config.model.layers
+        self.seed = config.seed
+        self._largest = [
+            drop.caps.get(layer, 1.0) if layer >= drop.start_layer else 0.0
+            for layer in range(1, self.layers + 1)
+        ]
 
     @abstractmethod
-    def rate(self, step: int) -> float:
-        """Drop probability, in [0, 1), of a layer that may be skipped at 0-based `step`."""
+    def rate(self, layer: int, step: int) -> float:
+        """What the schedule asks for, in [0, 1), `start_layer` and `caps` aside."""
 
     def drop_probability(self, layer: int, step: int) -> float:
         """Probability that `layer` (1-based) is skipped at 0-based optimizer step `step`."""
-        return self.rate(step) if layer >= self.start_layer else 0.0
+        return min(self.rate(layer, step), self._largest[layer - 1])
+
+    def residual_scale(self, layer: int, step: int) -> float:
+        """What the outputs of `layer` (1-based) are multiplied by at `step` where it is kept."""
+        return 1.0
 
     def mean_probability(self, step: int) -> float:
         """Drop probability at `step`, averaged over the layers."""
         return sum(self.drop_probability(n, step) for n in range(1, self.layers + 1)) / self.layers
 
     def mask(self, step: int, micro_step: int) -> Mask:
-        """The layers kept in micro step `micro_step` of optimizer step `step`, both 0-based."""
+        """The scales of micro step `micro_step` of optimizer step `step`, both 0-based."""
         # Raw words, one more than layers: NumPy keeps these for ever, its other draws only within
         # a version. Philox counts in the counter's first word; the position is in the others, so
         # the numbers of two micro steps never overlap (Salmon et al. 2011).
@@ -56,49 +67,43 @@ class DropPolicy(ABC):
         ]
         if not any(kept):
             kept[spare % self.layers] = True
-        return tuple(kept)
+        return tuple(
+            self.residual_scale(layer, step) if keep else 0.0
+            for layer, keep in enumerate(kept, start=1)
+        )
 
 
 class NoDrop(DropPolicy):
     """Every layer, always: Baseline A."""
 
-    def rate(self, step: int) -> float:
+    def rate(self, layer: int, step: int) -> float:
         return 0.0
 
     def mask(self, step: int, micro_step: int) -> Mask:
-        return (True,) * self.layers
+        return (1.0,) * self.layers
 
 
 class StaticDrop(DropPolicy):
-    """The same probability `p` at every step: Baseline B."""
+    """The same probability `p_init` at every step: Baseline B."""
 
-    def __init__(self, layers: int, seed: int, start_layer: int, p: float) -> None:
-        super().__init__(layers, seed, start_layer)
-        self.p = p
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__(config)
+        self.p = config.layerdrop.p_init
 
-    def rate(self, step: int) -> float:
+    def rate(self, layer: int, step: int) -> float:
         return self.p
 
 
 class AnnealedDrop(DropPolicy):
     """From `p_init` at step 0 to `p_final` at step `decay_steps`, and there it stays."""
 
-    def __init__(
-        self,
-        layers: int,
-        seed: int,
-        start_layer: int,
-        *,
-        p_init: float,
-        p_final: float,
-        decay_steps: float,
-    ) -> None:
-        super().__init__(layers, seed, start_layer)
-        self.p_init = p_init
-        self.p_final = p_final
-        self.decay_steps = decay_steps
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__(config)
+        drop = config.layerdrop
+        self.p_init, self.p_final = drop.p_init, drop.p_final
+        self.decay_steps = drop.decay_steps or drop.decay_fraction * config.steps
 
-    def rate(self, step: int) -> float:
+    def rate(self, layer: int, step: int) -> float:
         progress = min(step / self.decay_steps, 1.0)
         return self.p_final + (self.p_init - self.p_final) * self.remaining(progress)
 
@@ -121,19 +126,92 @@ class CosineDrop(AnnealedDrop):
         return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def make_policy(config: TrainConfig) -> DropPolicy:
-    """The drop policy that `config.layerdrop` names, for the run that `config` describes."""
-    drop, layers, seed = config.layerdrop, config.model.layers, config.seed
-    if drop.policy == "none":
-        return NoDrop(layers, seed)
-    if drop.policy == "static":
-        return StaticDrop(layers, seed, drop.start_layer, drop.p_init)
-    annealed = {"linear": LinearDrop, "cosine": CosineDrop}[drop.policy]
-    return annealed(
-        layers,
-        seed,
-        drop.start_layer,
-        p_init=drop.p_init,
-        p_final=drop.p_final,
-        decay_steps=drop.decay_steps or drop.decay_fraction * config.steps,
-    )
+class PiecewiseDrop(DropPolicy):
+    """Straight lines through `points` of (fraction of the run's steps, p), level outside them."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__(config)
+        self.fractions, self.rates = zip(*config.layerdrop.points, strict=True)
+        self.steps = config.steps
+
+    def rate(self, layer: int, step: int) -> float:
+        return float(np.interp(step / self.steps, self.fractions, self.rates))
+
+
+class ProgressiveDrop(DropPolicy):
+    """Progressive Layer Dropping (Zhang & He 2020, arXiv 2010.13369): dropping rises over the run.
+
+    theta(t) = (1 - theta_bar) exp(-gamma t) + theta_bar, and layer l of L is kept with probability
+    1 - (l / L) (1 - theta(t)). A kept layer's residual is scaled by 1 / (probability to keep it),
+    so that its expectation is that of a layer which always runs. Without a `gamma` it is the
+    paper's 100 / T for a run of T steps: theta is then at theta_bar after a tenth of the run.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__(config)
+        self.theta_bar = config.layerdrop.theta_bar
+        gamma = config.layerdrop.gamma
+        self.gamma = 100.0 / config.steps if gamma is None else gamma
+
+    def rate(self, layer: int, step: int) -> float:
+        # 1 - theta(t), without the rounding of the subtraction
+        dropping = -math.expm1(-self.gamma * step) * (1.0 - self.theta_bar)
+        return layer / self.layers * dropping
+
+    def residual_scale(self, layer: int, step: int) -> float:
+        return 1.0 / (1.0 - self.drop_probability(layer, step))
+
+
+class SensitivityDrop(DropPolicy):
+    """SBLD-style, after Sensitivity-Based Layer Dropping (Zeng et al. 2023, AAAI 37, 26321).
+
+    Public is that a short analysis phase measures how much each layer's removal changes the
+    training loss, that sensitive layers are then protected and insensitive ones dropped more, and
+    that a scheduler changes the probabilities. Its metric, thresholds and formula are not, so
+    these choices are ours. No layer is dropped until the analysis (`trainer.sensitivity`) is over.
+    Only the order of the sensitivities counts, because the first layer's often dwarfs the others.
+    Drop probabilities are evenly spaced along that order around their mean `p_init`: from 0, while
+    p_init <= 1/3, to at most half way from p_init to 1, so that every layer goes on being trained.
+    They rise from 0 along a line over `ramp_fraction` of the run. Caps lower the mean.
+    """
+
+    def __init__(self, config: TrainConfig, sensitivity: Sequence[float]) -> None:
+        """`sensitivity` is each layer's, first layer first; empty before the analysis."""
+        super().__init__(config)
+        self.first_step = config.analysed_steps().stop
+        self.ramp_steps = config.layerdrop.ramp_fraction * config.steps
+        self.rates = self._by_order(config.layerdrop.p_init, sensitivity)
+
+    def rate(self, layer: int, step: int) -> float:
+        if step < self.first_step:
+            return 0.0
+        return self.rates.get(layer, 0.0) * min((step - self.first_step) / self.ramp_steps, 1.0)
+
+    def _by_order(self, mean: float, sensitivity: Sequence[float]) -> dict[int, float]:
+        spread = min(mean, (1.0 - mean) / 2)
+        measured = range(1, len(sensitivity) + 1)
+        droppable = [layer for layer in measured if self._largest[layer - 1] > 0.0]
+        droppable.sort(key=lambda layer: -sensitivity[layer - 1])
+        places = np.linspace(-1.0, 1.0, len(droppable)) if len(droppable) > 1 else [0.0]
+        by_layer = zip(droppable, places, strict=False)
+        return {layer: mean + spread * float(place) for layer, place in by_layer}
+
+
+_POLICIES: dict[str, type[DropPolicy]] = {
+    "none": NoDrop,
+    "static": StaticDrop,
+    "linear": LinearDrop,
+    "cosine": CosineDrop,
+    "piecewise": PiecewiseDrop,
+    "pld": ProgressiveDrop,
+}
+
+
+def make_policy(config: TrainConfig, sensitivity: Sequence[float] = ()) -> DropPolicy:
+    """The drop policy that `config.layerdrop` names, for the run that `config` describes.
+
+    `sensitivity` is what the analysis of `sbld` has found, once it has; the others take none.
+    """
+    if config.layerdrop.policy == "sbld":
+        return SensitivityDrop(config, sensitivity)
+    return _POLICIES[config.layerdrop.policy](config)

@@ -38,10 +38,13 @@ class Block(nn.Module):
         self.expand = nn.Linear(config.d_model, config.d_ff, bias=False)
         self.contract = nn.Linear(config.d_ff, config.d_model, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
-        x = x + F.dropout(self._attention(normalized(x)), self.dropout, self.training)
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:  # (B, T, D) -> (B, T, D)
+        """`x` and its two residuals, each multiplied by `scale`: 1.0 costs and changes nothing."""
+        attended = F.dropout(self._attention(normalized(x)), self.dropout, self.training)
+        x = torch.add(x, attended, alpha=scale)
         hidden = F.gelu(self.expand(normalized(x)))
-        return x + F.dropout(self.contract(hidden), self.dropout, self.training)
+        fed = F.dropout(self.contract(hidden), self.dropout, self.training)
+        return torch.add(x, fed, alpha=scale)
 
     def _attention(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
@@ -98,14 +101,14 @@ class LanguageModel(nn.Module):
         self,
         inputs: Tensor,
         targets: Tensor,
-        keep: Sequence[bool] | None = None,
+        keep: Sequence[float] | None = None,
         lesson: Lesson | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The loss of `targets` given `inputs`, both (B, T) token ids: a scalar, nats per token.
 
         It is the mean NLL, or the mixture that `lesson` asks for. Beside it, without a gradient,
-        come that NLL and the teacher's term, (2,). `keep` says of each layer whether it runs; all
-        do if it is None.
+        come that NLL and the teacher's term, (2,). `keep` scales each layer's residuals, and 0
+        skips it; all run as they are if it is None.
         """
         if lesson is None:
             hidden = self.hidden(inputs, keep)
@@ -127,16 +130,16 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def total_nll(
-        self, inputs: Tensor, targets: Tensor, keep: Sequence[bool] | None = None
+        self, inputs: Tensor, targets: Tensor, keep: Sequence[float] | None = None
     ) -> Tensor:
-        """Summed NLL (scalar, fp64, nats) of the targets that are not PADDING."""
+        """Summed NLL (scalar, fp64, nats) of the targets that are not PADDING; `keep` as above."""
         hidden = self.hidden(inputs, keep).flatten(0, 1)
         return total_nll(hidden, self.embedding, targets.flatten(), self.dtype)
 
     def hidden(
         self,
         inputs: Tensor,
-        keep: Sequence[bool] | None = None,
+        keep: Sequence[float] | None = None,
         states: list[Tensor | None] | None = None,
     ) -> Tensor:
         """What the output embedding is applied to: (B, T) token ids -> (B, T, D), fp32.
@@ -149,9 +152,9 @@ class LanguageModel(nn.Module):
             x = F.embedding(inputs, self.embedding) + self.positions[: inputs.shape[1]]
             x = F.dropout(x, self.dropout, self.training)
             for index, block in enumerate(self.blocks):
-                kept = keep is None or keep[index]
-                if kept:
-                    x = block(x)
+                scale = 1.0 if keep is None else float(keep[index])  # True is no factor
+                if scale:
+                    x = block(x, scale)
                 if states is not None:
-                    states.append(x if kept else None)
+                    states.append(x if scale else None)
             return normalized(x) * (1.0 + self.gain)

@@ -14,28 +14,34 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from trainer.batches import EvalBlocks, TrainBatches
+from trainer.batches import Batch, EvalBlocks, TrainBatches
 from trainer.checkpoint import Progress
 from trainer.config import TrainConfig
+from trainer.convergence import to_target
 from trainer.data import load_splits
+from trainer.ddp import DDPEngine
+from trainer.depth import SEARCH_TOKENS, DepthPoint, depth_front, front_metrics
 from trainer.distillation import make_distiller, projection_width
 from trainer.distributed import World
-from trainer.engine import Engine
+from trainer.engine import DeepSpeedEngine
 from trainer.folder import RunFolder
-from trainer.layerdrop import make_policy
+from trainer.layerdrop import Mask, make_policy
 from trainer.memory import peak_bytes, release_freed, reset_peak
 from trainer.model import DTYPES, LanguageModel
 from trainer.schedule import learning_rate
+from trainer.sensitivity import loss_rises, with_next
 from trainer.teacher import find_teacher
 
 Kind = Literal["evaluated", "finished", "stopped", "diverged"]
+
+ENGINES = {"deepspeed": DeepSpeedEngine, "ddp": DDPEngine}
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,14 @@ class Report:
     """Where `advance` came to, the same on every rank.
 
     `step` counts optimizer steps done. `metrics` are the last evaluation's, finite numbers by the
-    names of `metrics.jsonl`; none were taken since if the run stopped or diverged.
+    names of `metrics.jsonl`; none were taken since if the run stopped or diverged. `depth_front`
+    is that of the last evaluation that took one.
     """
 
     kind: Kind
     step: int
     metrics: dict[str, float]
+    depth_front: list[DepthPoint] = field(default_factory=list)
 
 
 class Run:
@@ -69,7 +77,10 @@ class Run:
     `distillation_loss`, the teacher's term; `tokens_per_second` and
     `step_seconds` (median) of those steps; `train_seconds`, of all steps of all attempts,
     evaluation not counted; `peak_memory_bytes`, the largest of any rank since the run was built;
-    `lr` and `drop_probability` (mean over layers), of the last step.
+    `lr` and `drop_probability` (mean over layers), of the last step; with policy `sbld`, once its
+    analysis has begun, `sensitivity_layer_N`: what the train loss rises by without layer N; those
+    of the depth front (trainer/depth.py) and of convergence (trainer/convergence.py) where they
+    are asked for.
     """
 
     def __init__(
@@ -149,7 +160,6 @@ class Run:
             aligned=distillation.enabled and distillation.top_k is not None,
         )
         self._valid = EvalBlocks(splits.tokens("valid"), context)
-        self._policy = make_policy(config)
         teacher = find_teacher(config)
         self._model = LanguageModel(
             config.model,
@@ -164,7 +174,7 @@ class Run:
             distiller = make_distiller(
                 config, teacher, splits, world.device, self._say, self._alive
             )
-        self._engine = Engine(config, world, self._model, distiller)
+        self._engine = ENGINES[config.engine](config, world, self._model, distiller)
         closing.callback(self._free)
         # Sums over ranks: of their mean losses, their teacher's terms and their requests to stop.
         self._agreed = torch.zeros(3, dtype=torch.float64, device=world.device)
@@ -183,6 +193,7 @@ class Run:
             return found[1]
 
         self._progress = self._world.on_rank_0(open_folder)
+        self._policy = make_policy(self._config, self._progress.sensitivity)
         if self.step > 0:
             self._engine.load_state(state)
 
@@ -190,9 +201,12 @@ class Run:
         # The loss (nats per token, mean over the whole batch) and whether a rank asks to stop.
         started = time.perf_counter()
         config, step = self._config, self.step
+        batch = self._batches.at(step)
+        if step in config.analysed_steps():
+            self._analyse(batch)
         masks = [self._policy.mask(step, micro) for micro in range(config.optim.accumulation)]
         lr = learning_rate(config.optim, config.steps, step)
-        loss, taught, stop = self._agree(self._engine.step(step, self._batches.at(step), masks, lr))
+        loss, taught, stop = self._agree(self._engine.step(step, batch, masks, lr))
         seconds = time.perf_counter() - started
 
         progress = self._progress
@@ -206,6 +220,13 @@ class Run:
             self._on_step(StepInfo(progress.step, loss, lr, seconds))
         return loss, stop
 
+    def _analyse(self, batch: Batch) -> None:
+        config, progress = self._config, self._progress
+        rises = loss_rises(self._model, self._world, batch.tokens, config.optim.accumulation)
+        analysed = self.step - config.analysed_steps().start
+        progress.sensitivity = with_next(progress.sensitivity, analysed, rises)
+        self._policy = make_policy(config, progress.sensitivity)
+
     def _agree(self, terms: Tensor) -> tuple[float, float, bool]:
         self._agreed[:2] = terms
         self._agreed[2] = self._stop_requested
@@ -217,12 +238,17 @@ class Run:
 
     def _is_sane(self, loss: float) -> bool:
         limit = self._config.loss_limit
-        return math.isfinite(loss) and (limit is None or loss <= limit) and self._engine.applied
+        finite = all(map(math.isfinite, (loss, *self._progress.sensitivity)))
+        return finite and (limit is None or loss <= limit) and self._engine.applied
 
     def _evaluate(self) -> Report:
         valid_ppl = self._valid_ppl()
         if not math.isfinite(valid_ppl):
             return self._ended("diverged")
+        front = self._depth_front(valid_ppl)
+        if not all(math.isfinite(point["valid_ppl"]) for point in front):
+            return self._ended("diverged")
+        self._progress.depth_front = front
         peak = self._world.largest(peak_bytes(self._world.device))
         metrics = self._world.on_rank_0(lambda: self._record(valid_ppl, peak))
         self._progress.history.append(metrics)
@@ -234,22 +260,46 @@ class Run:
         return self._report("evaluated")
 
     def _valid_ppl(self) -> float:
-        # Word-level perplexity of the whole split; inf where that is no number.
+        return self._perplexity(self._valid)
+
+    def _depth_front(self, valid_ppl: float) -> list[DepthPoint]:
+        config = self._config.evaluation
+        due = config.depths_at == "each" or self.step == self._config.steps
+        if not (config.depths and due):
+            return []
+        some = replace(self._valid, tokens=self._valid.tokens[: SEARCH_TOKENS + 1])
+        front = depth_front(
+            self._model,
+            config,
+            valid_ppl,
+            lambda keep: self._perplexity(self._valid, keep),
+            lambda keep: self._perplexity(some, keep),
+            self._rows,
+        )
+        return self._world.on_rank_0(lambda: front)  # the others' times are not the same
+
+    @property
+    def _rows(self) -> int:
+        # Sequences that a rank computes with at a time.
         config, world = self._config, self._world
-        rows = config.data.batch_size // (world.ranks * config.optim.accumulation)
+        return config.data.batch_size // (world.ranks * config.optim.accumulation)
+
+    def _perplexity(self, blocks: EvalBlocks, keep: Mask | None = None) -> float:
+        # Word-level perplexity of all blocks; inf where that is no number.
+        world = self._world
         total = torch.zeros((), dtype=torch.float64, device=world.device)
         self._model.eval()
-        for batch in self._valid.batches(world.rank, world.ranks, rows):
+        for batch in blocks.batches(world.rank, world.ranks, self._rows):
             tokens = torch.from_numpy(batch).to(world.device)
-            total += self._model.total_nll(tokens[:, :-1].clamp(min=0), tokens[:, 1:])
+            total += self._model.total_nll(tokens[:, :-1].clamp(min=0), tokens[:, 1:], keep)
             self._alive()
         self._model.train()
         world.sum(total)
         try:
-            ppl = math.exp(total.item() / self._valid.targets)
+            ppl = math.exp(total.item() / blocks.targets)
         except OverflowError:
             return math.inf
-        return ppl
+        return ppl if math.isfinite(ppl) else math.inf
 
     def _record(self, valid_ppl: float, peak_memory_bytes: float) -> dict[str, float]:
         config, last = self._config, self.step - 1
@@ -264,9 +314,16 @@ class Run:
             "step_seconds": statistics.median(self._step_seconds),
             "train_seconds": self._progress.train_seconds,
             "peak_memory_bytes": peak_memory_bytes,
+            **{
+                f"sensitivity_layer_{layer}": rise
+                for layer, rise in enumerate(self._progress.sensitivity, start=1)
+            },
         }
         if config.distillation.enabled:
             metrics["distillation_loss"] = self._progress.taught_sum / self._progress.loss_steps
+        evaluation = self._config.evaluation
+        metrics |= to_target([*self._progress.history, metrics], evaluation.target_ppl)
+        metrics |= front_metrics(self._progress.depth_front, evaluation.reference)
         self._folder.append_metrics(metrics)
         return metrics
 
@@ -276,13 +333,16 @@ class Run:
 
     def _ended(self, kind: Kind) -> Report:
         report = self._report(kind)
-        result = {**report.metrics, "kind": kind, "step": report.step, "versions": _versions()}
+        result: dict[str, object] = {**report.metrics, "kind": kind, "step": report.step}
+        result["versions"] = _versions()
+        if report.depth_front:
+            result["depth_front"] = report.depth_front
         self._world.on_rank_0(lambda: self._folder.write_result(result))
         return report
 
     def _report(self, kind: Kind) -> Report:
-        history = self._progress.history
-        return Report(kind, self.step, dict(history[-1]) if history else {})
+        history, front = self._progress.history, self._progress.depth_front
+        return Report(kind, self.step, dict(history[-1]) if history else {}, front)
 
     def _alive(self) -> None:
         if self._on_evaluation_batch is not None:

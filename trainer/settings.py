@@ -204,7 +204,9 @@ def _location(parts: tuple[int | str, ...], document: Any, *, missing: bool) -> 
     keys: list[str] = []
     for position, part in enumerate(parts):
         wanted = missing and position == len(parts) - 1
-        if isinstance(document, Mapping) and part not in document and not wanted:
+        if part == "[key]" or (
+            isinstance(document, Mapping) and part not in document and not wanted
+        ):
             continue
         keys.append(str(part))
         if isinstance(document, Mapping):

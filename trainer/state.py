@@ -1,28 +1,27 @@
-"""The state of a model and its AdamW as whole fp32 tensors by name.
+"""The state of a model and its optimizer as whole fp32 tensors by name.
 
-It is the same for any number of ranks and any ZeRO stage: DeepSpeed's own checkpoints load only
-at the number of ranks that wrote them. Nothing here knows a file.
+It is the same for any number of ranks, any ZeRO stage and plain DDP: DeepSpeed's own checkpoints
+load only at the number of ranks that wrote them. Nothing here knows a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from trainer.checkpoint import CheckpointError
 from trainer.distributed import World, deepspeed
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
-
-def full_state(model: nn.Module, optimizer: AdamW, world: World) -> dict[str, Tensor]:
+def full_state(model: nn.Module, optimizer: Optimizer, world: World) -> dict[str, Tensor]:
     """Weights, moments and the optimizer's step count, on rank 0's CPU; nothing on other ranks.
 
-    Keys are `weights/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME` and `optimizer_steps`. All ranks
-    must ask together; before the optimizer's first step there is nothing to ask for.
+    Keys are `weights/NAME`, `MOMENT/NAME` for what the optimizer keeps of a parameter, as
+    `exp_avg/NAME`, and `optimizer_steps` if it counts them. All ranks must ask together; before
+    the optimizer's first step there is nothing to ask for.
     """
     state = {}
 
@@ -30,17 +29,18 @@ def full_state(model: nn.Module, optimizer: AdamW, world: World) -> dict[str, Te
         if world.rank == 0:
             state[key] = value.to("cpu", copy=True)
 
-    keep("optimizer_steps", next(_step_counts(optimizer)))
+    for count in _step_counts(optimizer)[:1]:  # they are all the same
+        keep("optimizer_steps", count)
     for name, parameter in model.named_parameters():
         keep(f"weights/{name}", _weight(parameter))
-        for moment in _MOMENTS:
+        for moment in _moments(parameter, optimizer):
             keep(f"{moment}/{name}", _moment(parameter, moment, optimizer))
     return state
 
 
 @torch.no_grad()
 def load_full_state(
-    model: nn.Module, optimizer: AdamW, state: Mapping[str, Tensor], world: World
+    model: nn.Module, optimizer: Optimizer, state: Mapping[str, Tensor], world: World
 ) -> None:
     """Set what `full_state` gives to rank 0's `state`; the optimizer must have taken a step.
 
@@ -53,16 +53,16 @@ def load_full_state(
         parameter.copy_(weight)
         if _partitioned(parameter):
             deepspeed.utils.safe_set_full_fp32_param(parameter, weight)
-        for moment in _MOMENTS:
+        for moment in _moments(parameter, optimizer):
             value = _from_rank_0(state, f"{moment}/{name}", parameter, world)
             if _partitioned(parameter):
                 deepspeed.utils.safe_set_full_optimizer_state(parameter, value, moment)
             else:
                 optimizer.state[parameter][moment].copy_(value)
-    counts = list(_step_counts(optimizer))
-    steps = _from_rank_0(state, "optimizer_steps", counts[0], world)
+    counts = _step_counts(optimizer)
+    steps = [_from_rank_0(state, "optimizer_steps", count, world) for count in counts[:1]]
     for count in counts:
-        count.copy_(steps)
+        count.copy_(steps[0])
 
 
 def _weight(parameter: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def _weight(parameter: Tensor) -> Tensor:
     return deepspeed.utils.safe_get_full_fp32_param(parameter)  # type: ignore[no-any-return]
 
 
-def _moment(parameter: Tensor, moment: str, optimizer: AdamW) -> Tensor:
+def _moment(parameter: Tensor, moment: str, optimizer: Optimizer) -> Tensor:
     if not _partitioned(parameter):
         return optimizer.state[parameter][moment]  # type: ignore[no-any-return]
     return deepspeed.utils.safe_get_full_optimizer_state(parameter, moment)  # type: ignore[no-any-return]
@@ -82,8 +82,14 @@ def _partitioned(parameter: Tensor) -> bool:
     return hasattr(parameter, "_hp_mapping")
 
 
-def _step_counts(optimizer: AdamW) -> Iterator[Tensor]:
-    return (state["step"] for state in optimizer.state.values())
+def _moments(parameter: Tensor, optimizer: Optimizer) -> list[str]:
+    # Under ZeRO the state is of flat pieces of many parameters, all of one kind.
+    of = parameter if parameter in optimizer.state else next(iter(optimizer.state))
+    return [name for name in optimizer.state[of] if name != "step"]
+
+
+def _step_counts(optimizer: Optimizer) -> list[Tensor]:
+    return [state["step"] for state in optimizer.state.values() if "step" in state]
 
 
 def _from_rank_0(state: Mapping[str, Tensor], key: str, like: Tensor, world: World) -> Tensor:

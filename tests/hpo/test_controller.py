@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,10 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
+from rich.console import Console
 
 from hpo.controller import Controller
+from hpo.live import Board
 from hpo.messages import Message
 from hpo.study import StudyConfig
 from storage import LeaseLost, Ledger, Reason, TeacherRecord
@@ -272,6 +275,22 @@ def test_hours_are_counted_over_all_controllers(url: str) -> None:
     second = stage.controller()
     assert second.next() is None
     assert second.gave_up == "the budget of 1 hours is spent"
+
+
+def test_an_objective_known_only_at_the_end_is_told_there_with_its_front(url: str) -> None:
+    stage = Stage(url, objectives=[{"metric": "valid_ppl_depth_2"}])
+    point = {
+        "depth": 2, "search": "greedy", "layers": [1, 4], "valid_ppl": 9.5,
+        "parameters": 3 * 10**9, "seconds_per_token": 1e-5,
+    }  # fmt: skip
+    last = Message("finished", 300, {**ppl(8.0), "valid_ppl_depth_2": 9.5}, depth_front=[point])
+    board = Board(Console(file=io.StringIO()), "played", stage.config.objectives[0], 4)
+    controller = stage.controller(30, board)
+    play(controller, Message("evaluated", 100, ppl(9.0)), last)
+    (trial,) = stage.trials
+    assert (trial.value, trial.intermediate_values) == (9.5, {300: 9.5})
+    assert stage.ledger.depth_front(trial._trial_id) == [{"step": 300, **point}]
+    assert board.best == (0, 9.5)
 
 
 def test_several_objectives_are_told_together(url: str) -> None:

@@ -47,6 +47,11 @@ def dimension(**changes: Any) -> dict[str, Any]:
     return {"space": {"optim.lr": {"type": "float", "low": 0.1, "high": 0.2, **changes}}}
 
 
+def depth_objective(metric: str, **changes: Any) -> dict[str, Any]:
+    train = {**STUDY["train"], "evaluation": {"depths": [2, 3]}}
+    return {"objectives": [{"metric": metric, **changes}], "train": train}
+
+
 @pytest.mark.parametrize("file", sorted(shipped("studies").glob("*.yaml")), ids=lambda f: f.stem)
 def test_every_study_that_ships_loads(
     file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -140,7 +145,40 @@ def test_a_searched_path_that_does_not_exist_is_refused_with_the_nearest(tmp_pat
         ({"train": {"model": {"heads": 3}}}, "train: model: heads: 3 does not divide d_model 64"),
         (
             {"objectives": [{"metric": "valid_pplx"}]},
-            "objectives.0.metric: must be 'valid_ppl', ",
+            "objectives.0.metric: there is no 'valid_pplx'; did you mean valid_ppl?",
+        ),
+        (
+            {"objectives": [{"metric": "valid_ppl_depth_0"}]},
+            "objectives.0.metric: there is no 'valid_ppl_depth_0'; did you mean valid_ppl_depth_N?",
+        ),
+        (
+            depth_objective("valid_ppl_depth_4"),
+            "objectives.0.metric: valid_ppl_depth_4 needs 4 in evaluation.depths of the train "
+            "config, which is [2, 3]",
+        ),
+        (
+            depth_objective("depth_front_hypervolume", direction="maximize"),
+            "objectives.0.metric: depth_front_hypervolume needs evaluation.depths and ",
+        ),
+        (
+            depth_objective("depth_front_hypervolume"),
+            "objectives.0: direction: a larger depth_front_hypervolume is better; use maximize",
+        ),
+        (
+            {**depth_objective("valid_ppl_depth_2"), "pruner": {"name": "asha"}},
+            "pruner.name: asha compares valid_ppl_depth_2 while trials run; set "
+            "evaluation.depths_at: each in the train config, or use none",
+        ),
+        (
+            {
+                **depth_objective("valid_ppl_depth_2"),
+                "space": {"model.layers": {"type": "int", "low": 2, "high": 6}},
+            },
+            "space.model.layers: 2: evaluation.depths: 3 is more than the model's 2 layers",
+        ),
+        (
+            {"space": {"evaluation.depths_at": {"type": "categorical", "choices": ["end"]}}},
+            "space.evaluation.depths_at: is how trials are compared",
         ),
         (
             {"objectives": [{}, {"metric": "step_seconds"}], "pruner": {"name": "asha"}},
@@ -152,6 +190,20 @@ def test_a_mistake_is_named_with_its_key(
     tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     assert refusal(tmp_path, **changes).startswith(words)
+
+
+def test_what_a_depth_front_measures_may_be_an_objective(tmp_path: Path) -> None:
+    evaluation = {"depths": [2], "depths_at": "each", "reference": {"depth": 5, "ppl": 900}}
+    study = load_study(
+        written(
+            tmp_path,
+            pruner={"name": "asha"},
+            train={**STUDY["train"], "evaluation": evaluation},
+            objectives=[{"metric": "depth_front_hypervolume", "direction": "maximize"}],
+        )
+    )
+    assert restore_study(study.to_document(), study.study) == study
+    assert load_study(written(tmp_path, **depth_objective("valid_ppl_depth_3"))).objectives
 
 
 def test_ranks_that_cannot_share_the_batch_are_refused(tmp_path: Path) -> None:

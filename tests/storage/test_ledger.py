@@ -112,6 +112,22 @@ class TestATransaction:
             2 * ((attempt.ended_at or 0) - attempt.started_at)
         )
 
+    def test_keeps_the_newest_depth_front_once_however_often_it_is_told(
+        self, ledger: Ledger, ledger_url: str
+    ) -> None:
+        lease = ledger.acquire(new_study(ledger))
+        trial = run_trial(ledger, lease)
+        (attempt,) = ledger.trial_attempts(trial._trial_id)
+        point = {"depth": 2, "search": "greedy", "layers": [1, 4], "valid_ppl": 9.5,
+                 "parameters": 3 * 10**9, "seconds_per_token": 1e-5}  # fmt: skip
+        whole = {**point, "depth": 4, "search": "whole", "layers": [1, 2, 3, 4]}
+        for step, points in ((10, [point]), (20, [whole, point]), (20, [whole, point]), (30, [])):
+            with ledger.transaction(lease) as tx:
+                tx.record_depth_front(attempt, step, points)
+        read = Ledger.open(ledger_url)
+        assert read.depth_front(trial._trial_id) == [{"step": 20, **point}, {"step": 20, **whole}]
+        assert read.depth_front(trial._trial_id + 1) == []
+
     def test_that_fails_leaves_nothing_of_optunas_writes(
         self, ledger: Ledger, ledger_url: str
     ) -> None:
@@ -336,6 +352,19 @@ class TestOpening:
         file.write_bytes(b"not a database" * 100)
         with pytest.raises(LedgerError, match="cannot be opened"):
             Ledger.open(f"sqlite:///{file}", create=True)
+
+    def test_an_older_ledger_is_migrated_with_what_it_holds(
+        self, ledger: Ledger, ledger_url: str
+    ) -> None:
+        trial = run_trial(ledger, ledger.acquire(new_study(ledger)))
+        with ledger._sessions() as session:  # as the first version left it
+            for table in ("hpo_depth_points", "hpo_teachers"):
+                session.execute(sa.text(f"DROP TABLE {table}"))
+            session.execute(sa.text("UPDATE hpo_alembic_version SET version_num = '0001'"))
+            session.commit()
+        migrated = Ledger.open(ledger_url)
+        assert migrated.depth_front(trial._trial_id) == []
+        assert migrated.metrics(trial._trial_id) == {10: {"valid_ppl": 5.0}}
 
     def test_a_newer_ledger_is_refused_with_what_to_do(
         self, ledger: Ledger, ledger_url: str

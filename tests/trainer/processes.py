@@ -109,7 +109,11 @@ def measured(folder: Path) -> list[dict[str, float]]:
     """What a run wrote of itself, without its times and memory."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [
-        {name: value for name, value in json.loads(line).items() if name not in _UNREPEATABLE}
+        {
+            name: value
+            for name, value in json.loads(line).items()
+            if name not in _UNREPEATABLE and not name.startswith("seconds_")
+        }
         for line in lines
     ]
 

@@ -13,13 +13,15 @@ from trainer.batches import Batch
 from trainer.checkpoint import CheckpointError
 from trainer.config import TrainConfig, resolve
 from trainer.distributed import World
-from trainer.engine import Engine
+from trainer.engine import DeepSpeedEngine, Engine
 from trainer.layerdrop import Mask, make_policy
 from trainer.model import LanguageModel
+from trainer.run import ENGINES
 from trainer.schedule import learning_rate
 from trainer.settings import ConfigError
 
 VOCABULARY, STEPS = 60, 20
+ARMS = [*({"deepspeed": {"zero_stage": stage}} for stage in (0, 1, 2)), {"engine": "ddp"}]
 
 
 def config(**sections: Any) -> TrainConfig:
@@ -31,7 +33,8 @@ def config(**sections: Any) -> TrainConfig:
         "optim": {"lr": 1e-2, "weight_decay": 0.1, "warmup_steps": 5, "grad_clip": 0.5},
     }
     for name, section in sections.items():
-        document[name] = {**document.get(name, {}), **section}  # type: ignore[dict-item]
+        nested = isinstance(section, dict)
+        document[name] = {**document.get(name, {}), **section} if nested else section  # type: ignore[dict-item]
     return resolve(document, "test")
 
 
@@ -39,6 +42,10 @@ def new_model(config: TrainConfig) -> LanguageModel:
     model = LanguageModel(config.model, VOCABULARY, config.data.context)
     model.initialize(config.seed)
     return model
+
+
+def new_engine(config: TrainConfig, world: World, model: LanguageModel | None = None) -> Engine:
+    return ENGINES[config.engine](config, world, model or new_model(config))
 
 
 def batch(step: int) -> Batch:
@@ -103,18 +110,18 @@ def plain_training(config: TrainConfig) -> tuple[list[float], torch.optim.AdamW,
     return losses, adamw, model
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.parametrize("arm", ARMS, ids=str)
 @pytest.mark.parametrize("policy", ["none", "static"])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_losses_and_the_state_are_those_of_plain_pytorch(
-    world: World, zero_stage: int, policy: str, accumulation: int
+    world: World, arm: dict[str, Any], policy: str, accumulation: int
 ) -> None:
     case = config(
-        deepspeed={"zero_stage": zero_stage},
+        **arm,
         layerdrop={"policy": policy, "p_init": 0.5},
         optim={"accumulation": accumulation},
     )
-    engine = Engine(case, world, new_model(case))
+    engine = new_engine(case, world)
     losses = train(engine, case)
     state = engine.state()
     engine.close()
@@ -131,35 +138,40 @@ def test_the_losses_and_the_state_are_those_of_plain_pytorch(
             )
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2])
-def test_a_state_goes_on_in_another_engine_bit_for_bit(world: World, zero_stage: int) -> None:
+@pytest.mark.parametrize("arm", ARMS, ids=str)
+def test_a_state_goes_on_in_another_engine_bit_for_bit(world: World, arm: dict[str, Any]) -> None:
     case = config(
-        deepspeed={"zero_stage": zero_stage},
+        **arm,
         model={"dropout": 0.2},
         layerdrop={"policy": "static", "p_init": 0.3},
         optim={"accumulation": 2},
     )
-    engine = Engine(case, world, new_model(case))
+    engine = new_engine(case, world)
     train(engine, case, last=10)
     state = engine.state()
     uninterrupted = train(engine, case, first=10)
     engine.close()
 
-    resumed = Engine(case, world, new_model(case))
+    resumed = new_engine(case, world)
     resumed.load_state(state)
     assert train(resumed, case, first=10) == uninterrupted
     resumed.close()
 
 
-def test_a_state_of_one_zero_stage_goes_on_at_another(world: World) -> None:
-    case = config()
-    engine = Engine(case, world, new_model(case))
+@pytest.mark.parametrize(
+    ("before", "after"), [(ARMS[2], ARMS[0]), (ARMS[2], ARMS[3]), (ARMS[3], ARMS[2])], ids=str
+)
+def test_a_state_of_one_arm_goes_on_in_another(
+    world: World, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    case = config(**before)
+    engine = new_engine(case, world)
     train(engine, case, last=10)
     state = engine.state()
     uninterrupted = train(engine, case, first=10)
     engine.close()
 
-    other = Engine(config(deepspeed={"zero_stage": 0}), world, new_model(case))
+    other = new_engine(config(**after), world)
     other.load_state(state)
     assert train(other, case, first=10) == pytest.approx(uninterrupted, abs=1e-5)
     other.close()
@@ -167,11 +179,11 @@ def test_a_state_of_one_zero_stage_goes_on_at_another(world: World) -> None:
 
 def test_the_state_of_another_model_is_refused(world: World) -> None:
     case, wider = config(), config(model={"d_ff": 48})
-    engine = Engine(case, world, new_model(case))
+    engine = new_engine(case, world)
     train(engine, case, last=1)
     state = engine.state()
     engine.close()
-    other = Engine(wider, world, new_model(wider))
+    other = new_engine(wider, world)
     with pytest.raises(CheckpointError, match=r"another model.*expand.*\(32, 16\), not \(48, 16\)"):
         other.load_state(state)
     other.close()
@@ -183,7 +195,7 @@ def test_dropout_depends_on_where_the_rows_are_and_on_nothing_else(world: World)
 
     def losses(rows: Batch, accumulation: int, steps: tuple[int, ...], seed: int) -> list[float]:
         case = config(model={"dropout": 0.5}, optim={"accumulation": accumulation})
-        engine = Engine(case, world, new_model(case))
+        engine = new_engine(case, world)
         torch.manual_seed(seed)
         masks = [(True,) * 3] * accumulation
         found = [engine.step(step, rows, masks, lr=0.0)[0].item() for step in steps]
@@ -197,10 +209,13 @@ def test_dropout_depends_on_where_the_rows_are_and_on_nothing_else(world: World)
     assert losses(twice, 2, (0,), seed=1) != pytest.approx(losses(half, 1, (0,), seed=1), abs=1e-5)
 
 
-def test_a_step_with_gradients_that_are_not_finite_is_not_applied(world: World) -> None:
-    case = config()
+@pytest.mark.parametrize("arm", ARMS[2:], ids=str)
+def test_a_step_with_gradients_that_are_not_finite_is_not_applied(
+    world: World, arm: dict[str, Any]
+) -> None:
+    case = config(**arm)
     model = new_model(case)
-    engine = Engine(case, world, model)
+    engine = new_engine(case, world, model)
     train(engine, case, last=1)
     assert engine.applied
     before = model.embedding.detach().clone()
@@ -213,7 +228,8 @@ def test_a_step_with_gradients_that_are_not_finite_is_not_applied(world: World) 
 
 def test_what_the_deepspeed_section_says_reaches_deepspeed(world: World) -> None:
     case = config(deepspeed={"zero_optimization": {"reduce_bucket_size": 1234}})
-    engine = Engine(case, world, new_model(case))
+    engine = new_engine(case, world)
+    assert isinstance(engine, DeepSpeedEngine)
     assert engine._deepspeed.zero_reduce_bucket_size() == 1234
     assert engine._deepspeed.zero_optimization_stage() == 2
     engine.close()
@@ -231,7 +247,7 @@ def test_what_deepspeed_refuses_is_one_line(
 ) -> None:
     case = config(deepspeed=section)
     with pytest.raises(ConfigError, match=message) as refusal:
-        Engine(case, world, new_model(case))
+        new_engine(case, world)
     assert "\n" not in str(refusal.value)
 
 
@@ -250,6 +266,33 @@ def test_deepspeed_keys_that_would_contradict_the_config_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         config(deepspeed=section)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"engine": "ddp", "deepspeed": {"zero_optimization": {}}},
+            "deepspeed.zero_optimization: goes with engine: deepspeed, not engine: ddp",
+        ),
+        ({"ddp": {"powersgd_rank": 2}}, "ddp.powersgd_rank: goes with engine: ddp, not engine: d"),
+        ({"engine": "ddp", "ddp": {"powersgd_rank": 0}}, "ddp.powersgd_rank: .* 0"),
+        ({"optim": {"name": "muon"}}, "optim.name: muon needs whole matrices.*zero_stage 2 gives"),
+        ({"optim": {"name": "lamb"}, "deepspeed": {"zero_stage": 1}}, "optim.name: lamb needs"),
+        ({"optim": {"name": "adam"}}, "optim.name: .*adam"),
+    ],
+)
+def test_what_does_not_go_with_an_engine_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refusal:
+        config(**settings)
+    assert "\n" not in str(refusal.value)
+
+
+def test_powersgd_is_refused_on_one_rank() -> None:
+    case = config(engine="ddp", ddp={"powersgd_rank": 2})
+    case.check_ranks(2)
+    with pytest.raises(ConfigError, match=r"powersgd_rank: 2 compresses.*and there is one"):
+        case.check_ranks(1)
 
 
 def test_the_learning_rate_warms_up_from_nothing_and_ends_where_it_should() -> None:

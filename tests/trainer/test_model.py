@@ -60,6 +60,38 @@ def test_a_skipped_layer_might_as_well_not_be_there() -> None:
     skipping, _ = deep(*tokens(), (True, False, True))
     assert torch.equal(skipping, shallow(*tokens())[0])
     assert not torch.equal(skipping, deep(*tokens())[0])
+    assert deep.total_nll(*tokens(), (True, False, True)) == shallow.total_nll(*tokens())
+
+
+def test_a_scaled_layer_adds_that_much_of_both_its_outputs() -> None:
+    # Scaling the two projections into the residual stream is the same, written otherwise.
+    scaled, reference = model(), model()
+    with torch.no_grad():
+        for weight in (
+            reference.blocks[1].attention_out.weight,
+            reference.blocks[1].contract.weight,
+        ):
+            weight.mul_(1 / 0.3)
+    (loss, _), (expected, _) = scaled(*tokens(), (1.0, 1 / 0.3, 1.0)), reference(*tokens())
+    torch.testing.assert_close(loss, expected)
+    assert not torch.allclose(loss, model()(*tokens())[0])
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(
+        scaled.blocks[1].qkv.weight.grad, reference.blocks[1].qkv.weight.grad
+    )
+    torch.testing.assert_close(
+        scaled.blocks[1].contract.weight.grad, reference.blocks[1].contract.weight.grad / 0.3
+    )
+
+
+def test_a_scale_of_one_changes_no_bit() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        one, plain = model(dtype=dtype), model(dtype=dtype)
+        one(*tokens(), (1.0, 1.0, 1.0))[0].backward()
+        plain(*tokens())[0].backward()
+        gradients = [[p.grad for p in each.parameters()] for each in (one, plain)]
+        assert all(map(torch.equal, *gradients))
 
 
 def test_a_skipped_layer_gets_no_gradient() -> None:

@@ -1,0 +1,88 @@
+"""The recipes beside each other: every drop policy, with and without a teacher, on one data set.
+
+    python -m benchmarks.recipes CONFIG.yaml RUNS [path=value]...
+
+Trains each of RECIPES with two seeds from one train config, one after the other, into
+RUNS/RECIPE-SEED, and prints a table in Markdown. It can be stopped and started again: a run goes
+on where it was, one that has finished is only read. The teacher is Baseline A of seed 0.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Result, report
+from trainer.config import load
+
+SEEDS = (0, 1)
+TAUGHT = [
+    "distillation.enabled=true",
+    "distillation.alpha=0.7",
+    "distillation.beta=0.3",
+    "distillation.top_k=32",
+]
+STATIC = ["layerdrop.policy=static", "layerdrop.p_init=0.2"]
+COSINE = ["layerdrop.policy=cosine", "layerdrop.p_init=0.2", "layerdrop.p_final=0.05"]
+RECIPES = {
+    "A": ["layerdrop.policy=none"],
+    "B": STATIC,
+    "linear": ["layerdrop.policy=linear", "layerdrop.p_init=0.2", "layerdrop.p_final=0.05"],
+    "cosine": COSINE,
+    "PLD": ["layerdrop.policy=pld"],
+    "SBLD-style": ["layerdrop.policy=sbld", "layerdrop.p_init=0.2"],
+    "B+KD": [*STATIC, *TAUGHT],
+    "cosine+KD": [*COSINE, *TAUGHT],
+}
+
+
+def main(config: str, runs: Path, settings: list[str]) -> None:
+    """Train what is not there yet, and print what all have come to."""
+    for seed in SEEDS:
+        for name in RECIPES:
+            _train(config, runs, name, seed, settings)
+    found = {name: [_result(runs, name, seed) for seed in SEEDS] for name in RECIPES}
+    _print_table(found, load(config, settings).evaluation.depths)
+    ppl = {name: statistics.mean(r["valid_ppl"] for r in both) for name, both in found.items()}
+    report("recipes", [Result(f"{name}: valid_ppl", value, "") for name, value in ppl.items()])
+
+
+def _train(config: str, runs: Path, name: str, seed: int, settings: list[str]) -> None:
+    command = [sys.executable, "-m", "trainer", config, *settings, *RECIPES[name], f"seed={seed}"]
+    command.append(f"output_dir={_folder(runs, name, seed)}")
+    if name.endswith("+KD"):
+        command.append(f"distillation.teacher={_folder(runs, 'A', 0)}")
+    print(" ".join(["python", *command[1:]]), flush=True)
+    subprocess.run(command, check=True)
+
+
+def _folder(runs: Path, name: str, seed: int) -> Path:
+    return runs / f"{name}-{seed}"
+
+
+def _result(runs: Path, name: str, seed: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((_folder(runs, name, seed) / "result.json").read_text())
+    return found
+
+
+def _print_table(found: dict[str, list[dict[str, Any]]], depths: list[int]) -> None:
+    keys = ["valid_ppl", *(f"valid_ppl_depth_{depth}" for depth in sorted(depths, reverse=True))]
+    keys += ["steps_to_target", "seconds_to_target", "train_seconds"]
+    print(f"| recipe | {' | '.join(keys)} |\n|{'---|' * (len(keys) + 1)}")
+    for name, both in found.items():
+        cells = [" / ".join(_shown(result.get(key)) for result in both) for key in keys]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "not reached"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

@@ -1,0 +1,151 @@
+"""Standalone models: `python -m trainer.export RUN` writes a trained run's weights, and no more.
+
+The folder has `model.safetensors` (fp32, by name), `config.yaml` and `vocabulary.txt` (a word a
+line, in the order of their ids): all that `load_model` and a user need. The run itself is only
+read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trainer.checkpoint import CheckpointError, Progress, newest_checkpoint, sync
+from trainer.config import TrainConfig, load, resolve
+from trainer.data import load_splits
+from trainer.depth import every_other
+from trainer.model import DTYPES, LanguageModel
+from trainer.settings import ConfigError
+
+_WEIGHTS, _CONFIG, _VOCABULARY = "model.safetensors", "config.yaml", "vocabulary.txt"
+_OF_TRAINING = "projection"  # to a teacher's width: the trained model does without it
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+
+
+def export(run: Path, depth: int | None = None, target: Path | None = None) -> tuple[Path, str]:
+    """Write the newest checkpoint of the folder `run` to `target`; where, and what, that is.
+
+    `depth` asks for a sub-model of so many layers: the best of the run's depth front, or the
+    "every other" one where the front has none. Raises ConfigError and CheckpointError.
+    """
+    target = target or run / ("export" if depth is None else f"export-depth-{depth}")
+    if target.exists():
+        raise ConfigError(f"{target}: is there already; remove it, or give another folder with -o")
+    config = load(run / _CONFIG)
+    whole = config.model.layers
+    if depth is not None and not 1 <= depth <= whole:
+        raise ConfigError(f"--depth {depth}: {run} has {whole} layers; use 1 to {whole}")
+    found = newest_checkpoint(run / "checkpoints")
+    if found is None:
+        raise ConfigError(f"{run}: has no checkpoint yet; export it after its first evaluation")
+    state, progress = found
+    layers, search = _kept(whole, depth, progress)
+    words = load_splits(config.data).vocabulary.words
+    weights = _weights(state, layers)
+    if len(words) != len(weights["embedding"]):
+        raise ConfigError(
+            f"{run / _CONFIG}: data: has {len(words)} words now, and the model knows "
+            f"{len(weights['embedding'])}; put back the texts that it was trained on"
+        )
+    texts = {_CONFIG: _config_of(config, len(layers)).to_yaml(), _VOCABULARY: "\n".join(words)}
+    _write(target, weights, texts)
+    kept = " ".join(map(str, layers))
+    return target, f"step {progress.step}, layers {kept} of {whole} ({search})"
+
+
+def load_model(folder: Path) -> LanguageModel:
+    """The model that `export` wrote to `folder`, ready to evaluate. Raises ConfigError."""
+    config = load(folder / _CONFIG)
+    try:
+        weights = load_file(folder / _WEIGHTS)
+        vocabulary, context = len(weights["embedding"]), config.data.context
+        model = LanguageModel(config.model, vocabulary, context, DTYPES[config.precision])
+        model.load_state_dict(weights)
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise ConfigError(f"{folder / _WEIGHTS}: cannot be read: {error}") from None
+    return model.eval()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export as `argv` says; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        "python -m trainer.export", description="Write a trained run's model, to be used alone."
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder")
+    parser.add_argument("--depth", type=int, metavar="N", help="a sub-model of N layers")
+    parser.add_argument(
+        "-o", dest="target", type=Path, metavar="DIR", help="default: RUN/export[-depth-N]"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        target, what = export(arguments.run, arguments.depth, arguments.target)
+    except (ConfigError, CheckpointError) as error:
+        print(f"trainer.export: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    print(f"{target}: {what}")
+    return 0
+
+
+def _kept(whole: int, depth: int | None, progress: Progress) -> tuple[Sequence[int], str]:
+    """The layers to keep, and how they were found."""
+    if depth in (None, whole):
+        return range(1, whole + 1), "whole"
+    assert depth is not None
+    measured = [point for point in progress.depth_front if point["depth"] == depth]
+    if not measured:
+        return every_other(whole, depth), "every_other, not measured"
+    best = min(measured, key=lambda point: point["valid_ppl"])
+    return best["layers"], f"{best['search']}, valid_ppl {best['valid_ppl']:.6g}"
+
+
+def _weights(state: Mapping[str, Tensor], layers: Sequence[int]) -> dict[str, Tensor]:
+    """The weights of a checkpoint with its `layers` alone, counted anew."""
+    new = {str(layer - 1): index for index, layer in enumerate(layers)}
+    weights = {}
+    for key, value in state.items():
+        name = key.removeprefix("weights/")
+        block = _BLOCK.match(name)
+        if name in (key, _OF_TRAINING) or (block and block[1] not in new):
+            continue
+        weights[_BLOCK.sub(lambda b: f"blocks.{new[b[1]]}.", name)] = value
+    return weights
+
+
+def _config_of(config: TrainConfig, layers: int) -> TrainConfig:
+    """The config of the model that is written: what speaks of layers fits those it has."""
+    if layers == config.model.layers:
+        return config
+    document = config.model_dump(mode="json")
+    document["model"]["layers"] = layers
+    document["layerdrop"]["start_layer"] = min(layers, config.layerdrop.start_layer)
+    document["evaluation"].update(depths=[], reference=None)
+    return resolve(document, f"{_CONFIG} at depth {layers}")
+
+
+def _write(target: Path, weights: dict[str, Tensor], texts: Mapping[str, str]) -> None:
+    """Make the folder `target`, whole or not at all."""
+    aside = target.with_name(f".{target.name}.writing")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save_file(weights, aside / _WEIGHTS)
+        for name, text in texts.items():
+            (aside / name).write_text(text, encoding="utf-8")
+        for path in (*aside.iterdir(), aside):
+            sync(path)
+        aside.rename(target)
+        sync(target.parent)
+    except OSError as error:
+        raise ConfigError(f"{target}: cannot be written: {error.strerror or error}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""The optimizers that `optim.name` names, each a torch.optim.Optimizer over a model's parameters.
+
+AdamW and Muon are torch's. Lamb and Lion are written here: what DeepSpeed ships of them has to be
+compiled on the machine, Lamb for a GPU. Nothing here knows an engine; which of them are right
+under ZeRO, the train config checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Muon, Optimizer
+
+from trainer.config import OptimConfig
+from trainer.model import LanguageModel
+
+
+def make_optimizer(optim: OptimConfig, model: LanguageModel) -> Optimizer:
+    """The optimizer of `model`'s parameters; its learning rate is set before every step."""
+    common: dict[str, Any] = {
+        "lr": optim.lr,
+        "betas": optim.betas,
+        "weight_decay": optim.weight_decay,
+    }
+    if optim.name == "muon":
+        return MuonAndAdamW(model, optim.momentum, **common)
+    if optim.name == "adamw":
+        return AdamW(model.parameters(), fused=True, **common)
+    return {"lamb": Lamb, "lion": Lion}[optim.name](model.parameters(), **common)
+
+
+class Lion(Optimizer):
+    """Evolved sign momentum (Chen et al. 2023, arXiv 2302.06675), with decoupled weight decay.
+
+    Every number moves by `lr`, so `lr` wants to be 3 to 10 times smaller than AdamW's.
+    Elementwise, so it is the same on flat pieces of parameters.
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, betas: tuple[float, float], weight_decay: float
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group, parameter, gradient in _with_gradients(self):
+            state = self.state[parameter]
+            if not state:
+                state["exp_avg"] = torch.zeros_like(parameter)
+            for_update, for_memory = group["betas"]
+            direction = torch.lerp(gradient, state["exp_avg"], for_update).sign_()
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(direction, alpha=-group["lr"])
+            state["exp_avg"].lerp_(gradient, 1 - for_memory)
+
+
+class Lamb(Optimizer):
+    """Adam's step, scaled by each matrix' own norm (You et al. 2020, arXiv 1904.00962).
+
+    The norm is not bounded, and vectors are not scaled, as in the authors' code: one that starts
+    at zero would hardly move.
+    """
+
+    _EPSILON = 1e-6
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, betas: tuple[float, float], weight_decay: float
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group, parameter, gradient in _with_gradients(self):
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), device=parameter.device)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+            (beta1, beta2), steps = group["betas"], state["step"].add_(1)
+            mean = state["exp_avg"].lerp_(gradient, 1 - beta1) / (1 - beta1**steps)
+            square = state["exp_avg_sq"].lerp_(gradient.square(), 1 - beta2) / (1 - beta2**steps)
+            update = mean / (square.sqrt() + self._EPSILON) + group["weight_decay"] * parameter
+            parameter.sub_(group["lr"] * self._trust(parameter, update) * update)
+
+    def _trust(self, parameter: Tensor, update: Tensor) -> Tensor:
+        ratio = parameter.norm() / update.norm()
+        usable = (parameter.dim() > 1) & (ratio > 0) & ratio.isfinite()
+        return torch.where(usable, ratio, torch.ones_like(ratio))
+
+
+class MuonAndAdamW(Optimizer):
+    """Muon for the layers' matrices, AdamW for embeddings, positions and gain (Jordan et al. 2024).
+
+    Muon's step is scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), so that both
+    share one learning rate and weight decay. It orthogonalizes in bfloat16 at any precision.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        momentum: float,
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+    ) -> None:
+        matrices = list(model.blocks.parameters())
+        others = [model.embedding, model.positions, model.gain]
+        muon = Muon(matrices, lr, weight_decay, momentum, adjust_lr_fn="match_rms_adamw")
+        adamw = AdamW(others, lr, betas, weight_decay=weight_decay, fused=True)
+        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        # This one's groups and state are theirs: what is set here is seen there.
+        muon.param_groups, adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
+        muon.state = adamw.state = self.state
+        self._parts = (muon, adamw)
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for part in self._parts:
+            part.step()  # type: ignore[no-untyped-call]
+
+
+def _with_gradients(optimizer: Optimizer) -> Iterable[tuple[dict[str, Any], Tensor, Tensor]]:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                yield group, parameter, parameter.grad
