@@ -1,14 +1,16 @@
 """The recipes beside each other: every drop policy, with and without a teacher, on one data set.
 
-    python -m benchmarks.recipes CONFIG.yaml RUNS [path=value]...
+    python -m benchmarks.recipes CONFIG.yaml RUNS [--seed N] [path=value]...
 
 Trains each of RECIPES with two seeds from one train config, one after the other, into
 RUNS/RECIPE-SEED, and prints a table in Markdown. It can be stopped and started again: a run goes
-on where it was, one that has finished is only read. The teacher is Baseline A of seed 0.
+on where it was, one that has finished is only read. With `--seed` it trains that seed alone, so
+that two may train side by side. The teacher is Baseline A of seed 0.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -40,11 +42,16 @@ RECIPES = {
 }
 
 
-def main(config: str, runs: Path, settings: list[str]) -> None:
+def main(config: str, runs: Path, settings: list[str], seed: int | None = None) -> None:
     """Train what is not there yet, and print what all have come to."""
-    for seed in SEEDS:
+    for each in SEEDS if seed is None else [seed]:
         for name in RECIPES:
-            _train(config, runs, name, seed, settings)
+            _train(config, runs, name, each, settings)
+    if seed is None:
+        _report(config, runs, settings)
+
+
+def _report(config: str, runs: Path, settings: list[str]) -> None:
     found = {name: [_result(runs, name, seed) for seed in SEEDS] for name in RECIPES}
     _print_table(found, load(config, settings).evaluation.depths)
     ppl = {name: statistics.mean(r["valid_ppl"] for r in both) for name, both in found.items()}
@@ -85,4 +92,10 @@ def _shown(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+    parser = argparse.ArgumentParser("python -m benchmarks.recipes")
+    parser.add_argument("config")
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("settings", nargs="*")
+    given = parser.parse_intermixed_args()
+    main(given.config, given.runs, given.settings, given.seed)
