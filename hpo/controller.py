@@ -24,7 +24,7 @@ from hpo.messages import Job, Message
 from hpo.samplers import make_sampler
 from hpo.space import suggest
 from hpo.study import StudyConfig
-from hpo.teaching import Lesson, Teaching
+from hpo.teaching import TeacherAttempt, Teaching
 from storage import (
     Attempt,
     BudgetSpent,
@@ -121,13 +121,13 @@ class Controller:
         with self._lock:
             if self.broken:
                 return True
-            if self.running or self._teaching.lesson:
+            if self.running or self._teaching.attempt:
                 return False
             if self._teaching.failure:
                 return True
             return self.stopping or (not self._again and not self._may_ask())
 
-    def next(self) -> Assignment | Lesson | None:
+    def next(self) -> Assignment | TeacherAttempt | None:
         """The next attempt to run: of a teacher, then of an orphaned or lost trial, then a new one.
 
         None when there is none at the moment; `exhausted` tells whether to ask again.
@@ -137,9 +137,9 @@ class Controller:
                 return None
             try:
                 if not self._teaching.done and (self._again or self._may_ask()):
-                    lesson = self._teaching.next()
-                    if lesson or not self._teaching.done:
-                        return lesson
+                    teaching = self._teaching.next()
+                    if teaching or not self._teaching.done:
+                        return teaching
                 assignment = self._readopt(self._again.popleft()) if self._again else self._ask()
             except LEDGER_ERRORS as error:
                 self.abandon(error)

@@ -87,7 +87,7 @@ class Rank:
             config = resolve(document, named(job))
             _redirect_output(Path(config.output_dir) / f"rank-{self._rank}.log")
             self._progress = Progress(job, 0, None, self._progress.ticks + 1)
-            self._run = Run(config, self._world, self._stepped, self._tick)
+            self._run = Run(config, self._world, self._stepped, self._tick, self._note)
             if self._stop:
                 self._run.request_stop()
             return self._run.step, self._run.history()
@@ -123,6 +123,10 @@ class Rank:
     def _stepped(self, info: StepInfo) -> None:
         self._progress = replace(self._progress, step=info.step, loss=info.loss)
         self._tick()
+
+    def _note(self, text: str) -> None:
+        print(text, flush=True)  # into the rank's log
+        self._progress = replace(self._progress, note=text)
 
     def _tick(self) -> None:
         self._progress = replace(self._progress, ticks=self._progress.ticks + 1)
@@ -227,15 +231,15 @@ class _Watch:
 
 
 def progress() -> dict[Job, Progress]:
-    """The progress of each running job; ranks that do not answer are left out."""
+    """The progress of each running job, by a rank that has a note if any has.
+
+    Ranks that do not answer are left out.
+    """
     futures = [rank.progress.remote() for rank in _living_ranks()]
     done, _ = ray.wait(futures, num_returns=len(futures), timeout=1.0) if futures else ([], [])
-    answers = [_answer(future) for future in done]
-    return {
-        answer.job: answer
-        for answer in answers
-        if isinstance(answer, Progress) and answer.job is not None
-    }
+    answers = [answer for future in done if isinstance(answer := _answer(future), Progress)]
+    answers.sort(key=lambda answer: answer.note is not None)
+    return {answer.job: answer for answer in answers if answer.job is not None}
 
 
 def request_stop() -> None:

@@ -31,6 +31,7 @@ class RunningTrial:
     step: int = 0
     value: float | None = None  # of the first objective, last reported
     loss: float | None = None  # nats per token, of the last step
+    note: str | None = None  # what its run last had to say
 
 
 @dataclass
@@ -97,11 +98,16 @@ class Board:
             self.best = trial, value
 
     def progress(self, found: Mapping[Job, Progress]) -> None:
-        """Steps made between evaluations."""
+        """Steps made between evaluations, and what runs have to say."""
         for job, progress in found.items():
             shown = self.running.get(job)  # the main thread may end it meanwhile
-            if shown is not None and progress.step >= shown.step:
+            if shown is None:
+                continue
+            if progress.step >= shown.step:
                 shown.step, shown.loss = progress.step, progress.loss
+            if progress.note not in (None, shown.note):
+                shown.note = progress.note
+                self._line(f"{named(job)}: {progress.note}")
 
     def say(self, text: str) -> None:
         """A note to the person, kept in view."""

@@ -39,6 +39,7 @@ class Progress:
     step: int
     loss: float | None
     ticks: int
+    note: str | None = None  # what the run last had to say
 
 
 def named(job: Job) -> str:

@@ -23,7 +23,7 @@ from trainer.teacher import is_trained
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TeacherAttempt:
     """One attempt at training a teacher, to be run as a trial's is."""
 
     job: str  # the teacher's key
@@ -43,7 +43,7 @@ class Teaching:
         lease: Lease,
         tell: Callable[[TeacherRecord], None],
     ) -> None:
-        self.lesson: Lesson | None = None  # in progress
+        self.attempt: TeacherAttempt | None = None  # in progress
         self.failure: str | None = None  # why the study cannot go on, in one line
         self._ledger = ledger
         self._config = config
@@ -56,11 +56,11 @@ class Teaching:
     @property
     def done(self) -> bool:
         """Whether every teacher is trained."""
-        return not self._waiting and self.lesson is None
+        return not self._waiting and self.attempt is None
 
-    def next(self) -> Lesson | None:
+    def next(self) -> TeacherAttempt | None:
         """The next attempt; None when there is none at the moment, or none any more."""
-        while self._waiting and self.lesson is None and self.failure is None:
+        while self._waiting and self.attempt is None and self.failure is None:
             teacher = self._waiting[0]
             folder = Path(teacher.folder)
             if is_trained(folder, teacher.steps):
@@ -69,24 +69,24 @@ class Teaching:
                 self._wait(teacher)
                 return None
             else:
-                self.lesson = self._begin(teacher)
-                return self.lesson
+                self.attempt = self._begin(teacher)
+                return self.attempt
         return None
 
     def handle(self, key: str, attempt: int, message: Message) -> bool:
         """Write what an attempt at the teacher `key` said; whether it may go on."""
-        lesson = self.lesson
-        if lesson is None or (lesson.job, lesson.attempt_number) != (key, attempt):
+        current = self.attempt
+        if current is None or (current.job, current.attempt_number) != (key, attempt):
             return False
         ended = message.kind != "evaluated"
         with self._ledger.transaction(self._lease) as transaction:
             if message.step:
-                written = transaction.record_teacher_step(lesson.job, message.step)
+                written = transaction.record_teacher_step(current.job, message.step)
             if ended:
                 state, reason = self._verdict(message)
-                written = transaction.end_teacher(lesson.job, state, reason, message.detail)
+                written = transaction.end_teacher(current.job, state, reason, message.detail)
         if ended:
-            self.lesson = None
+            self.attempt = None
             self._follow(written)
         self._tell(written)
         return not ended
@@ -104,13 +104,13 @@ class Teaching:
             self._waits_for_another = True
             self._tell(replace(teacher, state=TeacherState.WAITING, reason=None, detail=None))
 
-    def _begin(self, teacher: TeacherRecord) -> Lesson:
+    def _begin(self, teacher: TeacherRecord) -> TeacherAttempt:
         with self._ledger.transaction(self._lease) as transaction:
             begun = transaction.begin_teacher(teacher.key)
         self._waits_for_another = False
         self._tell(begun)
         document = self._config.placed(yaml.safe_load(teacher.config), teacher.folder)
-        return Lesson(teacher.key, begun.attempts, document, teacher.steps)
+        return TeacherAttempt(teacher.key, begun.attempts, document, teacher.steps)
 
     def _verdict(self, message: Message) -> tuple[TeacherState, Reason | None]:
         match message.kind:

@@ -40,13 +40,13 @@ class Block(nn.Module):
         self.expand = nn.Linear(config.d_model, config.d_ff, bias=False)
         self.contract = nn.Linear(config.d_ff, config.d_model, bias=False)
 
-    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:  # (B, T, D) -> (B, T, D)
+    def forward(self, x: Tensor, scale: float | Tensor = 1.0) -> Tensor:  # (B, T, D) -> (B, T, D)
         """`x` and its two residuals, each multiplied by `scale`: 1.0 costs and changes nothing."""
         attended = F.dropout(self._attention(normalized(x)), self.dropout, self.training)
-        x = torch.add(x, attended, alpha=scale)
+        x = _plus(x, attended, scale)
         hidden = F.gelu(self.expand(normalized(x)))
         fed = F.dropout(self.contract(hidden), self.dropout, self.training)
-        return torch.add(x, fed, alpha=scale)
+        return _plus(x, fed, scale)
 
     def _attention(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
@@ -78,6 +78,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.activation_checkpointing = config.activation_checkpointing
+        self.compiled = config.compile
         self.dropout = config.dropout
         self.embedding = nn.Parameter(torch.empty(vocabulary, config.d_model))
         self.positions = nn.Parameter(torch.empty(context, config.d_model))
@@ -166,7 +167,15 @@ class LanguageModel(nn.Module):
                     states.append(x if scale else None)
             return normalized(x) * (1.0 + self.gain)
 
-    def _run(self, block: nn.Module, x: Tensor, scale: float) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, scale: float | Tensor) -> Tensor:
+        if self.compiled and scale != 1.0:
+            scale = torch.tensor(scale)  # a number would be compiled in, and anew for the next
         if self.activation_checkpointing and self.training:
             return checkpoint(block, x, scale, use_reentrant=False)  # type: ignore[no-any-return]
         return block(x, scale)  # type: ignore[no-any-return]
+
+
+def _plus(x: Tensor, residual: Tensor, scale: float | Tensor) -> Tensor:
+    if isinstance(scale, Tensor):
+        return x + residual * scale
+    return torch.add(x, residual, alpha=scale)

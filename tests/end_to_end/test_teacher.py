@@ -19,7 +19,10 @@ def write_study(desk: Desk, **teacher: Any) -> Path:
     (desk.folder / "teacher.yaml").write_text(yaml.safe_dump({**train, **teacher}))
     return desk.write_study(
         resources={"ranks": 1},
-        train={"steps": 20, "distillation": {"enabled": True, "teacher": "teacher.yaml"}},
+        train={
+            "steps": 20,
+            "distillation": {"enabled": True, "teacher": "teacher.yaml", "top_k": 8},
+        },
     )
 
 
@@ -50,6 +53,7 @@ def test_a_teacher_is_trained_once_whatever_is_killed_and_whoever_needs_it(desk:
 
     out = desk.hpo("resume", "tiny")
     assert "study tiny is done" in out
+    assert out.count("caching the teacher's 8 best of") == 1
     trained = teacher(desk, "tiny")
     assert (trained["state"], trained["step"], trained["attempts"]) == ("trained", 250, 2)
     assert evaluated(folder) == list(range(25, 251, 25)), "without gap or repeat"
@@ -64,6 +68,7 @@ def test_a_teacher_is_trained_once_whatever_is_killed_and_whoever_needs_it(desk:
     before = weights.stat().st_mtime_ns
     out = desk.hpo("start", str(file), "--name", "later", "--trials", "1")
     assert f"later: teacher {trained['teacher']} reused" in out
+    assert "caching" not in out
     reused = teacher(desk, "later")
     assert (reused["state"], reused["attempts"], reused["seconds"]) == ("reused", 0, 0)
     assert weights.stat().st_mtime_ns == before

@@ -327,7 +327,7 @@ def test_checkpointed_blocks_train_as_others_do_bit_for_bit(world: World, precis
 
 def test_compiled_blocks_compute_about_the_same_and_keep_their_names(world: World) -> None:
     def trained(compiled: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
-        policy = {"policy": "static", "p_init": 0.5}
+        policy = {"policy": "pld", "gamma": 0.3}  # another scale for each layer and step
         case = config(model={"compile": compiled}, layerdrop=policy)
         engine = new_engine(case, world)
         losses = train(engine, case)
@@ -337,7 +337,7 @@ def test_compiled_blocks_compute_about_the_same_and_keep_their_names(world: Worl
 
     graphs = counters["stats"]["unique_graphs"]
     losses, state = trained(compiled=True)
-    assert 1 <= counters["stats"]["unique_graphs"] - graphs <= 2
+    assert 1 <= counters["stats"]["unique_graphs"] - graphs <= 3
     expected, plain = trained(compiled=False)
     assert losses == pytest.approx(expected, abs=1e-4)
     assert state.keys() == plain.keys()
