@@ -113,23 +113,21 @@ class Ledger(Reader):
             # Writing first takes SQLite's lock; controllers before studies, as every write does.
             active = (ControllerRow.study_id == study.study_id) & (ControllerRow.state == "active")
             session.execute(sa.update(ControllerRow).where(active).values(state="active"))
+            now = self._now(session)
+            for other in session.scalars(sa.select(ControllerRow).where(active).with_for_update()):
+                _refuse_living(study, other, now)
+                other.state = "lost"
+                _close_attempts(session, other.id, other.seen_at)
+                close_teachers(session, study.study_id, other.seen_at)
             budget = {} if trials is None else {"budget_trials": trials}
             session.execute(
                 sa.update(StudyRow)
                 .where(StudyRow.study_id == study.study_id)
                 .values(stop_requested_at=None, **budget)
             )
-            now = self._now(session)
-            for other in session.scalars(sa.select(ControllerRow).where(active).with_for_update()):
-                if other.expires_at > now:
-                    raise LeaseHeld(
-                        f"study {study.name} is being run by process {other.pid} on {other.host}",
-                        other.id,
-                        other.expires_at - now,
-                    )
-                other.state = "lost"
-                _close_attempts(session, other.id, other.seen_at)
-                close_teachers(session, study.study_id, other.seen_at)
+            # The study's row lets in one after the other: here another may have come first.
+            for first in session.scalars(sa.select(ControllerRow).where(active)):
+                _refuse_living(study, first, now)
             row = ControllerRow(
                 study_id=study.study_id,
                 host=socket.gethostname(),
@@ -219,6 +217,15 @@ class Ledger(Reader):
                 .where(~sa.exists().where(parent == child))
                 .execution_options(**_UNSYNCED)
             )
+
+
+def _refuse_living(study: StudyRecord, controller: ControllerRow, now: float) -> None:
+    if controller.expires_at > now:
+        raise LeaseHeld(
+            f"study {study.name} is being run by process {controller.pid} on {controller.host}",
+            controller.id,
+            controller.expires_at - now,
+        )
 
 
 def _close_attempts(session: Session, controller_id: int, at: float) -> None:

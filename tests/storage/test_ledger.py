@@ -258,10 +258,14 @@ class TestALease:
         with ledger.heartbeat(lease, lambda error: told.set()):
             assert told.wait(5)
 
-    def test_has_one_winner_when_two_controllers_take_over_at_once(self, ledger: Ledger) -> None:
+    @pytest.mark.parametrize("after_a_dead_one", [True, False])
+    def test_has_one_winner_of_many_controllers_at_once(
+        self, ledger: Ledger, after_a_dead_one: bool
+    ) -> None:
         study = new_study(ledger)
-        ledger.acquire(study, seconds=0.01)
-        time.sleep(0.1)
+        if after_a_dead_one:
+            ledger.acquire(study, seconds=0.01)
+            time.sleep(0.1)
 
         def acquire(_: int) -> bool:
             try:

@@ -44,7 +44,7 @@ def naive_perplexity(folder: Path) -> float:
     for target in range(1, len(tokens)):
         if target > end:
             begin, end = begin + stride, end + stride
-        logits = model._logits(tokens[None, begin:target], None)[0, -1]
+        logits = model.hidden(tokens[None, begin:target])[0, -1] @ model.embedding.T
         total -= torch.log_softmax(logits.double(), -1)[tokens[target]].item()
     valid = Path(config.data.valid or "").read_text().splitlines()
     words = sum(len(line.split()) + 1 for line in valid)
