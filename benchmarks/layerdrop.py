@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 WARM_UP = 2  # rounds that are not counted
 RATES = (0.2, 0.5)
 GOAL = 0.9  # of the ideal speed-up
-PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,11 @@ class Case:
     rounds: int = 32
 
 
-CASES = {f"d256-{precision}": Case(precision) for precision in PRECISIONS}
+CASES = {
+    "d256-fp32": Case("fp32"),
+    "d256-bf16": Case("bf16"),
+    "d256-fp16": Case("fp16", sequences=2, rounds=8),  # emulated on a CPU, and slow
+}
 
 
 @dataclass(frozen=True)
@@ -131,22 +134,20 @@ def _timed_step(engine: Engine, case: Case, number: int, mask: tuple[float, ...]
 
     shape = (case.sequences, case.context + 1)
     tokens = np.random.default_rng(number).integers(case.vocabulary, size=shape)
-    batch = Batch(
-        tokens, np.zeros(case.sequences, dtype=np.int64)
-    )  # where they lie is for teachers
+    batch = Batch(tokens, np.zeros(case.sequences, dtype=np.int64))
     started = time.perf_counter()
     engine.step(number, batch, [mask], 5e-4).tolist()
     return time.perf_counter() - started
 
 
 def _engine(config: TrainConfig, case: Case, world: World) -> Engine:
-    from trainer.engine import Engine
+    from trainer.engine import DeepSpeedEngine
     from trainer.model import DTYPES, LanguageModel
 
     dtype = DTYPES[case.precision]
     model = LanguageModel(config.model, case.vocabulary, case.context, dtype)
     model.initialize(config.seed)
-    return Engine(config, world, model)
+    return DeepSpeedEngine(config, world, model)
 
 
 def _config(case: Case, layers: int, rate: float) -> TrainConfig:

@@ -39,6 +39,7 @@ RECIPES = {
     "SBLD-style": ["layerdrop.policy=sbld", "layerdrop.p_init=0.2"],
     "B+KD": [*STATIC, *TAUGHT],
     "cosine+KD": [*COSINE, *TAUGHT],
+    "B-from-2": [*STATIC, "layerdrop.start_layer=2"],
 }
 
 
