@@ -40,6 +40,7 @@ RECIPES = {
     "B+KD": [*STATIC, *TAUGHT],
     "cosine+KD": [*COSINE, *TAUGHT],
     "B-from-2": [*STATIC, "layerdrop.start_layer=2"],
+    "B-4-masks": [*STATIC, "optim.accumulation=4"],
 }
 
 
