@@ -94,6 +94,11 @@ def newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress] | None
     return None
 
 
+def checkpoint_at(folder: Path, step: int) -> tuple[dict[str, Tensor], Progress]:
+    """The checkpoint in `folder` at optimizer step `step`. Raises CheckpointError."""
+    return _read(folder / f"step-{step:08}")
+
+
 def newest_weights(folder: Path) -> dict[str, Tensor]:
     """The weights by name in the newest checkpoint of `folder` that reads.
 

@@ -80,15 +80,15 @@ class ModelConfig(Section):
         return self
 
 
-Points = tuple[tuple[Fraction, Probability], ...]
+Points = tuple[tuple[Fraction, float], ...]
 
 
 def _in_order(points: Points) -> Points:
     fractions = [fraction for fraction, _ in points]
-    if not points or fractions != sorted(set(fractions)):
+    if fractions != sorted(set(fractions)):
         raise ValueError(
-            f"must be [fraction of the run's steps, p], one or more, each fraction larger than "
-            f"the one before, not {[list(point) for point in points]}"
+            f"must be [fraction of the run's steps, value], each fraction larger than the one "
+            f"before, not {[list(point) for point in points]}"
         )
     return points
 
@@ -105,7 +105,9 @@ class LayerDropConfig(Section):
     # by layer: its largest drop probability, in any policy
     caps: dict[Count, Probability] = Field(default_factory=dict)
     # piecewise: [fraction of the run's steps, p], straight lines between them
-    points: Annotated[Points, AfterValidator(_in_order)] = ((0.0, 0.2), (1.0, 0.05))
+    points: Annotated[
+        tuple[tuple[Fraction, Probability], ...], Field(min_length=1), AfterValidator(_in_order)
+    ] = ((0.0, 0.2), (1.0, 0.05))
     # pld: the share of layers kept in the end, were they all as deep as the last
     theta_bar: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     gamma: Positive | None = None  # pld: how fast it gets there, per step; 100 / steps if null
@@ -148,10 +150,18 @@ class OptimConfig(Section):
     betas: tuple[Probability, Probability] = (0.9, 0.999)
     momentum: Probability = 0.95  # of the matrices that muon moves; the rest has betas
     warmup_steps: Annotated[int, Field(ge=0)] = 40
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Literal["constant", "cosine", "piecewise"] = "cosine"
     lr_final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # of lr, at the last step
+    # piecewise: [fraction of the run's steps, lr], straight lines between them, instead of lr
+    points: Annotated[tuple[tuple[Fraction, Positive], ...], AfterValidator(_in_order)] = ()
     grad_clip: NonNegative = 1.0  # largest global gradient norm; 0 clips nothing
     accumulation: Count = 1  # micro steps in an optimizer step
+
+    @model_validator(mode="after")
+    def _piecewise_has_points(self) -> OptimConfig:
+        if self.schedule == "piecewise" and not self.points:
+            raise ValueError("points: schedule: piecewise needs [fraction of the run's steps, lr]")
+        return self
 
 
 # Keys of DeepSpeed's that a train config sets through a setting of its own.
@@ -250,6 +260,13 @@ class EvaluationConfig(Section):
             )
 
 
+class ForkConfig(Section):
+    """Where a run begins, if not at step 0: at a checkpoint of another run (trainer/fork.py)."""
+
+    run: str  # that run's folder
+    step: Count  # optimizer steps that it had done
+
+
 class TrainConfig(Section):
     """One training run."""
 
@@ -262,6 +279,7 @@ class TrainConfig(Section):
     engine: Literal["deepspeed", "ddp"] = "deepspeed"  # ddp: plain PyTorch, to compare against
     loss_limit: Positive | None = None  # a train loss (nats per token) past it is divergence
     threads: Count | None = None  # CPU threads a rank computes with; torch's default if null
+    fork: ForkConfig | None = None  # begin where another run was; null: at step 0
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     layerdrop: LayerDropConfig = LayerDropConfig()

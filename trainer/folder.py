@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trainer.checkpoint import Progress, newest_checkpoint, save_checkpoint
 from trainer.config import TrainConfig, load
+from trainer.fork import changed_settings, fork_point
 from trainer.lock import folder_lock
 from trainer.settings import ConfigError
 
@@ -55,12 +56,15 @@ class RunFolder:
     def resume(self) -> tuple[dict[str, Tensor], Progress] | None:
         """The newest checkpoint that reads, with `metrics.jsonl` cut back to it; None if none.
 
-        Raises ConfigError if a checkpoint was written with a config that trains otherwise, and
-        CheckpointError if there are checkpoints and none reads.
+        A run that is a fork has that of its parent until it has one of its own. Raises ConfigError
+        if a checkpoint was written with a config that trains otherwise, and CheckpointError if
+        there are checkpoints and none reads.
         """
         found = newest_checkpoint(self._path / "checkpoints")
         if found is not None:
             self._check_same_config()
+        elif self._config.fork is not None:
+            found = fork_point(self._config, self._config.fork, _FREE)
         progress = found[1] if found else Progress()
         if progress.step < self._config.steps:
             (self._path / "result.json").unlink(missing_ok=True)
@@ -96,22 +100,11 @@ class RunFolder:
 
     def _check_same_config(self) -> None:
         path = self._path / "config.yaml"
-        before = dict(_leaves(load(path).model_dump(mode="json")))
-        now = dict(_leaves(self._config.model_dump(mode="json")))
-        for key in sorted(before.keys() | now.keys()):
-            if key not in _FREE and before.get(key) != now.get(key):
-                raise ConfigError(
-                    f"{path}: {key} was {before.get(key)} and is now {now.get(key)}; "
-                    "resume with the old value, or train the new one in another output_dir"
-                )
-
-
-def _leaves(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in document.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+        for key, before, now in changed_settings(load(path), self._config, _FREE):
+            raise ConfigError(
+                f"{path}: {key} was {before} and is now {now}; "
+                "resume with the old value, or train the new one in another output_dir"
+            )
 
 
 def _line(metrics: Mapping[str, float]) -> str:

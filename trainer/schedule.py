@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from trainer.config import OptimConfig
 
 
@@ -12,12 +14,17 @@ def learning_rate(optim: OptimConfig, steps: int, step: int) -> float:
 
     It rises linearly from 0 and reaches `lr` in `warmup_steps` steps; then it stays there
     (`constant`) or follows half a cosine (`cosine`, Loshchilov & Hutter 2017, arXiv 1608.03983)
-    that would reach `lr * lr_final_fraction` at step `steps`, the one after the last.
+    that would reach `lr * lr_final_fraction` at step `steps`, the one after the last. `piecewise`
+    has straight lines through `points` in place of `lr`, from step 0 on, level outside them.
     """
+    peak = optim.lr
+    if optim.schedule == "piecewise":
+        fractions, rates = zip(*optim.points, strict=True)
+        peak = float(np.interp(step / steps, fractions, rates))
     if step < optim.warmup_steps:
-        return optim.lr * (step + 1) / optim.warmup_steps
-    if optim.schedule == "constant":
-        return optim.lr
+        return peak * (step + 1) / optim.warmup_steps
+    if optim.schedule != "cosine":
+        return peak
     progress = (step - optim.warmup_steps) / (steps - optim.warmup_steps)
     remaining = 0.5 * (1.0 + math.cos(math.pi * progress))
-    return optim.lr * (optim.lr_final_fraction + (1.0 - optim.lr_final_fraction) * remaining)
+    return peak * (optim.lr_final_fraction + (1.0 - optim.lr_final_fraction) * remaining)

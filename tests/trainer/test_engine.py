@@ -497,3 +497,14 @@ def test_the_learning_rate_warms_up_from_nothing_and_ends_where_it_should() -> N
     assert learning_rate(optim, 100, 99) == pytest.approx(0.1, abs=1e-3)
     assert learning_rate(optim.model_copy(update={"schedule": "constant"}), 100, 99) == 1.0
     assert learning_rate(optim.model_copy(update={"warmup_steps": 200}), 100, 99) == 0.5
+
+
+def test_a_piecewise_learning_rate_follows_its_points_and_warms_up() -> None:
+    points = [[0.0, 1.0], [0.09, 1.0], [0.1, 0.5], [0.6, 1.5]]
+    optim = config(optim={"schedule": "piecewise", "points": points, "warmup_steps": 2}).optim
+    rates = [learning_rate(optim, 100, step) for step in (0, 1, 9, 10, 35, 60, 99)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.5, 1.0, 1.5, 1.5])
+    with pytest.raises(ConfigError, match=r"optim: points: schedule: piecewise needs"):
+        config(optim={"schedule": "piecewise"})
+    with pytest.raises(ConfigError, match=r"optim.points: .* each fraction larger than the one"):
+        config(optim={"schedule": "piecewise", "points": [[0.5, 1.0], [0.5, 2.0]]})

@@ -1,0 +1,55 @@
+"""Forks: a run that begins at another's checkpoint, with another learning rate or drop probability.
+
+Only what training may change on the way may differ from the parent's config. The parent's folder
+is read, never written or locked: the checkpoint must stay there until the fork has its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trainer.checkpoint import Progress, checkpoint_at
+from trainer.config import ForkConfig, TrainConfig, load
+from trainer.settings import ConfigError
+
+CHANGEABLE = {"optim.lr", "layerdrop.p_init"}
+
+
+def fork_point(
+    config: TrainConfig, fork: ForkConfig, free: Collection[str]
+) -> tuple[dict[str, Tensor], Progress]:
+    """The checkpoint at which the run of `config` begins. The settings in `free` never matter.
+
+    Raises ConfigError if the parent's config differs in what may not change, and CheckpointError
+    if its checkpoint is not there or does not read.
+    """
+    path = Path(fork.run) / "config.yaml"
+    for key, before, now in changed_settings(load(path), config, free):
+        if key not in CHANGEABLE and key.partition(".")[0] != "fork":
+            raise ConfigError(
+                f"fork.run: in {path} {key} is {before}, and here {now}; a fork may only change "
+                f"{' and '.join(sorted(CHANGEABLE))}"
+            )
+    return checkpoint_at(Path(fork.run) / "checkpoints", fork.step)
+
+
+def changed_settings(
+    before: TrainConfig, now: TrainConfig, free: Collection[str]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Each dotted path outside `free` whose values differ, with both, in order."""
+    old, new = (dict(_leaves(config.model_dump(mode="json"))) for config in (before, now))
+    for key in sorted(old.keys() | new.keys()):
+        if key not in free and old.get(key) != new.get(key):
+            yield key, old.get(key), new.get(key)
+
+
+def _leaves(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
