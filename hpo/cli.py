@@ -217,6 +217,25 @@ def best(name: Name, storage: Storage = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def schedule(
+    name: Name,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", metavar="FILE", help="Write it there. Default: standard output."),
+    ] = None,
+    storage: Storage = None,
+) -> None:
+    """Write the best trial's learned schedule as a train config that trains from step 0."""
+    from hpo.schedule import learned_schedule
+
+    text = learned_schedule(_open(_url(storage)), name)
+    if output is None:
+        print(text, end="")
+    else:
+        _write(output, text)
+
+
+@app.command()
 def dashboard(
     storage: Storage = None,
     port: Annotated[
@@ -348,6 +367,17 @@ def _controllers(ledger: Ledger, record: StudyRecord) -> list[str]:
 
 def _print_json(found: Any) -> None:
     print(json.dumps(found, indent=2))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole, or not at all."""
+    aside = path.with_name(f".{path.name}.writing")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        _fail(f"-o {path}: cannot be written: {error.strerror}")
+    _say(f"wrote {path}")
 
 
 def _say(text: str) -> None:

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.judge import Assignment, Judge, Verdict
 from hpo.messages import Job, Message
+from hpo.population import Explore, Population
 from hpo.repeats import repeat_document
 from hpo.samplers import make_sampler
 from hpo.space import suggest
@@ -69,7 +70,9 @@ class Controller:
         lease: Lease,
         runs: Path,
         observers: Sequence[Observer] = (),
+        explore: Explore | None = None,
     ) -> None:
+        """`explore` says who exploits whom, in a study that learns a schedule."""
         self.config = config
         self.study = optuna.load_study(
             study_name=record.name,
@@ -87,10 +90,16 @@ class Controller:
         self._lease = lease
         self._runs = runs
         self._observers = observers
-        self._judge = Judge(ledger, self.study, config)
+        self._population: Population | None = None
+        if config.schedule is not None:
+            assert explore is not None, "a population needs it"
+            self._population = Population(self.study, config.schedule, explore)
+        self._judge = Judge(ledger, self.study, config, self._population)
         self._parked: dict[int, int] = {}  # trial ids by number
         self._again: deque[int] = deque()
-        for trial_id in ledger.orphans(record):
+        # Children first: they begin at a checkpoint that their parent does not keep for ever.
+        orphans = ledger.orphans(record)
+        for trial_id in reversed(orphans) if self._population else orphans:
             self._sort_in(trial_id)
         self._budget_spent = record.reserved_trials >= record.budget_trials
         self._teaching = Teaching(ledger, record, config, lease, self._tell_of_teacher)
@@ -141,15 +150,42 @@ class Controller:
             return self._readopt(promoted)
         assignment = self._ask()
         if assignment is None and not self.running:
-            return self._end_of_halving()
+            return self._next_round() if self._population else self._end_of_halving()
         return assignment
 
     def _promoted(self) -> int | None:
         """The id of a parked trial that may go on now."""
+        if self._population is not None:
+            compared = self._population.due(self._parked)
+            return None if compared is None else self._parked.pop(compared)
         if not self._parked or self._judge.halving is None or self._over():
             return None
         number = self._judge.halving.promotable(self._parked, self._judge.curves())
         return None if number is None else self._parked.pop(number)
+
+    def _next_round(self) -> Assignment | None:
+        """With every living member of the population parked: compare them, and go on."""
+        assert self._population is not None
+        may_begin = self._may_begin()
+        if not self._parked or self.failing:
+            self._parked.clear()
+            return None
+        ended = []
+        with self._ledger.transaction(self._lease) as transaction:
+            begun = self._population.compare(transaction, may_begin)
+            for loser, child in begun:
+                folder = str(self._folder(child.number))
+                self._ledger.storage.set_trial_user_attr(child._trial_id, "run_dir", folder)
+                if loser in self._parked:  # and not one that had ended early
+                    trial = optuna.Trial(self.study, self._parked[loser])
+                    self._judge.retire(trial, Reason.EXPLOITED)
+                    ended.append(loser)
+        self._again.extend(child._trial_id for _, child in begun)
+        for number in ended:
+            del self._parked[number]
+            for observer in self._observers:
+                observer.end(number, TrialState.PRUNED.name, Reason.EXPLOITED.value)
+        return self._next_trial()
 
     def _end_of_halving(self) -> Assignment | None:
         """With nothing left to wait for: carry one trial through if none was, retire the others."""
@@ -237,16 +273,22 @@ class Controller:
     def _new_trial(self, transaction: Transaction) -> Assignment:
         trial = self.study.ask()
         params = suggest(self.config.space, trial)
-        folder = self._runs / self._record.name / f"trial-{trial.number:04d}"
+        if self._population is not None:
+            self._population.enter(trial)
+        folder = self._folder(trial.number)
         trial.set_user_attr("run_dir", str(folder))
         attempt = transaction.begin_attempt(trial._trial_id, devices=self.config.resources.ranks)
         document = self.config.trial_document(params, str(folder))
         return Assignment(trial.number, trial, attempt, document, params)
 
+    def _folder(self, number: int) -> Path:
+        return self._runs / self._record.name / f"trial-{number:04d}"
+
     def _sort_in(self, trial_id: int) -> None:
         """Take over a RUNNING trial that no controller executes: parked, or to go on at once."""
         attempts = self._ledger.trial_attempts(trial_id)
-        if attempts and attempts[-1].reason is Reason.PARKED and self._judge.halving:
+        waits = self._judge.halving or self._population
+        if attempts and attempts[-1].reason is Reason.PARKED and waits:
             self._parked[self._ledger.storage.get_trial(trial_id).number] = trial_id
         else:
             self._again.append(trial_id)
@@ -256,15 +298,23 @@ class Controller:
         trial = optuna.Trial(self.study, trial_id)
         frozen = self._ledger.storage.get_trial(trial_id)
         document = self.config.trial_document(frozen.params, frozen.user_attrs["run_dir"])
+        if self._population is not None:
+            document["fork"] = self._population.fork_of(frozen)
         repeat = len(self._ledger.results(trial_id))
         with self._ledger.transaction(self._lease) as transaction:
             attempt = transaction.begin_attempt(trial_id, devices=self.config.resources.ranks)
         # Only the first training's evaluations are in the ledger.
-        reported = document["steps"] if repeat else max(self._ledger.metrics(trial_id), default=0)
+        begins = frozen.user_attrs.get("parent_step", 0)
+        reported = max(self._ledger.metrics(trial_id), default=begins)
+        if repeat:
+            reported = document["steps"]
         document = repeat_document(document, repeat)
         return Assignment(trial.number, trial, attempt, document, frozen.params, reported, repeat)
 
     def _may_ask(self) -> bool:
+        return self._may_begin() and not (self._population and self._population.full)
+
+    def _may_begin(self) -> bool:
         if self.stopping or self._budget_spent or self._over():
             return False
         if self._failures >= self.config.failures.max_failures:

@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 from hpo.halving import Curve, Halving
 from hpo.messages import Message
+from hpo.population import Population
 from hpo.pruners import ParkedHalving
 from hpo.repeats import mean_metrics, promising, standard_errors
 from hpo.study import StudyConfig
@@ -57,10 +58,17 @@ class Verdict:
 class Judge:
     """Writes what attempts at a study's trials say, and gives its verdict on each."""
 
-    def __init__(self, ledger: Ledger, study: optuna.Study, config: StudyConfig) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        study: optuna.Study,
+        config: StudyConfig,
+        population: Population | None = None,
+    ) -> None:
         self._ledger = ledger
         self._study = study
         self._config = config
+        self._population = population
         self._metrics = [objective.metric for objective in config.objectives]
         pruner = config.pruner
         self.halving: Halving | None = None
@@ -85,9 +93,9 @@ class Judge:
             self._finish(assignment, message, verdict, verdict.state)
         return verdict
 
-    def retire(self, trial: optuna.Trial) -> None:
-        """End a parked trial that will not be promoted any more, as pruned where it stands."""
-        self._tell(trial, trial._trial_id, Reason.PRUNED, TrialState.PRUNED)
+    def retire(self, trial: optuna.Trial, reason: Reason = Reason.PRUNED) -> None:
+        """End a parked trial that will not go on any more, as pruned where it stands."""
+        self._tell(trial, trial._trial_id, reason, TrialState.PRUNED)
 
     def curves(self) -> dict[int, Curve]:
         """Each trial's reported values by resource, to be made small, by its number."""
@@ -137,6 +145,8 @@ class Judge:
     def _at_evaluation(self, assignment: Assignment, step: int) -> Verdict | None:
         if assignment.repeat > 0 or len(self._metrics) > 1:
             return None
+        if self._population is not None:
+            return Verdict(Reason.PARKED, None) if step >= self._population.barrier else None
         if self.halving is not None:
             goes_on = self.halving.goes_on(assignment.number, step, self.curves())
             return None if goes_on else Verdict(Reason.PARKED, None)

@@ -53,6 +53,12 @@ class Objective(Section):
         return StudyDirection[self.direction.upper()]
 
 
+def measured_late(metric: str, evaluation: EvaluationConfig) -> bool:
+    """Whether `metric` is not known before a training's end."""
+    of_depths = metric == HYPERVOLUME or _PPL_AT_DEPTH.fullmatch(metric) is not None
+    return of_depths and evaluation.depths_at == "end"
+
+
 def check_objectives(
     objectives: Sequence[Objective], pruner: PrunerConfig, evaluation: EvaluationConfig, source: str
 ) -> None:
@@ -70,8 +76,7 @@ def check_objectives(
                 f"{what}: {metric} needs evaluation.depths and evaluation.reference in the train "
                 "config"
             )
-        late = (at_depth or metric == HYPERVOLUME) and evaluation.depths_at == "end"
-        if late and pruner.name != "none":
+        if measured_late(metric, evaluation) and pruner.name != "none":
             raise ConfigError(
                 f"{source}: pruner.name: {pruner.name} compares {metric} while trials run; set "
                 "evaluation.depths_at: each in the train config, or use none"

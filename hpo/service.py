@@ -118,7 +118,12 @@ def _run(
 
     tracker = make_tracker(config.tracking, record.name, record.uid, runs / record.name)
     board = Board(console, record.name, config.objectives[0], record.budget_trials)
-    controller = Controller(ledger, record, config, lease, runs, (board, tracker))
+    explore = None
+    if config.schedule is not None:
+        from hpo.pbt import make_explore
+
+        explore = make_explore(config.schedule, config.space, config.sampler.seed)
+    controller = Controller(ledger, record, config, lease, runs, (board, tracker), explore)
     _recall(board, controller.study)
     guard = _Guard(ledger, record, controller, board)
     with ExitStack() as stack:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from hpo.objectives import Objective, check_objectives, check_searched_layers
+from hpo.population import ScheduleConfig, check_schedule
 from hpo.pruners import NoPruner, PrunerConfig
 from hpo.samplers import SamplerConfig
 from hpo.space import CategoricalDimension, Dimension, check_space
@@ -57,6 +58,7 @@ class StudyConfig(Section):
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (Objective(),)
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = NoPruner(name="none")
+    schedule: ScheduleConfig | None = None  # learned by population-based training; null: none
     repeats: Count = 1  # trainings, under other seeds, of a trial before it may be the best
     budget: Budget = Budget()
     resources: Resources = Resources()
@@ -71,6 +73,24 @@ class StudyConfig(Section):
             raise ValueError(
                 f"pruner.name: {self.pruner.name} needs one objective, and there are "
                 f"{len(self.objectives)}; use none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_population_is_compared_by_one_value(self) -> StudyConfig:
+        if self.schedule is None:
+            return self
+        for key, given, wanted in (
+            ("pruner.name", self.pruner.name, "none"),
+            ("objectives", len(self.objectives), 1),
+            ("repeats", self.repeats, 1),
+        ):
+            if given != wanted:
+                raise ValueError(f"{key}: with `schedule` it must be {wanted}, not {given}")
+        if self.budget.trials < self.schedule.population:
+            raise ValueError(
+                f"budget.trials: {self.budget.trials} is less than schedule.population "
+                f"{self.schedule.population}, and each exploit takes one more"
             )
         return self
 
@@ -176,6 +196,8 @@ def _checked(study: StudyConfig, source: str, prefix: str, train_source: str) ->
     check_space(study.space, source)
     check_searched_layers(study.space, config.evaluation, source)
     check_objectives(study.objectives, study.pruner, config.evaluation, source)
+    if study.schedule is not None:
+        check_schedule(study.schedule, study.objectives[0].metric, study.space, config, source)
     searched = [path for path in ("data.batch_size", "optim.accumulation") if path in study.space]
     if not searched:
         config.check_ranks(study.resources.ranks)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-RAY_FILES = {"hpo/dispatch.py", "hpo/gang.py"}
+RAY_FILES = {"hpo/dispatch.py", "hpo/gang.py", "hpo/pbt.py"}
 
 
 def imports_of(file: Path) -> set[str]:

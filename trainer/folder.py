@@ -56,20 +56,22 @@ class RunFolder:
     def resume(self) -> tuple[dict[str, Tensor], Progress] | None:
         """The newest checkpoint that reads, with `metrics.jsonl` cut back to it; None if none.
 
-        A run that is a fork has that of its parent until it has one of its own. Raises ConfigError
-        if a checkpoint was written with a config that trains otherwise, and CheckpointError if
-        there are checkpoints and none reads.
+        A fork that has none takes over its parent's. Raises ConfigError if a checkpoint was written
+        with a config that trains otherwise, and CheckpointError if there are checkpoints and none
+        reads.
         """
         found = newest_checkpoint(self._path / "checkpoints")
         if found is not None:
             self._check_same_config()
-        elif self._config.fork is not None:
-            found = fork_point(self._config, self._config.fork, _FREE)
+        begins = fork_point(self._config, _FREE) if found is None else None
+        found = found or begins
         progress = found[1] if found else Progress()
         if progress.step < self._config.steps:
             (self._path / "result.json").unlink(missing_ok=True)
         self._write("config.yaml", self._config.to_yaml())
         self._write("metrics.jsonl", "".join(_line(metrics) for metrics in progress.history))
+        if begins is not None:
+            self.save(*begins)  # from now on it needs its parent no more
         return found
 
     def append_metrics(self, metrics: Mapping[str, float]) -> None:

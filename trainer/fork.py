@@ -1,7 +1,7 @@
 """Forks: a run that begins at another's checkpoint, with another learning rate or drop probability.
 
 Only what training may change on the way may differ from the parent's config. The parent's folder
-is read, never written or locked: the checkpoint must stay there until the fork has its own.
+is read, never written or locked: the checkpoint must stay there until the fork has started.
 """
 
 from __future__ import annotations
@@ -13,28 +13,31 @@ from typing import Any
 from torch import Tensor
 
 from trainer.checkpoint import Progress, checkpoint_at
-from trainer.config import ForkConfig, TrainConfig, load
+from trainer.config import TrainConfig, load
 from trainer.settings import ConfigError
 
 CHANGEABLE = {"optim.lr", "layerdrop.p_init"}
 
 
 def fork_point(
-    config: TrainConfig, fork: ForkConfig, free: Collection[str]
-) -> tuple[dict[str, Tensor], Progress]:
-    """The checkpoint at which the run of `config` begins. The settings in `free` never matter.
+    config: TrainConfig, free: Collection[str]
+) -> tuple[dict[str, Tensor], Progress] | None:
+    """The checkpoint at which the run of `config` begins; None if it is no fork.
 
-    Raises ConfigError if the parent's config differs in what may not change, and CheckpointError
-    if its checkpoint is not there or does not read.
+    The settings in `free` never matter. Raises ConfigError if the parent's config differs in what
+    may not change, and CheckpointError if its checkpoint is not there or does not read.
     """
-    path = Path(fork.run) / "config.yaml"
+    if config.fork is None:
+        return None
+    parent = Path(config.fork.run)
+    path = parent / "config.yaml"
     for key, before, now in changed_settings(load(path), config, free):
         if key not in CHANGEABLE and key.partition(".")[0] != "fork":
             raise ConfigError(
                 f"fork.run: in {path} {key} is {before}, and here {now}; a fork may only change "
                 f"{' and '.join(sorted(CHANGEABLE))}"
             )
-    return checkpoint_at(Path(fork.run) / "checkpoints", fork.step)
+    return checkpoint_at(parent / "checkpoints", config.fork.step)
 
 
 def changed_settings(

@@ -47,9 +47,8 @@ def test_a_fork_is_a_run_from_step_0_whose_learning_rate_and_p_change_there(
     document = fork(tiny, tmp_path / "fork", moved)
     interrupted = Run(resolve(document, "test"), world)
     assert interrupted.step == 4
-    interrupted.advance()
     interrupted.close()
-    shutil.rmtree(moved)  # from its own first checkpoint on, it needs its parent no more
+    shutil.rmtree(moved)  # from here on it needs its parent no more
     train_here(document, world)
     lr = [[0.0, 1e-2], [3 / 12, 1e-2], [4 / 12, 3e-3]]
     p = [[0.0, 0.5], [3 / 12, 0.5], [4 / 12, 0.2]]

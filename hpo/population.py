@@ -1,0 +1,205 @@
+"""Population-based training (Jaderberg et al. 2017, arXiv 1711.09846), in rounds.
+
+A study's trials are a population. Every `interval_steps` optimizer steps its members wait, parked,
+until all of them have come there; then the worst are ended, and in the place of each a new trial
+begins at the checkpoint of one of the best, with its parameters changed: an exploit. Who exploits
+whom is Ray Tune's to say (hpo/pbt.py). This keeps it in the ledger, where all of it is: a trial's
+place in the population and its parent, and the step of the last comparison. Nothing here knows
+who runs attempts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from pydantic import Field
+
+from hpo.objectives import measured_late
+from hpo.space import Dimension, FloatDimension
+from storage import BudgetSpent, Transaction
+from trainer.config import Count, Fraction, TrainConfig
+from trainer.settings import ConfigError, Section
+
+# What may change while a run trains, and what must then be level between two comparisons.
+LEVEL = {
+    "optim.lr": ("optim.schedule", "constant"),
+    "layerdrop.p_init": ("layerdrop.policy", "static"),
+}
+
+
+class ScheduleConfig(Section):
+    """How a schedule of what is searched is learned while a population trains."""
+
+    population: Annotated[int, Field(ge=2)] = 4  # trainings; they need not all run at a time
+    interval_steps: Count = 100  # optimizer steps between two comparisons
+    # the worst of so many members each go on from one of the best of as many
+    quantile_fraction: Annotated[float, Field(gt=0.0, le=0.5)] = 0.25
+    # that a parameter is drawn anew then, and not multiplied by 0.8 or 1.2
+    resample_probability: Fraction = 0.25
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member at a comparison."""
+
+    number: int  # of its trial
+    params: dict[str, Any]
+    value: float  # to be made small; inf if its trial has ended early
+
+
+@dataclass(frozen=True)
+class Exploit:
+    """A member's trial gives its place to one that goes on from another's."""
+
+    number: int
+    parent: int  # the number of the trial that it goes on from
+    params: dict[str, Any]
+
+
+Explore = Callable[[int, Sequence[Member]], list[Exploit]]  # at the optimizer step of a comparison
+
+
+class Population:
+    """A study's population, as its ledger has it."""
+
+    def __init__(self, study: optuna.Study, schedule: ScheduleConfig, explore: Explore) -> None:
+        self._study = study
+        self._schedule = schedule
+        self._explore = explore
+        self._entered = sum("member" in trial.user_attrs for trial in self._trials())
+
+    @property
+    def full(self) -> bool:
+        """Whether every place has been taken, if only once."""
+        return self._entered >= self._schedule.population
+
+    @property
+    def barrier(self) -> int:
+        """The optimizer step of the next comparison."""
+        compared_at: int = self._study.user_attrs.get("compared_at", 0)
+        return compared_at + self._schedule.interval_steps
+
+    def enter(self, trial: optuna.Trial) -> None:
+        """Give a new trial, which begins at step 0, the next place."""
+        trial.set_user_attr("member", self._entered)
+        self._entered += 1
+
+    def due(self, parked: Iterable[int]) -> int | None:
+        """The first of the trials `parked` that has been compared, and goes on."""
+        trials, barrier = self._trials(), self.barrier
+        return min((n for n in parked if _step(trials[n]) < barrier), default=None)
+
+    def compare(self, transaction: Transaction, may_begin: bool) -> list[tuple[int, FrozenTrial]]:
+        """Close the round, all living members being parked at the barrier.
+
+        The trials that begin, RUNNING and without an attempt yet, each with the number of the one
+        whose place it has; none unless `may_begin`, and none past the budget.
+        """
+        step = self.barrier
+        begun = []
+        for exploit in self._explore(step, self._members(step)) if may_begin else []:
+            try:
+                transaction.reserve_trial()
+            except BudgetSpent:
+                break
+            begun.append((exploit.number, self._begin(exploit, step)))
+        self._study.set_user_attr("compared_at", step)
+        return begun
+
+    def fork_of(self, trial: FrozenTrial) -> dict[str, Any] | None:
+        """Where the trial begins: at its parent's checkpoint, or None for step 0."""
+        parent = trial.user_attrs.get("parent")
+        if parent is None:
+            return None
+        run = self._trials()[parent].user_attrs["run_dir"]
+        return {"run": run, "step": trial.user_attrs["parent_step"]}
+
+    def _begin(self, exploit: Exploit, step: int) -> FrozenTrial:
+        trials, storage = self._trials(), self._study._storage
+        child = create_trial(
+            state=TrialState.RUNNING,
+            params=exploit.params,
+            distributions=trials[exploit.parent].distributions,
+            user_attrs={
+                "member": trials[exploit.number].user_attrs["member"],
+                "parent": exploit.parent,
+                "parent_step": step,
+            },
+        )
+        return storage.get_trial(storage.create_new_trial(self._study._study_id, child))
+
+    def _members(self, step: int) -> list[Member]:
+        # By place: the last trial to have it.
+        newest = {t.user_attrs["member"]: t for t in self._trials() if "member" in t.user_attrs}
+        sign = -1 if self._study.direction is StudyDirection.MAXIMIZE else 1
+        return [
+            Member(
+                trial.number,
+                trial.params,
+                sign * trial.intermediate_values[step]
+                if trial.state is TrialState.RUNNING
+                else math.inf,
+            )
+            for _, trial in sorted(newest.items())
+        ]
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+
+def _step(trial: FrozenTrial) -> int:
+    return max(trial.intermediate_values, default=0)
+
+
+def check_schedule(
+    schedule: ScheduleConfig,
+    metric: str,
+    space: Mapping[str, Dimension],
+    train: TrainConfig,
+    source: str,
+) -> None:
+    """Raise ConfigError unless a population can train `train` over `space`, judged by `metric`."""
+    if measured_late(metric, train.evaluation):
+        raise ConfigError(
+            f"{source}: objectives.0.metric: with `schedule` {metric} is compared while trials "
+            "run; set evaluation.depths_at: each in the train config"
+        )
+    for path, dimension in space.items():
+        what = f"{source}: space.{path}"
+        if path not in LEVEL:
+            raise ConfigError(
+                f"{what}: may not change while a run trains; with `schedule`, search "
+                f"{' and '.join(LEVEL)}, and set the rest in `train`"
+            )
+        if not isinstance(dimension, FloatDimension) or dimension.step is not None:
+            raise ConfigError(f"{what}: with `schedule` it is type: float, without a step")
+        key, level = LEVEL[path]
+        section, _, name = key.partition(".")
+        given = getattr(getattr(train, section), name)
+        if given != level:
+            raise ConfigError(
+                f"{what}: with `schedule` it stays level between two comparisons, and {key} of "
+                f"the train config is {given}; use {level}"
+            )
+    _check_interval(schedule, train, f"{source}: schedule.interval_steps")
+
+
+def _check_interval(schedule: ScheduleConfig, train: TrainConfig, what: str) -> None:
+    interval, every = schedule.interval_steps, train.eval_every
+    if interval % every or interval >= train.steps:
+        raise ConfigError(
+            f"{what}: must be a multiple of eval_every {every}, and less than steps {train.steps}, "
+            f"not {interval}"
+        )
+    kept = interval // every + 2  # one may be of a stop
+    if train.keep_checkpoints < kept:
+        raise ConfigError(
+            f"{what}: a new trial may begin at a checkpoint that its parent left {interval} steps "
+            f"ago; set keep_checkpoints to {kept} or more in the train config"
+        )

@@ -1,0 +1,71 @@
+"""A learned schedule: the path of a trial through its ancestors, as a train config from step 0.
+
+Read from the ledger alone. The config trains, on one process or a gang, through the same learning
+rates and drop probabilities, step by step, as the trials of the path did one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from hpo.population import LEVEL
+from hpo.views import best_trials, config_of
+from storage import Ledger
+from trainer.config import resolve
+from trainer.settings import ConfigError, set_path
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The part of a path that one trial trained: from a step on, up to the next one's."""
+
+    first_step: int  # 0-based
+    trial: int
+    params: dict[str, Any]
+
+
+def path_to(trials: Sequence[FrozenTrial], number: int) -> list[Segment]:
+    """The segments that lead to the end of trial `number`, first to last."""
+    trial = trials[number]
+    segment = Segment(trial.user_attrs.get("parent_step", 0), number, trial.params)
+    parent = trial.user_attrs.get("parent")
+    return [segment] if parent is None else [*path_to(trials, parent), segment]
+
+
+def points(path: Sequence[Segment], setting: str, steps: int) -> list[list[float]]:
+    """`setting` along `path`, as [fraction of the run's `steps`, value].
+
+    Straight lines through them have each segment's value at each of its steps, to the last bit: a
+    change is a line between two steps that follow one another.
+    """
+    found = []
+    ends = [segment.first_step for segment in path[1:]] + [steps]
+    for segment, end in zip(path, ends, strict=True):
+        for step in sorted({segment.first_step, end - 1}):
+            found.append([step / steps, segment.params[setting]])
+    return found
+
+
+def learned_schedule(ledger: Ledger, name: str) -> str:
+    """The train config of the best trial's path, YAML. Raises ConfigError if there is none."""
+    record = ledger.study(name)
+    config = config_of(record)
+    if config.schedule is None:
+        raise ConfigError(f"study {name}: learns no schedule; one with `schedule` in its file does")
+    best = best_trials(ledger, name)
+    if not best:
+        raise ConfigError(f"study {name}: no trial is complete yet; `hpo resume {name}` goes on")
+    trials = ledger.storage.get_all_trials(record.study_id, deepcopy=False)
+    path = path_to(trials, best[0]["trial"])
+    document = config.trial_document(path[-1].params, f"runs/{name}-schedule")
+    for setting in path[-1].params:
+        key, _ = LEVEL[setting]
+        set_path(document, key, "piecewise")
+        section = key.partition(".")[0]
+        set_path(document, f"{section}.points", points(path, setting, document["steps"]))
+    steps = ", ".join(f"trial {segment.trial} from step {segment.first_step}" for segment in path)
+    return f"# Learned by study {name}: {steps}.\n{resolve(document, name).to_yaml()}"
