@@ -112,13 +112,13 @@ class Population:
         self._study.set_user_attr("compared_at", step)
         return begun
 
-    def fork_of(self, trial: FrozenTrial) -> dict[str, Any] | None:
-        """Where the trial begins: at its parent's checkpoint, or None for step 0."""
+    def origin(self, trial: FrozenTrial) -> dict[str, Any]:
+        """The train setting for where the trial begins: at its parent's checkpoint, or step 0."""
         parent = trial.user_attrs.get("parent")
         if parent is None:
-            return None
+            return {}
         run = self._trials()[parent].user_attrs["run_dir"]
-        return {"run": run, "step": trial.user_attrs["parent_step"]}
+        return {"fork": {"run": run, "step": trial.user_attrs["parent_step"]}}
 
     def _begin(self, exploit: Exploit, step: int) -> FrozenTrial:
         trials, storage = self._trials(), self._study._storage
@@ -169,6 +169,10 @@ def check_schedule(
         raise ConfigError(
             f"{source}: objectives.0.metric: with `schedule` {metric} is compared while trials "
             "run; set evaluation.depths_at: each in the train config"
+        )
+    if train.fork is not None:
+        raise ConfigError(
+            f"{source}: train.fork: with `schedule` trials begin at step 0; remove it"
         )
     for path, dimension in space.items():
         what = f"{source}: space.{path}"

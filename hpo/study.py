@@ -149,7 +149,7 @@ def load_study(
     else:
         source = path
     if isinstance(document.get("train"), dict):
-        train_config.anchor_teacher(document["train"], source.parent)
+        train_config.anchor_runs(document["train"], source.parent)
         train_config.override(document["train"], settings)
     if name is not None:
         document["study"] = name

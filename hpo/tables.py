@@ -59,6 +59,8 @@ def trial(found: View) -> None:
     reason = f" ({found['reason']})" if found["reason"] else ""
     _print(f"trial {found['trial']}: {found['state']}{reason} {_values(found)}")
     _print(f"folder: {found['run_dir']}")
+    if found["parent"] is not None:
+        _print(f"began at step {found['parent_step']} of trial {found['parent']}")
     _print(f"cost: {found['device_seconds']:.1f} device-seconds")
     for path, value in found["params"].items():
         _print(f"  {path}={_text(value)}")

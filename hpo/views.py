@@ -53,6 +53,8 @@ def trial_details(ledger: Ledger, name: str, number: int) -> View:
     return {
         **study.view(trial),
         "run_dir": trial.user_attrs.get("run_dir"),
+        "parent": trial.user_attrs.get("parent"),
+        "parent_step": trial.user_attrs.get("parent_step"),
         "attempts": [
             {
                 "number": attempt.number,

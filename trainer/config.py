@@ -375,11 +375,11 @@ def resolve(document: Mapping[str, Any], source: str) -> TrainConfig:
 def load(path: str | Path, assignments: Sequence[str] = ()) -> TrainConfig:
     """The train config in the YAML file `path`, with `path=value` settings over it.
 
-    A teacher's path is relative to the file that names it. Raises ConfigError in one line for a
-    file that cannot be read or a setting that is wrong.
+    Paths of other runs are relative to the file that names them. Raises ConfigError in one line for
+    a file that cannot be read or a setting that is wrong.
     """
     document = read_document(path)
-    anchor_teacher(document, Path(path).parent)
+    anchor_runs(document, Path(path).parent)
     override(document, assignments)
     return resolve(document, str(path))
 
@@ -390,14 +390,15 @@ def override(document: Document, assignments: Sequence[str]) -> None:
         name, value = parse_assignment(assignment)
         check_path(name, name)
         set_path(document, name, value)
-    anchor_teacher(document, Path())
+    anchor_runs(document, Path())
 
 
-def anchor_teacher(document: Document, folder: Path) -> None:
-    """Make the teacher's path in a train document, which is relative to `folder`, absolute."""
-    named = get_path(document, "distillation.teacher")
-    if isinstance(named, str):
-        set_path(document, "distillation.teacher", absolute(named, folder))
+def anchor_runs(document: Document, folder: Path) -> None:
+    """Make the paths of other runs in a train document, relative to `folder`, absolute."""
+    for path in ("distillation.teacher", "fork.run"):
+        named = get_path(document, path)
+        if isinstance(named, str):
+            set_path(document, path, absolute(named, folder))
 
 
 def absolute(path: str, folder: Path) -> str:

@@ -19,6 +19,7 @@ from hpo.pbt import make_explore
 from hpo.population import Member, ScheduleConfig
 from hpo.space import FloatDimension
 from hpo.study import load_study
+from hpo.views import trial_details
 from storage import Reason
 from tests.hpo.test_controller import Stage, ppl
 from tests.hpo.test_study_files import refusal, written
@@ -156,7 +157,7 @@ def test_an_exploit_is_a_trial_of_its_own_with_its_parent_and_begins_at_its_chec
 def test_a_child_is_told_where_its_parents_checkpoint_is(tmp_path: Path) -> None:
     stage = Grown(tmp_path)
     controller = stage.controller()
-    while (assignment := controller.next()) is not None and assignment.config["fork"] is None:
+    while (assignment := controller.next()) is not None and assignment.number < 4:
         while stage.advance(controller, assignment):
             pass
     assert assignment is not None
@@ -189,6 +190,8 @@ def test_a_member_that_ended_early_is_the_worst_and_its_place_is_taken(tmp_path:
     child = controller.next()
     assert child is not None
     assert stage.trials[4].user_attrs["member"] == stage.trials[0].user_attrs["member"] == 0
+    shown = trial_details(stage.ledger, "played", 4)
+    assert (shown["parent"], shown["parent_step"]) == (stage.trials[4].user_attrs["parent"], 100)
     states = [(t.state.name, t.user_attrs.get("reason")) for t in stage.trials]
     assert states == [("PRUNED", "diverged"), *[("RUNNING", None)] * 4]
 
@@ -231,6 +234,7 @@ def test_members_wait_parked_and_go_on(alone: Grown) -> None:
             "schedule.interval_steps: must be a multiple of eval_every 50",
         ),
         ({"schedule": {"interval_steps": 300}}, "less than steps 300, not 300"),
+        ({"train": {**TRAIN, "fork": {"run": "a", "step": 1}}}, "train.fork: with `schedule`"),
         (
             {"train": {**TRAIN, "keep_checkpoints": 3}},
             "set keep_checkpoints to 4 or more",

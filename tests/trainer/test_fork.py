@@ -88,3 +88,11 @@ def test_another_learning_rate_without_a_fork_is_still_refused(
     copied = shutil.copytree(parent, tmp_path / "copied")
     with pytest.raises(ConfigError, match=r"layerdrop.p_init was 0.5 and is now 0.2"):
         Run(resolve(tiny(copied, **CHILD), "test"), world)
+
+
+def test_a_parents_path_is_relative_to_the_file_that_names_it(tmp_path: Path) -> None:
+    file = tmp_path / "fork.yaml"
+    file.write_text("fork: {run: parent, step: 4}\n")
+    fork = load(file).fork
+    assert fork is not None
+    assert fork.run == str(tmp_path / "parent")
