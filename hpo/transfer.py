@@ -16,6 +16,7 @@ from optuna.study import StudyDirection
 from optuna.study._multi_objective import _fast_non_domination_rank
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.repeats import is_feasible
 from hpo.space import Dimension, FloatDimension, IntDimension
 from storage import Ledger, LedgerError, Point
 from trainer.config import Count
@@ -79,7 +80,7 @@ def point_by_hand(space: Space, assignments: Sequence[str], study: str) -> Point
 def best_trials(study: optuna.Study, top: int) -> list[FrozenTrial]:
     """The best feasible COMPLETE trials; with several objectives, Pareto front after front."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    trials = [t for t in complete if all(v <= 0 for v in t.constraints.values())]
+    trials = [trial for trial in complete if is_feasible(trial)]
     if not trials:
         return []
     signs = [-1 if d is StudyDirection.MAXIMIZE else 1 for d in study.directions]
