@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
@@ -17,6 +18,7 @@ from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
 from hpo.cli import app
+from hpo.service import Ending
 from hpo.space import Dimension
 from hpo.study import StudyConfig
 from hpo.transfer import WarmStart, best_trials, fitted, point_by_hand, warm_points
@@ -290,3 +292,23 @@ def test_enqueue_says_when_the_point_is_tried_and_status_counts_it_apart(tmp_pat
     assert third.state is TrialState.WAITING
     assert "optim.lr: 5 is outside" in hpo("enqueue", "played", "optim.lr=5", *storage)
     assert len(stage.trials) == 3
+
+
+def test_start_records_a_study_with_its_points_and_says_what_it_left_out(
+    small: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hpo.service.run_study", lambda *_, **__: Ending(0, "played by the test"))
+    document = {**STUDY, "study": "big", "train": {"steps": 4, "eval_every": 2}}
+    warm = {**WARM, "storage": small.ledger.url}
+    file = tmp_path / "big.yaml"
+    file.write_text(yaml.safe_dump({**document, "warm_start": {**warm, "study": "playd"}}))
+    assert "did you mean played?" in hpo("start", str(file))
+    assert not Path("hpo.db").exists(), "refused before anything is written"
+    file.write_text(yaml.safe_dump({**document, "warm_start": warm}))
+    said = hpo("start", str(file))
+    assert "warm start without model.dropout: is not searched" in said
+    assert "warm start: 3 points from study played come first" in said
+    assert "big: 0/4 trials, 3 waiting" in hpo("status", "big")
+    assert "optim.lr" in hpo("trials", "big")
+    assert "from: trial 3 of played" in hpo("show", "big", "0")
