@@ -17,8 +17,8 @@ from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from trainer.config import DataConfig
 from trainer.corpora import CORPORA
+from trainer.sections import DataConfig
 from trainer.settings import ConfigError
 from trainer.tokens import SPLITS, TOKENIZER_VERSION, Split, Splits, cached_splits
 from trainer.vocabulary import Lines

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint import newest_weights
-from trainer.config import DistillationConfig, TrainConfig
+from trainer.config import TrainConfig
 from trainer.losses import Lesson, Live, Mixture, TopK
 from trainer.model import DTYPES, LanguageModel
+from trainer.sections import DistillationConfig
 from trainer.settings import ConfigError
 from trainer.soft_targets import FORMAT, SoftTargets, weights_digest
 from trainer.teacher import Teacher

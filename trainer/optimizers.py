@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
-from trainer.config import OptimConfig
 from trainer.model import LanguageModel
+from trainer.sections import OptimConfig
 
 Group = dict[str, Any]  # a param_group of torch's: settings and parameters
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.bpe import BytePairs
-from trainer.config import DataConfig
 from trainer.data import load_splits
+from trainer.sections import DataConfig
 from trainer.tokens import SPLITS, Split, cached_splits
 from trainer.vocabulary import EOS, UNK
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.config import DataConfig
 from trainer.data import check_data, load_splits
+from trainer.sections import DataConfig
 from trainer.settings import ConfigError
 from trainer.tokens import SPLITS, Split
 from trainer.vocabulary import EOS, UNK

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from tests.trainer.processes import measured, same, train, train_here
 from trainer.batches import EvalBlocks
-from trainer.config import DepthReference, load, resolve
+from trainer.config import load, resolve
 from trainer.convergence import to_target
 from trainer.data import load_splits
 from trainer.depth import DepthPoint, every_other, front_metrics, greedy, hypervolume, mask_of
 from trainer.distributed import World
 from trainer.run import Run
+from trainer.sections import DepthReference
 from trainer.settings import ConfigError
 
 Tiny = Callable[..., dict[str, Any]]
