@@ -20,10 +20,19 @@ from trainer.batches import EvalBlocks
 from trainer.config import load, resolve
 from trainer.convergence import to_target
 from trainer.data import load_splits
-from trainer.depth import DepthPoint, every_other, front_metrics, greedy, hypervolume, mask_of
+from trainer.depth import (
+    DepthPoint,
+    depth_front,
+    every_other,
+    front_metrics,
+    greedy,
+    hypervolume,
+    mask_of,
+)
 from trainer.distributed import World
+from trainer.model import LanguageModel
 from trainer.run import Run
-from trainer.sections import DepthReference
+from trainer.sections import DepthReference, EvaluationConfig, ModelConfig
 from trainer.settings import ConfigError
 
 Tiny = Callable[..., dict[str, Any]]
@@ -126,6 +135,18 @@ def whole(world: World, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("depth") / "run"
     train_here(tiny(folder, evaluation=DEPTHS), world)
     return folder
+
+
+def test_the_projection_to_a_teachers_width_is_no_part_of_any_depth() -> None:
+    def parameters(teacher_width: int | None) -> list[int]:
+        config = ModelConfig(layers=2, d_model=16, heads=2, d_ff=32)
+        model = LanguageModel(config, 30, 8, teacher_width=teacher_width)
+        model.initialize(seed=0)
+        evaluation = EvaluationConfig(depths=(1,))
+        front = depth_front(model, evaluation, 5.0, lambda keep: 6.0, lambda keep: 6.0, rows=1)
+        return [point["parameters"] for point in front]
+
+    assert parameters(24) == parameters(None)
 
 
 def test_a_run_ends_with_its_front_in_metrics_and_result(whole: Path) -> None:
