@@ -29,6 +29,7 @@ class Budget(Section):
 
     trials: Count = 20
     hours: Positive | None = None  # the controllers' wall-clock time, over all resumes
+    device_hours: Positive | None = None  # of all ranks of all attempts
 
 
 class Resources(Section):
@@ -56,6 +57,7 @@ class StudyConfig(Section):
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (Objective(),)
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = NoPruner(name="none")
+    repeats: Count = 1  # trainings, under other seeds, of a trial before it may be the best
     budget: Budget = Budget()
     resources: Resources = Resources()
     failures: Failures = Failures()
