@@ -18,8 +18,8 @@ from hpo.space import CategoricalDimension, Dimension, check_space
 from hpo.tracking import TrackingConfig
 from hpo.transfer import WarmStart
 from trainer import config as train_config
-from trainer.config import Count, Positive
 from trainer.data import check_data
+from trainer.sections import Count, Positive
 from trainer.settings import ConfigError, Section, read_document, set_path, validated
 
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"

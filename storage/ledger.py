@@ -265,14 +265,14 @@ def _close_attempts(session: Session, controller_id: int, at: float) -> None:
 _UNSYNCED: dict[str, Any] = {"synchronize_session": False}
 
 
-class Transaction(TeacherWriter):
+class Transaction:
     """What a controller writes beside Optuna's own rows, inside `Ledger.transaction`."""
 
     def __init__(self, ledger: Ledger, session: Session, lease: Lease) -> None:
         self._ledger = ledger
         self._session = session
         self._lease = lease
-        self._study_id = lease.study_id
+        self.teachers = TeacherWriter(session, lease.study_id, self._now)
 
     def renew(self) -> None:
         """Lengthen the lease. Raises LeaseLost if it has been taken over or released."""
@@ -310,7 +310,7 @@ class Transaction(TeacherWriter):
             number=(last or 0) + 1,
             controller_id=self._lease.controller_id,
             devices=devices,
-            started_at=self._ledger._now(self._session),
+            started_at=self._now(),
         )
         self._session.add(row)
         self._session.flush()
@@ -323,7 +323,7 @@ class Transaction(TeacherWriter):
                 trial_id=attempt.trial_id,
                 step=step,
                 attempt_id=attempt.attempt_id,
-                at=self._ledger._now(self._session),
+                at=self._now(),
                 metrics=metrics,
             )
         )
@@ -367,7 +367,7 @@ class Transaction(TeacherWriter):
         self._update(
             attempt,
             **reached,
-            ended_at=self._ledger._now(self._session),
+            ended_at=self._now(),
             reason=reason.value if reason else None,
             detail=detail,
         )
