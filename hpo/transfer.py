@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.repeats import is_feasible
 from hpo.space import Dimension, FloatDimension, IntDimension
 from storage import Ledger, LedgerError, Point
-from trainer.config import Count
+from trainer.sections import Count
 from trainer.settings import ConfigError, Section, nearest, parse_assignment
 
 Space = Mapping[str, Dimension]
