@@ -299,7 +299,7 @@ class Controller:
         frozen = self._ledger.storage.get_trial(trial_id)
         document = self.config.trial_document(frozen.params, frozen.user_attrs["run_dir"])
         if self._population is not None:
-            document |= self._population.origin(frozen)
+            document |= self._population.fork_of(frozen)
         repeat = len(self._ledger.results(trial_id))
         with self._ledger.transaction(self._lease) as transaction:
             attempt = transaction.begin_attempt(trial_id, devices=self.config.resources.ranks)

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, model_validator
 
 from hpo.pruners import PrunerConfig
 from hpo.space import Dimension
-from trainer.config import EvaluationConfig
+from trainer.sections import EvaluationConfig
 from trainer.settings import ConfigError, Section, nearest
 
 HYPERVOLUME = "depth_front_hypervolume"

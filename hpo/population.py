@@ -23,7 +23,8 @@ from pydantic import Field
 from hpo.objectives import measured_late
 from hpo.space import Dimension, FloatDimension
 from storage import BudgetSpent, Transaction
-from trainer.config import Count, Fraction, TrainConfig
+from trainer.config import TrainConfig
+from trainer.sections import Count, Fraction
 from trainer.settings import ConfigError, Section
 
 # What may change while a run trains, and what must then be level between two comparisons.
@@ -112,7 +113,7 @@ class Population:
         self._study.set_user_attr("compared_at", step)
         return begun
 
-    def origin(self, trial: FrozenTrial) -> dict[str, Any]:
+    def fork_of(self, trial: FrozenTrial) -> dict[str, Any]:
         """The train setting for where the trial begins: at its parent's checkpoint, or step 0."""
         parent = trial.user_attrs.get("parent")
         if parent is None:

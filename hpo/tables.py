@@ -58,9 +58,11 @@ def trial(found: View) -> None:
     """The page of `hpo show`."""
     reason = f" ({found['reason']})" if found["reason"] else ""
     _print(f"trial {found['trial']}: {found['state']}{reason} {_values(found)}")
-    _print(f"folder: {found['run_dir']}")
+    if found["origin"]:
+        _print(f"from: {_origin(found['origin'])}")
     if found["parent"] is not None:
-        _print(f"began at step {found['parent_step']} of trial {found['parent']}")
+        _print(f"from: step {found['parent_step']} of trial {found['parent']}")
+    _print(f"folder: {found['run_dir'] or 'none yet'}")
     _print(f"cost: {found['device_seconds']:.1f} device-seconds")
     for path, value in found["params"].items():
         _print(f"  {path}={_text(value)}")
@@ -89,6 +91,22 @@ def best(name: str, found: list[View]) -> None:
         for path, value in trial["params"].items():
             _print(f"  {path}={_text(value)}")
         _print(f"next: hpo show {name} {trial['trial']}, hpo trials {name}, hpo dashboard")
+
+
+def transfer(found: View) -> None:
+    """The lines of `hpo transfer`."""
+    small, big = found["small"], found["big"]
+    _print(f"{small} and {big}: {found['configurations']} configurations in common, by")
+    _print(f"  {', '.join(found['paths'])}")
+    for metric, ranks in found["metrics"].items():
+        if ranks["spearman"] is None:
+            _print(f"{metric}: the same throughout in one of them, so without an order")
+            continue
+        low_high = ranks["spearman_95"]
+        within = f", 95 % within {low_high[0]:.2f} to {low_high[1]:.2f}" if low_high else ""
+        rho, tau = ranks["spearman"], ranks["kendall"]
+        _print(f"{metric}: Spearman's rho {rho:.3f} (p {ranks['spearman_p']:.2g}{within})")
+        _print(f"{metric}: Kendall's tau {tau:.3f} (p {ranks['kendall_p']:.2g})")
 
 
 def _metrics(key: str, rows: dict[int, View]) -> Table:
@@ -127,6 +145,10 @@ def _progress(study: View) -> str:
 
 def _states(study: View) -> str:
     return ", ".join(f"{count} {state.lower()}" for state, count in study["states"].items())
+
+
+def _origin(origin: View) -> str:
+    return f"trial {origin['trial']} of {origin['study']}" if "study" in origin else "hpo enqueue"
 
 
 def _values(trial: View, *, names: bool = True) -> str:

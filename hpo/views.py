@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.study import StudyConfig, restore_study
 from storage import Ledger, StudyRecord, TeacherRecord
+from storage.points import known_params
 from trainer.settings import ConfigError
 
 View = dict[str, Any]
@@ -116,7 +117,7 @@ class _Study:
         alive = [c for c in self.controllers if c.alive]
         return {
             "study": self.record.name,
-            "trials": len(self.trials),
+            "trials": len(self.trials) - states["WAITING"],
             "budget": self.record.budget_trials,
             "states": dict(states),
             "controller": f"process {alive[0].pid} on {alive[0].host}" if alive else None,
@@ -143,5 +144,6 @@ class _Study:
             "values": dict(zip(names, values, strict=True)) if values else {},
             "attempts": len(attempts),
             "device_seconds": round(sum(a.device_seconds for a in attempts), 3),
-            "params": trial.params,
+            "params": known_params(trial),
+            "origin": trial.user_attrs.get("origin"),
         }
