@@ -11,7 +11,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,13 +19,14 @@ from optuna.exceptions import OptunaError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from hpo.judge import Assignment, Judge, Verdict
 from hpo.messages import Job, Message
+from hpo.repeats import repeat_document
 from hpo.samplers import make_sampler
 from hpo.space import suggest
 from hpo.study import StudyConfig
 from hpo.teaching import TeacherAttempt, Teaching
 from storage import (
-    Attempt,
     BudgetSpent,
     Lease,
     Ledger,
@@ -40,28 +40,6 @@ from storage import (
 logger = logging.getLogger("hpo.controller")
 
 LEDGER_ERRORS = (LedgerError, OptunaError, SQLAlchemyError)
-
-
-@dataclass
-class Assignment:
-    """One attempt to be run."""
-
-    number: int  # of the trial
-    trial: optuna.Trial
-    attempt: Attempt
-    config: dict[str, Any]  # the train config as a document
-    params: dict[str, Any]
-    reported_step: int  # last optimizer step the ledger has metrics of; 0 for none
-
-    @property
-    def job(self) -> int:
-        """What its gang works at."""
-        return self.number
-
-    @property
-    def attempt_number(self) -> int:
-        """The attempt's number among its trial's."""
-        return self.attempt.number
 
 
 class Observer(Protocol):
@@ -109,7 +87,11 @@ class Controller:
         self._lease = lease
         self._runs = runs
         self._observers = observers
-        self._again = deque(ledger.orphans(record))
+        self._judge = Judge(ledger, self.study, config)
+        self._parked: dict[int, int] = {}  # trial ids by number
+        self._again: deque[int] = deque()
+        for trial_id in ledger.orphans(record):
+            self._sort_in(trial_id)
         self._budget_spent = record.reserved_trials >= record.budget_trials
         self._teaching = Teaching(ledger, record, config, lease, self._tell_of_teacher)
         self._failures = 0  # trials in a row; a resume counts anew, what was wrong may be mended
@@ -123,12 +105,12 @@ class Controller:
                 return True
             if self.running or self._teaching.attempt:
                 return False
-            if self._teaching.failure:
+            if self._teaching.failure or self.stopping:
                 return True
-            return self.stopping or (not self._again and not self._may_ask())
+            return not (self._again or self._parked or self._may_ask())
 
     def next(self) -> Assignment | TeacherAttempt | None:
-        """The next attempt to run: of a teacher, then of an orphaned or lost trial, then a new one.
+        """The next attempt: of a teacher, of an orphaned, lost or promoted trial, of a new one.
 
         None when there is none at the moment; `exhausted` tells whether to ask again.
         """
@@ -140,7 +122,7 @@ class Controller:
                     teaching = self._teaching.next()
                     if teaching or not self._teaching.done:
                         return teaching
-                assignment = self._readopt(self._again.popleft()) if self._again else self._ask()
+                assignment = self._next_trial()
             except LEDGER_ERRORS as error:
                 self.abandon(error)
                 return None
@@ -150,6 +132,43 @@ class Controller:
         for observer in self._observers:
             observer.begin(assignment.number, assignment.attempt.number, assignment.config)
         return assignment
+
+    def _next_trial(self) -> Assignment | None:
+        if self._again:
+            return self._readopt(self._again.popleft())
+        promoted = self._promoted()
+        if promoted is not None:
+            return self._readopt(promoted)
+        assignment = self._ask()
+        if assignment is None and not self.running:
+            return self._end_of_halving()
+        return assignment
+
+    def _promoted(self) -> int | None:
+        """The id of a parked trial that may go on now."""
+        if not self._parked or self._judge.halving is None or self._over():
+            return None
+        number = self._judge.halving.promotable(self._parked, self._judge.curves())
+        return None if number is None else self._parked.pop(number)
+
+    def _end_of_halving(self) -> Assignment | None:
+        """With nothing left to wait for: carry one trial through if none was, retire the others."""
+        halving, complete = self._judge.halving, (TrialState.COMPLETE,)
+        if halving is None or not self._parked or self.failing:
+            self._parked.clear()
+            return None
+        if not self._over() and not self.study.get_trials(deepcopy=False, states=complete):
+            number = halving.furthest(self._parked, self._judge.curves())
+            assert number is not None
+            return self._readopt(self._parked.pop(number))
+        with self._ledger.transaction(self._lease):
+            for trial_id in self._parked.values():
+                self._judge.retire(optuna.Trial(self.study, trial_id))
+        for number in self._parked:
+            for observer in self._observers:
+                observer.end(number, TrialState.PRUNED.name, Reason.PRUNED.value)
+        self._parked.clear()
+        return None
 
     def handle(self, job: Job, attempt: int, message: Message) -> bool:
         """Write what an attempt at `job` said; whether it may go on.
@@ -182,19 +201,23 @@ class Controller:
                 return False
             try:
                 with self._ledger.transaction(self._lease) as transaction:
-                    reason, state = self._write(transaction, assignment, message)
+                    verdict = self._judge.write(transaction, assignment, message)
             except LEDGER_ERRORS as error:
                 self.abandon(error)
                 return False
-            ended = message.kind != "evaluated" or state is not None
-            if ended:
-                del self.running[number]
-            if state is not None:
-                self._failures = self._failures + 1 if state is TrialState.FAIL else 0
-            if ended and state is None and reason is Reason.WORKER_LOST:
-                self._again.append(assignment.attempt.trial_id)
-        self._tell_observers(number, message, ended, state, reason)
-        return not ended
+            if verdict is not None:
+                self._follow(assignment, verdict)
+        self._tell_observers(assignment, message, verdict)
+        return verdict is None
+
+    def _follow(self, assignment: Assignment, verdict: Verdict) -> None:
+        del self.running[assignment.number]
+        if verdict.state is not None:
+            self._failures = self._failures + 1 if verdict.state is TrialState.FAIL else 0
+        elif verdict.again:
+            self._again.append(assignment.attempt.trial_id)
+        elif verdict.reason is Reason.PARKED:
+            self._parked[assignment.number] = assignment.attempt.trial_id
 
     def abandon(self, error: Exception) -> None:
         """Leave everything as the ledger has it, because `error` keeps this from writing there."""
@@ -218,107 +241,52 @@ class Controller:
         trial.set_user_attr("run_dir", str(folder))
         attempt = transaction.begin_attempt(trial._trial_id, devices=self.config.resources.ranks)
         document = self.config.trial_document(params, str(folder))
-        return Assignment(trial.number, trial, attempt, document, params, 0)
+        return Assignment(trial.number, trial, attempt, document, params)
+
+    def _sort_in(self, trial_id: int) -> None:
+        """Take over a RUNNING trial that no controller executes: parked, or to go on at once."""
+        attempts = self._ledger.trial_attempts(trial_id)
+        if attempts and attempts[-1].reason is Reason.PARKED and self._judge.halving:
+            self._parked[self._ledger.storage.get_trial(trial_id).number] = trial_id
+        else:
+            self._again.append(trial_id)
 
     def _readopt(self, trial_id: int) -> Assignment:
         """The next attempt of a RUNNING trial: its number and parameters stay as they are."""
         trial = optuna.Trial(self.study, trial_id)
         frozen = self._ledger.storage.get_trial(trial_id)
         document = self.config.trial_document(frozen.params, frozen.user_attrs["run_dir"])
+        repeat = len(self._ledger.results(trial_id))
         with self._ledger.transaction(self._lease) as transaction:
             attempt = transaction.begin_attempt(trial_id, devices=self.config.resources.ranks)
-        reported = max(self._ledger.metrics(trial_id), default=0)
-        return Assignment(trial.number, trial, attempt, document, frozen.params, reported)
+        # Only the first training's evaluations are in the ledger.
+        reported = document["steps"] if repeat else max(self._ledger.metrics(trial_id), default=0)
+        document = repeat_document(document, repeat)
+        return Assignment(trial.number, trial, attempt, document, frozen.params, reported, repeat)
 
     def _may_ask(self) -> bool:
-        if self.stopping or self._budget_spent or self.gave_up:
+        if self.stopping or self._budget_spent or self._over():
             return False
         if self._failures >= self.config.failures.max_failures:
             self.failing = True
             self.gave_up = f"the last {self._failures} trials failed (failures.max_failures)"
-        elif self._hours_spent():
-            self.gave_up = f"the budget of {self.config.budget.hours:g} hours is spent"
         return self.gave_up is None
 
-    def _hours_spent(self) -> bool:
-        hours = self.config.budget.hours
-        if hours is None:
-            return False
-        controllers = self._ledger.controllers(self._record)
-        return sum(c.seen_at - c.started_at for c in controllers) >= hours * 3600
+    def _over(self) -> bool:
+        """Whether no trial is begun or promoted any more, whatever the budget of trials."""
+        if self.gave_up is None:
+            self.gave_up = self._time_spent()
+        return self.gave_up is not None
 
-    def _write(
-        self, transaction: Transaction, assignment: Assignment, message: Message
-    ) -> tuple[Reason | None, TrialState | None]:
-        """Write `message`; why the attempt ended and the trial's final state, where they did."""
-        if message.first_step is not None:
-            transaction.record_first_step(assignment.attempt, message.first_step)
-        if message.kind in ("evaluated", "finished"):
-            self._record_metrics(transaction, assignment, message)
-        reason, state = self._verdict(assignment, message)
-        if message.kind == "evaluated" and state is None:
-            return None, None
-        transaction.end_attempt(assignment.attempt, reason, message.detail, step=message.step)
-        if state is not None:
-            self._finish(assignment, message, reason, state)
-        return reason, state
-
-    def _record_metrics(
-        self, transaction: Transaction, assignment: Assignment, message: Message
-    ) -> None:
-        transaction.record_metrics(assignment.attempt, message.step, message.metrics)
-        transaction.record_depth_front(assignment.attempt, message.step, message.depth_front)
-        value = message.metrics.get(self.config.objectives[0].metric)  # some come only at the end
-        single = len(self.config.objectives) == 1
-        if single and value is not None and message.step > assignment.reported_step:
-            # A re-adopted trial's late lines may be in the ledger already.
-            assignment.trial.report(value, message.step)
-        assignment.reported_step = max(assignment.reported_step, message.step)
-
-    def _verdict(
-        self, assignment: Assignment, message: Message
-    ) -> tuple[Reason | None, TrialState | None]:
-        """design.md's table of endings: the reason, and the final state unless it runs again."""
-        match message.kind:
-            case "evaluated":
-                if len(self.config.objectives) == 1 and assignment.trial.should_prune():
-                    return Reason.PRUNED, TrialState.PRUNED
-                return None, None
-            case "finished":
-                return None, TrialState.COMPLETE
-            case "diverged":
-                return Reason.DIVERGED, TrialState.PRUNED
-            case "out_of_memory":
-                return Reason.OUT_OF_MEMORY, TrialState.PRUNED
-            case "error":
-                return Reason.ERROR, TrialState.FAIL
-            case "stopped":
-                return Reason.STOPPED, None
-            case "worker_lost" | "busy":
-                attempts = self._ledger.trial_attempts(assignment.attempt.trial_id)
-                lost = 1 + sum(a.reason is Reason.WORKER_LOST for a in attempts)
-                used_up = lost > self.config.failures.max_retries
-                return Reason.WORKER_LOST, TrialState.FAIL if used_up else None
-
-    def _finish(
-        self, assignment: Assignment, message: Message, reason: Reason | None, state: TrialState
-    ) -> None:
-        """Tell Optuna, and leave on the trial what its dashboard shows."""
-        trial = assignment.trial
-        attempts = self._ledger.trial_attempts(assignment.attempt.trial_id)
-        trial.set_user_attr("attempts", len(attempts))
-        trial.set_user_attr("device_seconds", round(sum(a.device_seconds for a in attempts), 3))
-        if reason is not None:
-            trial.set_user_attr("reason", reason.value)
-        if message.detail:
-            trial.set_user_attr("detail", message.detail.strip().splitlines()[-1][:500])
-        if reason is Reason.OUT_OF_MEMORY:
-            # A broken constraint, in the form that samplers and the dashboard both read.
-            self._ledger.storage.set_trial_system_attr(trial._trial_id, "constraints", [1.0])
-        values = None
-        if state is TrialState.COMPLETE:
-            values = [message.metrics[o.metric] for o in self.config.objectives]
-        self.study.tell(trial, values, state=state)
+    def _time_spent(self) -> str | None:
+        hours, device_hours = self.config.budget.hours, self.config.budget.device_hours
+        controllers = self._ledger.controllers(self._record) if hours is not None else []
+        if hours and sum(c.seen_at - c.started_at for c in controllers) >= hours * 3600:
+            return f"the budget of {hours:g} hours is spent"
+        if device_hours is None:
+            return None
+        spent = self._ledger.device_seconds(self._record) >= device_hours * 3600
+        return f"the budget of {device_hours:g} device-hours is spent" if spent else None
 
     def _tell_of_teacher(self, teacher: TeacherRecord) -> None:
         for observer in self._observers:
@@ -327,19 +295,17 @@ class Controller:
             logger.warning("teacher %s: %s: %s", teacher.key, teacher.reason, teacher.detail)
 
     def _tell_observers(
-        self,
-        number: int,
-        message: Message,
-        ended: bool,
-        state: TrialState | None,
-        reason: Reason | None,
+        self, assignment: Assignment, message: Message, verdict: Verdict | None
     ) -> None:
+        number = assignment.number
+        ended = verdict is not None and verdict.state is not None
         for observer in self._observers:
-            if message.kind in ("evaluated", "finished"):
-                observer.report(number, message.step, message.metrics)
-            if ended:
-                observer.end(
-                    number, (state or TrialState.RUNNING).name, reason.value if reason else None
-                )
-        if ended and reason in (Reason.ERROR, Reason.WORKER_LOST):
-            logger.warning("trial %d: %s: %s", number, reason, message.detail)
+            # Of several trainings the first is followed; then comes what all of them come to.
+            if message.metrics and (assignment.repeat == 0 or ended):
+                metrics = (verdict and verdict.means) or message.metrics
+                observer.report(number, message.step, metrics)
+            if verdict is not None:
+                state = verdict.state or TrialState.RUNNING
+                observer.end(number, state.name, verdict.reason and verdict.reason.value)
+        if verdict is not None and verdict.reason in (Reason.ERROR, Reason.WORKER_LOST):
+            logger.warning("trial %d: %s: %s", number, verdict.reason, message.detail)

@@ -52,4 +52,19 @@ class Asha(Section):
         )
 
 
-PrunerConfig = Annotated[NoPruner | Median | Asha, Field(discriminator="name")]
+class ParkedHalving(Section):
+    """As `asha`, but a trial that is not among the best is parked, and may go on later.
+
+    What it trained is never trained again; hpo/halving.py decides.
+    """
+
+    name: Literal["parked_halving"]
+    min_steps: Steps = 100
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+
+    def make(self) -> BasePruner:
+        """None of Optuna's stops a trial."""
+        return NopPruner()
+
+
+PrunerConfig = Annotated[NoPruner | Median | Asha | ParkedHalving, Field(discriminator="name")]

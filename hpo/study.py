@@ -32,6 +32,7 @@ class Budget(Section):
 
     trials: Count = 20
     hours: Positive | None = None  # the controllers' wall-clock time, over all resumes
+    device_hours: Positive | None = None  # of all ranks of all attempts
 
 
 class Resources(Section):
@@ -60,6 +61,7 @@ class StudyConfig(Section):
     constraints: tuple[Constraint, ...] = ()
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = NoPruner(name="none")
+    repeats: Count = 1  # trainings, under other seeds, of a trial before it may be the best
     budget: Budget = Budget()
     resources: Resources = Resources()
     failures: Failures = Failures()

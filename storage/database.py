@@ -20,7 +20,7 @@ from storage.errors import LedgerError
 from storage.session import JoinedSession
 
 VERSION_TABLE = "hpo_alembic_version"
-HEAD = "0003"
+HEAD = "0004"
 BUSY_SECONDS = 30  # how long SQLite waits for another writer
 
 

@@ -38,6 +38,7 @@ from storage.models import (
     ControllerRow,
     DepthPointRow,
     MetricsRow,
+    ResultRow,
     StudyRow,
     TeacherRow,
 )
@@ -206,6 +207,7 @@ class Ledger(Reader):
         for model, parent in (
             (DepthPointRow, TRIALS.c.trial_id),
             (MetricsRow, TRIALS.c.trial_id),
+            (ResultRow, TRIALS.c.trial_id),
             (AttemptRow, TRIALS.c.trial_id),
             (ControllerRow, STUDIES.c.study_id),
             (TeacherRow, STUDIES.c.study_id),
@@ -310,6 +312,22 @@ class Transaction(TeacherWriter):
         """Keep the trial's depth front at optimizer step `step`; `points` by our columns' names."""
         for point in points:
             self._session.merge(DepthPointRow(trial_id=attempt.trial_id, step=step, **point))
+
+    def record_result(self, attempt: Attempt, repeat: int, metrics: dict[str, float]) -> None:
+        """Keep what the `repeat`-th training (from 0) of the attempt's trial came to."""
+        self._session.merge(
+            ResultRow(
+                trial_id=attempt.trial_id,
+                repeat=repeat,
+                attempt_id=attempt.attempt_id,
+                metrics=metrics,
+            )
+        )
+        self._session.flush()
+
+    def record_last_step(self, attempt: Attempt, step: int) -> None:
+        """Keep the optimizer step that the attempt has come to."""
+        self._update(attempt, last_step=step)
 
     def record_first_step(self, attempt: Attempt, step: int) -> None:
         """Keep the optimizer step that the attempt started or resumed from."""

@@ -102,6 +102,17 @@ class MetricsRow(Base):
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
+class ResultRow(Base):
+    """What one training of a trial came to, where the trial has several, under other seeds."""
+
+    __tablename__ = "hpo_results"
+
+    trial_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    repeat: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)  # from 0
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("hpo_attempts.id"))
+    metrics: Mapped[dict[str, Any]] = mapped_column(JSON)  # its last
+
+
 class DepthPointRow(Base):
     """A trial's model at one depth, without retraining, as it was at an optimizer step."""
 

@@ -17,6 +17,7 @@ from storage.models import (
     ControllerRow,
     DepthPointRow,
     MetricsRow,
+    ResultRow,
     StudyRow,
     TeacherRow,
 )
@@ -135,6 +136,28 @@ class Reader:
                 .order_by(MetricsRow.step)
             )
             return {row.step: dict(row.metrics) for row in rows}
+
+    def results(self, trial_id: int) -> list[dict[str, float]]:
+        """The last metrics of each training of a trial that has several, in order."""
+        with self._sessions() as session:
+            rows = session.scalars(
+                sa.select(ResultRow)
+                .where(ResultRow.trial_id == trial_id)
+                .order_by(ResultRow.repeat)
+            )
+            return [dict(row.metrics) for row in rows]
+
+    def device_seconds(self, study: StudyRecord) -> float:
+        """Cost of all attempts of the study so far, those that still run up to now."""
+        with self._sessions() as session:
+            now = clock(self._dialect)
+            seconds = sa.func.coalesce(AttemptRow.ended_at, now) - AttemptRow.started_at
+            spent = session.scalar(
+                sa.select(sa.func.sum(seconds * AttemptRow.devices))
+                .join(TRIALS, TRIALS.c.trial_id == AttemptRow.trial_id)
+                .where(TRIALS.c.study_id == study.study_id)
+            )
+            return float(spent or 0.0)
 
     def depth_front(self, trial_id: int) -> list[dict[str, Any]]:
         """The trial's newest depth front, the shallowest sub-model first; empty if it has none."""

@@ -13,6 +13,7 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     WORKER_LOST = "worker_lost"  # a rank or node lost, a hang, an unreadable checkpoint
     ERROR = "error"  # the code raised
+    PARKED = "parked"  # at a rung, checkpointed: goes on if it comes to be among the best there
     STOPPED = "stopped"  # by a person; the trial goes on at a resume
     CONTROLLER_LOST = "controller_lost"  # the controller died; the trial is adopted
 

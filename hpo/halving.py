@@ -1,0 +1,65 @@
+"""Successive halving that pauses: a trial waits at each rung until it is among the best there.
+
+Optuna's `asha` decides once, when a trial comes to a rung, and stops the trial for good. Here the
+trial is parked with its checkpoint, its gang is freed, and it goes on whenever it has come to be
+among the best 1/`reduction_factor` of all that reached its rung (asynchronous successive halving
+as published, Li et al. 2018, arXiv 1810.05934). Nothing here knows a ledger: it is told curves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+Curve = Mapping[int, float]  # value by resource, to be made small: steps, or tokens
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Rungs at `min_steps` times the powers of `reduction_factor`, without an end."""
+
+    min_steps: int
+    reduction_factor: int
+
+    def rung_values(self, curve: Curve) -> list[float]:
+        """The value at each rung that the curve reached: its first at or past the rung."""
+        values: list[float] = []
+        rung = self.min_steps
+        for resource in sorted(curve):
+            while resource >= rung:
+                values.append(curve[resource])
+                rung *= self.reduction_factor
+        return values
+
+    def goes_on(self, trial: int, resource: int, curves: Mapping[int, Curve]) -> bool:
+        """Whether a trial that has just reported at `resource` goes on instead of being parked."""
+        before = {at: value for at, value in curves[trial].items() if at < resource}
+        reached = self._reached(curves)
+        rung = len(reached[trial])
+        return rung == len(self.rung_values(before)) or trial in self._best(rung, reached)
+
+    def promotable(self, parked: Collection[int], curves: Mapping[int, Curve]) -> int | None:
+        """The parked trial to go on with: of the highest rung that has one, the best."""
+        reached = self._reached(curves)
+        for rung in sorted({len(reached[trial]) for trial in parked}, reverse=True):
+            for trial in self._best(rung, reached):
+                if trial in parked and len(reached[trial]) == rung:
+                    return trial
+        return None
+
+    def furthest(self, parked: Collection[int], curves: Mapping[int, Curve]) -> int | None:
+        """The best of those parked at the highest rung, to be carried through if none else was."""
+        reached = self._reached(curves)
+        return min(
+            parked,
+            key=lambda trial: (-len(reached[trial]), reached[trial][-1:], trial),
+            default=None,
+        )
+
+    def _reached(self, curves: Mapping[int, Curve]) -> dict[int, list[float]]:
+        return {trial: self.rung_values(curve) for trial, curve in curves.items()}
+
+    def _best(self, rung: int, reached: Mapping[int, list[float]]) -> list[int]:
+        # Of the trials that reached the `rung`-th rung (from 1) those that may pass it, best first.
+        there = sorted((v[rung - 1], trial) for trial, v in reached.items() if len(v) >= rung > 0)
+        return [trial for _, trial in there[: len(there) // self.reduction_factor]]

@@ -1,0 +1,194 @@
+"""How attempts end: design.md's table of endings, pruning, parking, and what Optuna is told.
+
+Called by the controller inside its transactions. Nothing here knows who runs attempts, or decides
+what runs next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from hpo.halving import Curve, Halving
+from hpo.messages import Message
+from hpo.pruners import ParkedHalving
+from hpo.repeats import mean_metrics, promising, standard_errors
+from hpo.study import StudyConfig
+from storage import Attempt, Ledger, Reason, Transaction
+
+
+@dataclass
+class Assignment:
+    """One attempt to be run."""
+
+    number: int  # of the trial
+    trial: optuna.Trial
+    attempt: Attempt
+    config: dict[str, Any]  # the train config as a document
+    params: dict[str, Any]
+    reported_step: int = 0  # last optimizer step the ledger has metrics of
+    repeat: int = 0  # which of the trial's trainings it is
+
+    @property
+    def job(self) -> int:
+        """What its gang works at."""
+        return self.number
+
+    @property
+    def attempt_number(self) -> int:
+        """The attempt's number among its trial's."""
+        return self.attempt.number
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an attempt ended."""
+
+    reason: Reason | None  # None: all its steps were done
+    state: TrialState | None  # the trial's final one; None: it stays RUNNING
+    again: bool = False  # whether its next attempt is due now
+    means: dict[str, float] | None = None  # of a COMPLETE trial: over its trainings
+
+
+class Judge:
+    """Writes what attempts at a study's trials say, and gives its verdict on each."""
+
+    def __init__(self, ledger: Ledger, study: optuna.Study, config: StudyConfig) -> None:
+        self._ledger = ledger
+        self._study = study
+        self._config = config
+        self._metrics = [objective.metric for objective in config.objectives]
+        pruner = config.pruner
+        self.halving: Halving | None = None
+        if isinstance(pruner, ParkedHalving):
+            self.halving = Halving(pruner.min_steps, pruner.reduction_factor)
+
+    def write(
+        self, transaction: Transaction, assignment: Assignment, message: Message
+    ) -> Verdict | None:
+        """Write `message`, and the end of its attempt if it is one; None if the attempt goes on."""
+        if message.first_step is not None:
+            transaction.record_first_step(assignment.attempt, message.first_step)
+        if message.kind in ("evaluated", "finished"):
+            self._record(transaction, assignment, message)
+        verdict = self._verdict(transaction, assignment, message)
+        if verdict is None:
+            return None
+        transaction.end_attempt(
+            assignment.attempt, verdict.reason, message.detail, step=message.step
+        )
+        if verdict.state is not None:
+            self._finish(assignment, message, verdict, verdict.state)
+        return verdict
+
+    def retire(self, trial: optuna.Trial) -> None:
+        """End a parked trial that will not be promoted any more, as pruned where it stands."""
+        self._tell(trial, trial._trial_id, Reason.PRUNED, TrialState.PRUNED)
+
+    def curves(self) -> dict[int, Curve]:
+        """Each trial's reported values by resource, to be made small, by its number."""
+        sign = -1 if self._study.directions[0] is StudyDirection.MAXIMIZE else 1
+        return {
+            trial.number: {at: sign * value for at, value in trial.intermediate_values.items()}
+            for trial in self._study.get_trials(deepcopy=False)
+        }
+
+    def _record(self, transaction: Transaction, assignment: Assignment, message: Message) -> None:
+        if assignment.repeat > 0:
+            # The curves in the ledger are those of the first training.
+            transaction.record_last_step(assignment.attempt, message.step)
+            return
+        transaction.record_metrics(assignment.attempt, message.step, message.metrics)
+        transaction.record_depth_front(assignment.attempt, message.step, message.depth_front)
+        value = message.metrics.get(self._metrics[0])  # some come only at the end
+        # A re-adopted trial's late lines may be in the ledger already.
+        new = message.step > assignment.reported_step
+        if len(self._metrics) == 1 and value is not None and new:
+            assignment.trial.report(value, message.step)
+        assignment.reported_step = max(assignment.reported_step, message.step)
+
+    def _verdict(
+        self, transaction: Transaction, assignment: Assignment, message: Message
+    ) -> Verdict | None:
+        match message.kind:
+            case "evaluated":
+                return self._at_evaluation(assignment, message.step)
+            case "finished":
+                return self._at_last_step(transaction, assignment, message)
+            case "diverged":
+                return Verdict(Reason.DIVERGED, TrialState.PRUNED)
+            case "out_of_memory":
+                return Verdict(Reason.OUT_OF_MEMORY, TrialState.PRUNED)
+            case "error":
+                return Verdict(Reason.ERROR, TrialState.FAIL)
+            case "stopped":
+                return Verdict(Reason.STOPPED, None)
+            case "worker_lost" | "busy":
+                attempts = self._ledger.trial_attempts(assignment.attempt.trial_id)
+                lost = 1 + sum(a.reason is Reason.WORKER_LOST for a in attempts)
+                if lost > self._config.failures.max_retries:
+                    return Verdict(Reason.WORKER_LOST, TrialState.FAIL)
+                return Verdict(Reason.WORKER_LOST, None, again=True)
+
+    def _at_evaluation(self, assignment: Assignment, step: int) -> Verdict | None:
+        if assignment.repeat > 0 or len(self._metrics) > 1:
+            return None
+        if self.halving is not None:
+            goes_on = self.halving.goes_on(assignment.number, step, self.curves())
+            return None if goes_on else Verdict(Reason.PARKED, None)
+        return (
+            Verdict(Reason.PRUNED, TrialState.PRUNED) if assignment.trial.should_prune() else None
+        )
+
+    def _at_last_step(
+        self, transaction: Transaction, assignment: Assignment, message: Message
+    ) -> Verdict:
+        if self._config.repeats == 1:
+            return Verdict(None, TrialState.COMPLETE, means=message.metrics)
+        transaction.record_result(assignment.attempt, assignment.repeat, message.metrics)
+        results = self._ledger.results(assignment.attempt.trial_id)
+        means = mean_metrics(results)
+        enough = len(results) >= self._config.repeats or not promising(
+            [means[metric] for metric in self._metrics],
+            self._study.get_trials(deepcopy=False),
+            self._study.directions,
+        )
+        if not enough:
+            return Verdict(None, None, again=True)
+        return Verdict(None, TrialState.COMPLETE, means=means)
+
+    def _finish(
+        self, assignment: Assignment, message: Message, verdict: Verdict, state: TrialState
+    ) -> None:
+        trial, trial_id = assignment.trial, assignment.attempt.trial_id
+        if message.detail:
+            trial.set_user_attr("detail", message.detail.strip().splitlines()[-1][:500])
+        if verdict.reason is Reason.OUT_OF_MEMORY:
+            # A broken constraint, in the form that samplers and the dashboard both read.
+            self._ledger.storage.set_trial_system_attr(trial_id, "constraints", [1.0])
+        results = self._ledger.results(trial_id)
+        if len(results) > 1:
+            trial.set_user_attr("repeats", len(results))
+            trial.set_user_attr("standard_errors", standard_errors(results, self._metrics))
+        values = [verdict.means[metric] for metric in self._metrics] if verdict.means else None
+        self._tell(trial, trial_id, verdict.reason, state, values)
+
+    def _tell(
+        self,
+        trial: optuna.Trial,
+        trial_id: int,
+        reason: Reason | None,
+        state: TrialState,
+        values: list[float] | None = None,
+    ) -> None:
+        """Tell Optuna, and leave on the trial what its dashboard shows."""
+        attempts = self._ledger.trial_attempts(trial_id)
+        trial.set_user_attr("attempts", len(attempts))
+        trial.set_user_attr("device_seconds", round(sum(a.device_seconds for a in attempts), 3))
+        if reason is not None:
+            trial.set_user_attr("reason", reason.value)
+        self._study.tell(trial, values, state=state)

@@ -1,0 +1,61 @@
+"""Repeats: a promising configuration is trained again under other seeds before it may be best.
+
+One training's perplexity is one draw. A trial whose value would be the best stays RUNNING until
+`repeats` trainings agree on it; its value is then their mean, and their standard error is kept.
+One that falls behind on the way ends there, with the mean so far.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+Metrics = Mapping[str, float]
+
+
+def mean_metrics(results: Sequence[Metrics]) -> dict[str, float]:
+    """Each metric's mean over `results`, of those that all of them have."""
+    common = [name for name in results[0] if all(name in result for result in results)]
+    return {name: statistics.fmean(result[name] for result in results) for name in common}
+
+
+def standard_errors(results: Sequence[Metrics], names: Iterable[str]) -> list[float]:
+    """Of the mean of each metric in `names`: the sample deviation over the root of n, n > 1."""
+    return [
+        statistics.stdev(result[name] for result in results) / len(results) ** 0.5 for name in names
+    ]
+
+
+def promising(
+    values: Sequence[float], others: Iterable[FrozenTrial], directions: Sequence[StudyDirection]
+) -> bool:
+    """Whether no other trial, feasible and COMPLETE, is as good as `values` or better in all."""
+    signs = [-1 if direction is StudyDirection.MAXIMIZE else 1 for direction in directions]
+    return not any(
+        all(
+            sign * theirs <= sign * ours
+            for sign, theirs, ours in zip(signs, other.values, values, strict=True)
+        )
+        for other in others
+        if other.state is TrialState.COMPLETE and is_feasible(other)
+    )
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether the trial breaks none of its study's constraints."""
+    return all(violation <= 0 for violation in trial.constraints.values())
+
+
+def repeat_document(document: dict[str, Any], repeat: int) -> dict[str, Any]:
+    """The train config of the `repeat`-th training (from 0) of a trial, from that of its first."""
+    if repeat == 0:
+        return document
+    return {
+        **document,
+        "seed": (document["seed"] + repeat) % 2**32,
+        "output_dir": f"{document['output_dir']}/repeat-{repeat}",
+    }
