@@ -27,7 +27,7 @@ class Conditional(Section):
 
     when: dict[
         str, Annotated[tuple[Scalar, ...], BeforeValidator(_listed), Field(min_length=1)]
-    ] = {}
+    ] = Field(default_factory=dict)
 
     def can_be(self, value: Scalar) -> bool:
         """Whether a trial may have this value; none may be waited for unless a subclass says so."""

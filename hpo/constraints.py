@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from pydantic import FiniteFloat, model_validator
 
 from hpo.objectives import Metric, check_measured
@@ -34,7 +34,12 @@ class Constraint(Section):
     def violation(self, value: float) -> float:
         """How far `value` is past the bound, as a share of it; of a bound of 0, as it is."""
         past = value - self.max if self.max is not None else (self.min or 0.0) - value
-        return past / (abs(self.max or self.min or 0.0) or 1.0)
+        return past / self.unit
+
+    @property
+    def unit(self) -> float:
+        """What a violation of 1 is, in the metric's own unit."""
+        return abs(self.max or self.min or 0.0) or 1.0
 
     def __str__(self) -> str:
         if self.max is not None:
@@ -70,9 +75,12 @@ def is_feasible(trial: FrozenTrial) -> bool:
 
 
 def broken(constraints: Sequence[Constraint], trial: FrozenTrial) -> dict[str, float] | None:
-    """By how much an ended trial breaks which constraints; None where there is nothing to keep."""
-    if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or not trial.constraints:
+    """Which constraints an ended trial breaks, by how much in the metric's own unit.
+
+    None where there is nothing to keep, or it is not known yet.
+    """
+    if not constraints or not trial.constraints:
         return None
-    names = [*map(str, constraints), OUT_OF_MEMORY]
-    values = trial.constraints.values()
-    return {name: value for name, value in zip(names, values, strict=True) if value > 0}
+    units = {str(constraint): constraint.unit for constraint in constraints} | {OUT_OF_MEMORY: 1.0}
+    found = zip(units.items(), trial.constraints.values(), strict=True)
+    return {name: violation * unit for (name, unit), violation in found if violation > 0}
