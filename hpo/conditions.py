@@ -26,7 +26,7 @@ class Conditional(Section):
     """What is searched only `when` each of these paths has one of its values."""
 
     when: dict[
-        str, Annotated[tuple[Scalar, ...], BeforeValidator(_listed), Field(min_length=1)]
+        str, Annotated[tuple[Scalar, ...], Field(min_length=1), BeforeValidator(_listed)]
     ] = Field(default_factory=dict)
 
     def can_be(self, value: Scalar) -> bool:
@@ -77,7 +77,7 @@ def _check_searched(
 ) -> None:
     for value in values:
         if not dimension.can_be(value):
-            raise ConfigError(f"{what}: {value!r} is no value that space.{parent} can be asked for")
+            raise ConfigError(f"{what}: space.{parent} has no choice {value!r}")
 
 
 def _check_fixed(
