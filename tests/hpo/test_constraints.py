@@ -196,3 +196,12 @@ def test_a_mistake_in_a_constraint_is_named(
 ) -> None:
     message = refusal(tmp_path, constraints=[constraint])
     assert message.removeprefix("constraints.0").lstrip(".: ").startswith(words)
+
+
+def test_what_cannot_be_best_is_not_trained_again_under_other_seeds(url: str) -> None:
+    stage = Stage(url, constraints=BOUNDS, repeats=2)
+    controller = stage.controller()
+    assert [play(controller, ended(5)) for _ in range(2)] == [0, 0]
+    assert play(controller, ended(3, memory=1100)) == 1
+    assert play(controller, ended(4)) == 2, "the infeasible one was not repeated"
+    assert play(controller, ended(4)) == 2, "nor is it one to be better than"

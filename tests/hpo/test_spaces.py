@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hpo.study import load_study, restore_study
 from hpo.teachers import with_teachers
 from tests.hpo.test_controller import Stage, finish, ppl
 from tests.hpo.test_study_files import refusal, written
+from trainer.settings import parse_document
 
 POLICY = {"type": "categorical", "choices": ["none", "static", "linear"]}
 DROP = {"type": "float", "low": 0.1, "high": 0.4}
@@ -245,3 +247,15 @@ def test_teachers_named_by_a_choice_are_trained_and_its_conditions_follow(
     file = written(tmp_path, space=space)
     study, trained = with_teachers(load_study(file), str(file))
     assert study.space["distillation.beta"].when["distillation.teacher"] == (trained[1].folder,)
+
+
+def test_the_readme_s_examples_of_conditions_and_constraints_load(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    blocks = re.findall(r"^```yaml\n((?:space|objectives):.*?)^```", readme, re.M | re.S)
+    shown = {key: value for block in blocks for key, value in parse_document(block, "").items()}
+    study = load_study(written(tmp_path, **shown))
+    assert study.space["optim.warmup_steps"].when == {"model": ("large",)}
+    assert [str(constraint) for constraint in study.constraints] == [
+        "peak_memory_bytes <= 4e+10",
+        "tokens_per_second >= 100",
+    ]
