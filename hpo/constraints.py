@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 from pydantic import FiniteFloat, model_validator
 
 from hpo.objectives import Metric, check_measured
-from trainer.config import EvaluationConfig
+from trainer.sections import EvaluationConfig
 from trainer.settings import Section
 
 OUT_OF_MEMORY = "out_of_memory"

@@ -10,7 +10,7 @@ from optuna.study import StudyDirection
 from pydantic import AfterValidator, model_validator
 
 from hpo.pruners import PrunerConfig
-from trainer.config import EvaluationConfig
+from trainer.sections import EvaluationConfig
 from trainer.settings import ConfigError, Section, nearest
 
 HYPERVOLUME = "depth_front_hypervolume"

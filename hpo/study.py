@@ -19,9 +19,10 @@ from hpo.pruners import NoPruner, PrunerConfig
 from hpo.samplers import SamplerConfig
 from hpo.space import Dimension, assignments, check_space, with_values
 from hpo.tracking import TrackingConfig
+from hpo.transfer import WarmStart
 from trainer import config as train_config
-from trainer.config import Count, Positive
 from trainer.data import check_data
+from trainer.sections import Count, Positive
 from trainer.settings import ConfigError, Section, read_document, set_path, validated
 
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -66,6 +67,7 @@ class StudyConfig(Section):
     resources: Resources = Resources()
     failures: Failures = Failures()
     tracking: TrackingConfig = TrackingConfig()
+    warm_start: WarmStart | None = None
     train: dict[str, Any]  # a train config; in a file, the path of one will do
     space: Annotated[dict[str, Dimension], Field(min_length=1)]
 
@@ -80,7 +82,8 @@ class StudyConfig(Section):
 
     def to_document(self) -> str:
         """The resolved study as YAML, to be kept in the ledger: no storage URL, nothing secret."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude={"storage"}), sort_keys=False)
+        hidden: dict[str, Any] = {"storage": True, "warm_start": {"storage"}}
+        return yaml.safe_dump(self.model_dump(mode="json", exclude=hidden), sort_keys=False)
 
     def trial_document(self, params: dict[str, Any], output_dir: str) -> dict[str, Any]:
         """The train config of a trial with `params`, as a document."""

@@ -65,7 +65,9 @@ def trial(found: View) -> None:
     _print(f"trial {found['trial']}: {found['state']}{reason} {_values(found)}")
     if found["feasible"] is not None:
         _print(f"feasible: {_feasible(found)}")
-    _print(f"folder: {found['run_dir']}")
+    if found["origin"]:
+        _print(f"from: {_origin(found['origin'])}")
+    _print(f"folder: {found['run_dir'] or 'none yet'}")
     _print(f"cost: {found['device_seconds']:.1f} device-seconds")
     for path, value in found["params"].items():
         _print(f"  {path}={_text(value)}")
@@ -75,11 +77,9 @@ def trial(found: View) -> None:
         seconds = f"{attempt['device_seconds']:.1f}"
         attempts.add_row(str(attempt["number"]), steps, attempt["reason"] or "", seconds)
     _print(attempts)
-    names = sorted({name for metrics in found["metrics"].values() for name in metrics})
-    metrics_table = _table("step", *names)
-    for step, metrics in found["metrics"].items():
-        metrics_table.add_row(str(step), *(_text(metrics.get(name)) for name in names))
-    _print(metrics_table)
+    _print(_metrics("step", found["metrics"]))
+    if found["repeats"]:
+        _print(_metrics("repeat", dict(enumerate(found["repeats"]))))
     if found["depth_front"]:
         _print(_depth_front(found["depth_front"]))
     for attempt in found["attempts"]:
@@ -96,6 +96,30 @@ def best(name: str, found: list[View]) -> None:
         for path, value in trial["params"].items():
             _print(f"  {path}={_text(value)}")
         _print(f"next: hpo show {name} {trial['trial']}, hpo trials {name}, hpo dashboard")
+
+
+def transfer(found: View) -> None:
+    """The lines of `hpo transfer`."""
+    small, big = found["small"], found["big"]
+    _print(f"{small} and {big}: {found['configurations']} configurations in common, by")
+    _print(f"  {', '.join(found['paths'])}")
+    for metric, ranks in found["metrics"].items():
+        if ranks["spearman"] is None:
+            _print(f"{metric}: the same throughout in one of them, so without an order")
+            continue
+        low_high = ranks["spearman_95"]
+        within = f", 95 % within {low_high[0]:.2f} to {low_high[1]:.2f}" if low_high else ""
+        rho, tau = ranks["spearman"], ranks["kendall"]
+        _print(f"{metric}: Spearman's rho {rho:.3f} (p {ranks['spearman_p']:.2g}{within})")
+        _print(f"{metric}: Kendall's tau {tau:.3f} (p {ranks['kendall_p']:.2g})")
+
+
+def _metrics(key: str, rows: dict[int, View]) -> Table:
+    names = sorted({name for metrics in rows.values() for name in metrics})
+    table = _table(key, *names)
+    for number, metrics in rows.items():
+        table.add_row(str(number), *(_text(metrics.get(name)) for name in names))
+    return table
 
 
 def _depth_front(points: list[View]) -> Table:
@@ -126,6 +150,10 @@ def _progress(study: View) -> str:
 
 def _states(study: View) -> str:
     return ", ".join(f"{count} {state.lower()}" for state, count in study["states"].items())
+
+
+def _origin(origin: View) -> str:
+    return f"trial {origin['trial']} of {origin['study']}" if "study" in origin else "hpo enqueue"
 
 
 def _values(trial: View, *, names: bool = True) -> str:

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.constraints import Constraint, broken, is_feasible
 from hpo.study import StudyConfig, restore_study
 from storage import Ledger, StudyRecord, TeacherRecord
+from storage.points import known_params
 from trainer.settings import ConfigError
 
 View = dict[str, Any]
@@ -65,6 +66,7 @@ def trial_details(ledger: Ledger, name: str, number: int) -> View:
             }
             for attempt in study.attempts.get(trial._trial_id, [])
         ],
+        "repeats": ledger.results(trial._trial_id),
         "metrics": ledger.metrics(trial._trial_id),
         "depth_front": ledger.depth_front(trial._trial_id),
     }
@@ -117,7 +119,7 @@ class _Study:
         alive = [c for c in self.controllers if c.alive]
         return {
             "study": self.record.name,
-            "trials": len(self.trials),
+            "trials": len(self.trials) - states["WAITING"],
             "budget": self.record.budget_trials,
             "states": dict(states),
             "controller": f"process {alive[0].pid} on {alive[0].host}" if alive else None,
@@ -140,12 +142,13 @@ class _Study:
         return {
             "trial": trial.number,
             "state": trial.state.name,
-            "reason": trial.user_attrs.get("reason"),
+            "reason": trial.user_attrs.get("reason") or (attempts[-1].reason if attempts else None),
             "step": max((a.last_step for a in attempts if a.last_step is not None), default=None),
             "values": dict(zip(names, values, strict=True)) if values else {},
             "feasible": None if missed is None else not missed,
             "violations": missed or {},  # in the metric's own unit
             "attempts": len(attempts),
             "device_seconds": round(sum(a.device_seconds for a in attempts), 3),
-            "params": trial.params,
+            "params": known_params(trial),
+            "origin": trial.user_attrs.get("origin"),
         }

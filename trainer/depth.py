@@ -14,11 +14,10 @@ from typing import TypedDict
 
 import torch
 
-from trainer.config import DepthReference, EvaluationConfig
 from trainer.layerdrop import Mask
 from trainer.model import LanguageModel
+from trainer.sections import DepthReference, EvaluationConfig
 
-SEARCH_TOKENS = 16_384  # of valid, that the greedy search compares on: it takes O(layers^2) passes
 _TIMINGS = 5  # forward passes, the median of which is a depth's time
 
 Layers = tuple[int, ...]  # the layers kept, 1-based, in order

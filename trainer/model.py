@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from trainer.config import ModelConfig
-from trainer.losses import Lesson, feature_distance, head_loss, normalized, total_nll
+from trainer.losses import Lesson, Mixture, feature_distance, head_loss, normalized, total_nll
+from trainer.sections import ModelConfig
 
 # Of the matrix products, by config.precision.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -120,18 +120,11 @@ class LanguageModel(nn.Module):
         come that NLL and the teacher's term, (2,). `keep` scales each layer's residuals, and 0
         skips it; all run as they are if it is None.
         """
-        if lesson is None:
-            hidden = self.hidden(inputs, keep)
-            return head_loss(hidden.flatten(0, 1), self.embedding, targets.flatten(), self.dtype)
+        lesson = lesson or Lesson(Mixture())
         states: list[Tensor | None] = []
-        hidden = self.hidden(inputs, keep, states)
+        hidden = self.hidden(inputs, keep, states).flatten(0, 1)
         loss, terms = head_loss(
-            hidden.flatten(0, 1),
-            self.embedding,
-            targets.flatten(),
-            self.dtype,
-            lesson.mixture,
-            lesson.signal,
+            hidden, self.embedding, targets.flatten(), self.dtype, lesson.mixture, lesson.signal
         )
         if lesson.states is None:
             return loss, terms

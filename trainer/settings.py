@@ -147,11 +147,8 @@ def leaf_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
 
 
 def check_value(model: type[BaseModel], path: str, value: Any, what: str) -> None:
-    """Raise ConfigError, beginning with `what`, unless `path` of `model` accepts `value`."""
-    fields = dict(leaf_fields(model))
-    if path not in fields:
-        raise ConfigError(f"{what}: no such train setting{nearest(path, fields)}")
-    field = fields[path]
+    """Raise ConfigError, beginning with `what`, unless its setting `path` accepts `value`."""
+    field = dict(leaf_fields(model))[path]
     try:
         TypeAdapter(_annotated(field)).validate_python(value)
     except ValidationError as error:

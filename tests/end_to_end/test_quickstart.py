@@ -18,8 +18,8 @@ from optuna.trial import TrialState
 from benchmarks.kneser_ney import unigram_perplexity
 from hpo.cli import app
 from tests.end_to_end.conftest import Desk
-from trainer.config import DataConfig
 from trainer.data import load_splits
+from trainer.sections import DataConfig
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
