@@ -26,7 +26,7 @@ from benchmarks.report import Result, report
 from trainer.config import load
 
 SEEDS = (0, 1)
-TIMED_STEPS = 120
+TIMED_STEPS = 80
 TIMED_ROUNDS = 3
 TAUGHT = [
     "distillation.enabled=true",
@@ -45,8 +45,6 @@ RECIPES = {
     "SBLD-style": ["layerdrop.policy=sbld", "layerdrop.p_init=0.2"],
     "B+KD": [*STATIC, *TAUGHT],
     "cosine+KD": [*COSINE, *TAUGHT],
-    "B-from-2": [*STATIC, "layerdrop.start_layer=2"],
-    "B-4-masks": [*STATIC, "optim.accumulation=4"],
 }
 
 

@@ -182,8 +182,8 @@ def check_schedule(
                 f"{what}: may not change while a run trains; with `schedule`, search "
                 f"{' and '.join(LEVEL)}, and set the rest in `train`"
             )
-        if not isinstance(dimension, FloatDimension) or dimension.step is not None:
-            raise ConfigError(f"{what}: with `schedule` it is type: float, without a step")
+        if not isinstance(dimension, FloatDimension) or dimension.step or dimension.when:
+            raise ConfigError(f"{what}: with `schedule` it is type: float, without step or when")
         key, level = LEVEL[path]
         section, _, name = key.partition(".")
         given = getattr(getattr(train, section), name)

@@ -16,13 +16,12 @@ from optuna.study import StudyDirection
 from optuna.study._multi_objective import _fast_non_domination_rank
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.repeats import is_feasible
-from hpo.space import Dimension, FloatDimension, IntDimension
+from hpo.conditions import same
+from hpo.constraints import is_feasible
+from hpo.space import Dimension, FloatDimension, IntDimension, Space
 from storage import Ledger, LedgerError, Point
 from trainer.sections import Count
 from trainer.settings import ConfigError, Section, nearest, parse_assignment
-
-Space = Mapping[str, Dimension]
 
 
 class WarmStart(Section):
@@ -101,6 +100,11 @@ def fitted(space: Space, params: Mapping[str, Any]) -> tuple[dict[str, Any], lis
             inside[path] = _as_suggested(space[path], path, value)
         except ValueError:
             reasons.append(f"{path}: {value!r} is outside the space: {_extent(space[path])}")
+    for path in [*inside]:
+        for parent, wanted in space[path].when.items():
+            if parent in inside and not any(same(inside[parent], value) for value in wanted):
+                reasons.append(f"{path}: is not searched when {parent} is {inside[parent]!r}")
+                inside.pop(path, None)
     return inside, reasons
 
 

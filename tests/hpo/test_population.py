@@ -223,7 +223,7 @@ def test_members_wait_parked_and_go_on(alone: Grown) -> None:
         ),
         (
             {"space": {"optim.lr": {"type": "categorical", "choices": [0.1, 0.2]}}},
-            "space.optim.lr: with `schedule` it is type: float, without a step",
+            "space.optim.lr: with `schedule` it is type: float, without step or when",
         ),
         (
             {"train": {**TRAIN, "optim": {"schedule": "cosine"}}},

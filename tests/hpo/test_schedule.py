@@ -59,7 +59,7 @@ def test_a_path_has_each_trials_values_at_each_of_its_steps_to_the_last_bit(
 
 def test_the_best_trials_path_is_written_from_the_ledger_alone(tmp_path: Path) -> None:
     stage = Grown(tmp_path)
-    with pytest.raises(ConfigError, match="study played: no trial is complete yet"):
+    with pytest.raises(ConfigError, match="study played: no trial is complete and feasible"):
         learned_schedule(stage.ledger, "played")
     stage.run()
     child = stage.trials[-1]

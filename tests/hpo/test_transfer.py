@@ -76,6 +76,17 @@ def test_a_value_of_another_type_becomes_what_a_trial_would_have() -> None:
     ]  # fmt: skip
 
 
+def test_a_value_that_the_point_s_other_values_do_not_call_for_is_named() -> None:
+    p_init = {"type": "float", "low": 0.0, "high": 0.5, "when": {"layerdrop.policy": "linear"}}
+    made = TypeAdapter(dict[str, Dimension]).validate_python({"layerdrop.p_init": p_init})
+    given_values = {"layerdrop.p_init": 0.2, "layerdrop.policy": "none"}
+    inside, reasons = fitted({**SPACE, **made}, given_values)
+    assert inside == {"layerdrop.policy": "none"}
+    assert reasons == ["layerdrop.p_init: is not searched when layerdrop.policy is 'none'"]
+    inside, reasons = fitted({**SPACE, **made}, given_values | {"layerdrop.policy": "linear"})
+    assert (len(inside), reasons) == (2, [])
+
+
 def test_a_point_by_hand_is_yaml_and_refused_in_one_line() -> None:
     assert point_by_hand(SPACE, ["optim.lr=1e-3"], "mine") == Point(
         {"optim.lr": 0.001}, {"by": "hand"}
