@@ -58,9 +58,7 @@ def learned_schedule(ledger: Ledger, name: str) -> str:
         raise ConfigError(f"study {name}: learns no schedule; one with `schedule` in its file does")
     best = best_trials(ledger, name)
     if not best:
-        raise ConfigError(
-            f"study {name}: no trial is complete and feasible; see `hpo trials {name}`"
-        )
+        raise ConfigError(f"study {name}: no trial is complete and feasible, as `hpo trials` shows")
     trials = ledger.storage.get_all_trials(record.study_id, deepcopy=False)
     path = path_to(trials, best[0]["trial"])
     document = config.trial_document(path[-1].params, f"runs/{name}-schedule")
