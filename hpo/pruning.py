@@ -1,10 +1,10 @@
 """What a study's pruner compares: which metric, at equal optimizer steps or at equal tokens.
 
-Optuna prunes by its own intermediate values, of one objective, by step. For any other metric, for
-studies of several objectives and for tokens its pruners are shown a view of the study, made of the
-metrics in the ledger: one direction, and every trial's last value at the resources of the trial
-that is judged. So trials are compared where each has used as much, also if they were not evaluated
-just there. (Optuna's own values stay by step, for the dashboard and for tpe.)
+Optuna prunes by its own intermediate values, of the one objective, by step. Here its pruners are
+shown a view of the study, made of the metrics in the ledger: one metric with one direction, and
+every trial's last value at the resources of the trial that is judged. So trials are compared where
+each has used as much, also if they were not evaluated just there. Optuna's own values stay the
+objective's by step, for the dashboard and for tpe.
 """
 
 from __future__ import annotations
@@ -70,29 +70,20 @@ class Pruning:
             self._metric = self._compared.metric
             direction = self._compared.direction or objectives.get(self._metric, "minimize")
         self._direction = StudyDirection[direction.upper()]
-        self._as_optuna = (
-            self._compared is not None
-            and self._compared.unit == "steps"
-            and study.directions == [self._direction]
-            and self._metric in objectives
-        )
         self._recorded: dict[int, Curve] | None = None  # the metric by step, by the trial's id
 
     def record(self, trial: optuna.Trial, step: int, metrics: Mapping[str, float]) -> None:
         """Know that `trial` has `metrics`, which the ledger has too, at an optimizer step."""
-        if self._compared and not self._as_optuna and self._metric in metrics:
+        if self._compared and self._metric in metrics:
             self._curves.setdefault(trial._trial_id, {})[step] = metrics[self._metric]
 
     def should_prune(self, trial: optuna.Trial) -> bool:
         """Whether `trial` should stop where it is."""
         if self._compared is None:
             return False
-        frozen = self._study._storage.get_trial(trial._trial_id)
-        curve = frozen.intermediate_values if self._as_optuna else self._by_resource(frozen)
+        curve = self._by_resource(self._study._storage.get_trial(trial._trial_id))
         if max(curve, default=0) < self._compared.minimum:
             return False
-        if self._as_optuna:
-            return trial.should_prune()
         view = _View(self._study._storage, self._direction, self._by_resource, list(curve))
         study = optuna.Study(self._study.study_name, view, pruner=self._study.pruner)  # type: ignore[arg-type]
         return study.pruner.prune(study, view.get_trial(trial._trial_id))

@@ -42,6 +42,7 @@ from trainer.settings import ConfigError, Section
 Space = Mapping[str, Dimension]
 Trials = Annotated[int, Field(ge=1)]
 Population = Annotated[int, Field(ge=2)]
+BREEDINGS = 20  # before a copy is taken: a small space may have no other point
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -174,7 +175,8 @@ class QMC(SamplerSection):
 class Genetic(SamplerSection):
     """Trials are generations of a population, its parents kept in the ledger; seeded by trial.
 
-    The first generation is drawn: plan trials for several.
+    The first generation is drawn: plan trials for several. A child that is a copy of an earlier
+    trial, as Optuna would often train, is bred again.
     """
 
     population: Population = 20  # trials in a generation
@@ -198,7 +200,7 @@ class NSGA2(Genetic):
 
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
         """Optuna's sampler."""
-        return NSGAIISampler(seed=trial_seed, **self._options)
+        return _NSGA2(seed=trial_seed, **self._options)
 
 
 class NSGA3(Genetic):
@@ -208,7 +210,7 @@ class NSGA3(Genetic):
 
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
         """Optuna's sampler."""
-        return NSGAIIISampler(seed=trial_seed, **self._options)
+        return _NSGA3(seed=trial_seed, **self._options)
 
 
 class Grid(SamplerSection):
@@ -390,4 +392,26 @@ class _Grid(_NeverStops, GridSampler):
 
 
 class _BruteForce(_NeverStops, BruteForceSampler):
+    pass
+
+
+class _NoCopies:
+    # Left of an Optuna genetic sampler, whose own random numbers go on from one child to the next.
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        earlier = [other.params for other in study.get_trials(deepcopy=False)[: trial.number]]
+        child: dict[str, Any] = {}
+        for _ in range(BREEDINGS):
+            child = super().sample_relative(study, trial, search_space)  # type: ignore[misc]
+            if child not in earlier:
+                break
+        return child
+
+
+class _NSGA2(_NoCopies, NSGAIISampler):
+    pass
+
+
+class _NSGA3(_NoCopies, NSGAIIISampler):
     pass
