@@ -4,7 +4,8 @@
 
 The direct side is seeded anew for every trial, by the same rule, and keeps nothing else apart: what
 both find must be equal to the last bit. The seconds of every ask and tell are taken in turn, so
-that a busy machine shows on both.
+that a busy machine shows on both. What the factory adds is the building of a sampler for each
+trial, a fixed time: the goal is in milliseconds, beside the tens that a trial's rows take.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from hpo.samplers import SamplerConfig, make_sampler, trial_seed
 
 FUNCTIONS, DIMENSION = "1,8,15,21", 5  # sphere, Rosenbrock, Rastrigin, Gallagher's peaks
 SEEDS = (0, 1)
-OVERHEAD = 1.1
+STARTUP = 10  # trials that are drawn, before a model: not timed
+OVERHEAD = 1.0  # milliseconds
 DIRECT: dict[str, tuple[int, Callable[[int, int], BaseSampler]]] = {  # trials; sampler by seeds
     "random": (100, lambda seed, own: RandomSampler(seed=own)),
     "tpe": (60, lambda seed, own: TPESampler(seed=own, multivariate=True, constant_liar=True)),
@@ -80,8 +82,9 @@ def main() -> None:
         results += [
             Result(f"{name}: searches with equal values", equal, "share", "= 1", equal == 1),
             Result(f"{name}: an ask and tell, directly", other, "ms"),
-            Result(f"{name}: through the factory", mine / other, "x", f"<= {OVERHEAD}",
-                   mine / other <= OVERHEAD),
+            Result(f"{name}: the same through the factory", mine / other, "x"),
+            Result(f"{name}: added by the factory", mine - other, "ms", f"<= {OVERHEAD:g}",
+                   mine - other <= OVERHEAD),
         ]  # fmt: skip
     report("search_bbob", results)
 
@@ -106,7 +109,7 @@ def compare(name: str) -> tuple[list[float], list[float], float]:
                 other.study.sampler = direct(seed, trial_seed(seed, number))
                 for search in (mine, other) if number % 2 else (other, mine):
                     search.step()
-            ours, theirs = ours + mine.seconds, theirs + other.seconds
+            ours, theirs = ours + mine.seconds[STARTUP:], theirs + other.seconds[STARTUP:]
             equal.append(mine.values == other.values)
     return ours, theirs, sum(equal) / len(equal)
 
