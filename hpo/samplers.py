@@ -297,7 +297,10 @@ def check_new(study: Study, trial: Trial) -> None:
     """Raise SpaceExhausted if what a finite sampler proposes for `trial` was proposed before."""
     *earlier, asked = study.get_trials(deepcopy=False)[: trial.number + 1]
     enqueued = "fixed_params" in asked.system_attrs
-    if not enqueued and any(other.params == asked.params for other in earlier):
+    # The grid does not know of enqueued points, and comes to theirs again.
+    of_grid = "grid_id" in asked.system_attrs
+    proposed = [other for other in earlier if ("grid_id" in other.system_attrs) == of_grid]
+    if not enqueued and any(other.params == asked.params for other in proposed):
         raise SpaceExhausted
 
 
