@@ -18,6 +18,7 @@ from hpo.constraints import violations
 from hpo.halving import Curve, Halving
 from hpo.messages import Message
 from hpo.pruners import ParkedHalving
+from hpo.pruning import Pruning
 from hpo.repeats import mean_metrics, promising, standard_errors
 from hpo.study import StudyConfig
 from storage import Attempt, Ledger, Reason, Transaction
@@ -64,6 +65,7 @@ class Judge:
         self._study = study
         self._config = config
         self._metrics = [objective.metric for objective in config.objectives]
+        self._pruning = Pruning(ledger, study, config)
         pruner = config.pruner
         self.halving: Halving | None = None
         if isinstance(pruner, ParkedHalving):
@@ -111,6 +113,7 @@ class Judge:
         new = message.step > assignment.reported_step
         if len(self._metrics) == 1 and value is not None and new:
             assignment.trial.report(value, message.step)
+        self._pruning.record(assignment.trial, message.step, message.metrics)
         assignment.reported_step = max(assignment.reported_step, message.step)
 
     def _verdict(
@@ -137,14 +140,13 @@ class Judge:
                 return Verdict(Reason.WORKER_LOST, None, again=True)
 
     def _at_evaluation(self, assignment: Assignment, step: int) -> Verdict | None:
-        if assignment.repeat > 0 or len(self._metrics) > 1:
+        if assignment.repeat > 0:
             return None
         if self.halving is not None:
             goes_on = self.halving.goes_on(assignment.number, step, self.curves())
             return None if goes_on else Verdict(Reason.PARKED, None)
-        return (
-            Verdict(Reason.PRUNED, TrialState.PRUNED) if assignment.trial.should_prune() else None
-        )
+        prune = self._pruning.should_prune(assignment.trial)
+        return Verdict(Reason.PRUNED, TrialState.PRUNED) if prune else None
 
     def _at_last_step(
         self, transaction: Transaction, assignment: Assignment, message: Message

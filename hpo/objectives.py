@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 from optuna.study import StudyDirection
 from pydantic import AfterValidator, model_validator
 
-from hpo.pruners import PrunerConfig
 from trainer.sections import EvaluationConfig
 from trainer.settings import ConfigError, Section, nearest
 
@@ -57,20 +56,17 @@ class Objective(Section):
 
 
 def check_objectives(
-    objectives: Sequence[Objective], pruner: PrunerConfig, evaluation: EvaluationConfig, source: str
+    objectives: Sequence[Objective], evaluation: EvaluationConfig, source: str
 ) -> None:
-    """Raise ConfigError unless `evaluation` measures the objectives, and when the pruner asks."""
+    """Raise ConfigError unless `evaluation` measures the objectives."""
     for position, objective in enumerate(objectives):
-        metric = objective.metric
-        check_measured(metric, evaluation, f"{source}: objectives.{position}.metric")
-        late = (_AT_DEPTH.fullmatch(metric) or metric == HYPERVOLUME) and (
-            evaluation.depths_at == "end"
-        )
-        if late and pruner.name != "none":
-            raise ConfigError(
-                f"{source}: pruner.name: {pruner.name} compares {metric} while trials run; set "
-                "evaluation.depths_at: each in the train config, or use none"
-            )
+        check_measured(objective.metric, evaluation, f"{source}: objectives.{position}.metric")
+
+
+def comes_late(metric: str, evaluation: EvaluationConfig) -> bool:
+    """Whether `metric` is measured at the end of a training only."""
+    of_depths = metric == HYPERVOLUME or _AT_DEPTH.fullmatch(metric) is not None
+    return of_depths and evaluation.depths_at == "end"
 
 
 def check_measured(metric: str, evaluation: EvaluationConfig, what: str) -> None:
