@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from hpo.constraints import violations
@@ -69,7 +68,7 @@ class Judge:
         pruner = config.pruner
         self.halving: Halving | None = None
         if isinstance(pruner, ParkedHalving):
-            self.halving = Halving(pruner.min_steps, pruner.reduction_factor)
+            self.halving = Halving(pruner.minimum, pruner.reduction_factor)
 
     def write(
         self, transaction: Transaction, assignment: Assignment, message: Message
@@ -93,13 +92,9 @@ class Judge:
         """End a parked trial that will not be promoted any more, as pruned where it stands."""
         self._tell(trial, trial._trial_id, Reason.PRUNED, TrialState.PRUNED)
 
-    def curves(self) -> dict[int, Curve]:
-        """Each trial's reported values by resource, to be made small, by its number."""
-        sign = -1 if self._study.directions[0] is StudyDirection.MAXIMIZE else 1
-        return {
-            trial.number: {at: sign * value for at, value in trial.intermediate_values.items()}
-            for trial in self._study.get_trials(deepcopy=False)
-        }
+    def curves(self) -> Mapping[int, Curve]:
+        """What `halving` compares: each trial's values by resource, by its number."""
+        return self._pruning.curves()
 
     def _record(self, transaction: Transaction, assignment: Assignment, message: Message) -> None:
         if assignment.repeat > 0:
@@ -121,7 +116,7 @@ class Judge:
     ) -> Verdict | None:
         match message.kind:
             case "evaluated":
-                return self._at_evaluation(assignment, message.step)
+                return self._at_evaluation(assignment)
             case "finished":
                 return self._at_last_step(transaction, assignment, message)
             case "diverged":
@@ -139,11 +134,13 @@ class Judge:
                     return Verdict(Reason.WORKER_LOST, TrialState.FAIL)
                 return Verdict(Reason.WORKER_LOST, None, again=True)
 
-    def _at_evaluation(self, assignment: Assignment, step: int) -> Verdict | None:
+    def _at_evaluation(self, assignment: Assignment) -> Verdict | None:
         if assignment.repeat > 0:
             return None
         if self.halving is not None:
-            goes_on = self.halving.goes_on(assignment.number, step, self.curves())
+            curves = self.curves()
+            resource = max(curves[assignment.number], default=0)
+            goes_on = self.halving.goes_on(assignment.number, resource, curves)
             return None if goes_on else Verdict(Reason.PARKED, None)
         prune = self._pruning.should_prune(assignment.trial)
         return Verdict(Reason.PRUNED, TrialState.PRUNED) if prune else None

@@ -170,15 +170,13 @@ class Hyperband(Asha):
         return pruner
 
 
-class ParkedHalving(Section):
+class ParkedHalving(Asha):
     """As `asha`, but a trial that is not among the best is parked, and may go on later.
 
     What it trained is never trained again; hpo/halving.py decides.
     """
 
-    name: Literal["parked_halving"]
-    min_steps: Steps = 100
-    reduction_factor: Factor = 3
+    name: Literal["parked_halving"]  # type: ignore[assignment]
 
     def make(self, max_resource: int) -> BasePruner:
         """None of Optuna's stops a trial."""

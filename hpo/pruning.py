@@ -88,6 +88,14 @@ class Pruning:
         study = optuna.Study(self._study.study_name, view, pruner=self._study.pruner)  # type: ignore[arg-type]
         return study.pruner.prune(study, view.get_trial(trial._trial_id))
 
+    def curves(self) -> dict[int, Curve]:
+        """Every trial's values of the metric by resource, to be made small, by its number."""
+        sign = -1 if self._direction is StudyDirection.MAXIMIZE else 1
+        return {
+            trial.number: {at: sign * value for at, value in self._by_resource(trial).items()}
+            for trial in self._study.get_trials(deepcopy=False)
+        }
+
     @property
     def _curves(self) -> dict[int, Curve]:
         if self._recorded is None:
