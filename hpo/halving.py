@@ -16,15 +16,15 @@ Curve = Mapping[int, float]  # value by resource, to be made small: steps, or to
 
 @dataclass(frozen=True)
 class Halving:
-    """Rungs at `min_steps` times the powers of `reduction_factor`, without an end."""
+    """Rungs at `first` (steps, or tokens) times the powers of `reduction_factor`."""
 
-    min_steps: int
+    first: int
     reduction_factor: int
 
     def rung_values(self, curve: Curve) -> list[float]:
         """The value at each rung that the curve reached: its first at or past the rung."""
         values: list[float] = []
-        rung = self.min_steps
+        rung = self.first
         for resource in sorted(curve):
             while resource >= rung:
                 values.append(curve[resource])

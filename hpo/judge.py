@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from hpo.constraints import violations
@@ -19,6 +18,7 @@ from hpo.halving import Curve, Halving
 from hpo.messages import Message
 from hpo.population import Population
 from hpo.pruners import ParkedHalving
+from hpo.pruning import Pruning
 from hpo.repeats import mean_metrics, promising, standard_errors
 from hpo.study import StudyConfig
 from storage import Attempt, Ledger, Reason, Transaction
@@ -72,10 +72,11 @@ class Judge:
         self._config = config
         self._population = population
         self._metrics = [objective.metric for objective in config.objectives]
+        self._pruning = Pruning(ledger, study, config)
         pruner = config.pruner
         self.halving: Halving | None = None
         if isinstance(pruner, ParkedHalving):
-            self.halving = Halving(pruner.min_steps, pruner.reduction_factor)
+            self.halving = Halving(pruner.minimum, pruner.reduction_factor)
 
     def write(
         self, transaction: Transaction, assignment: Assignment, message: Message
@@ -99,13 +100,9 @@ class Judge:
         """End a parked trial that will not go on any more, as pruned where it stands."""
         self._tell(trial, trial._trial_id, reason, TrialState.PRUNED)
 
-    def curves(self) -> dict[int, Curve]:
-        """Each trial's reported values by resource, to be made small, by its number."""
-        sign = -1 if self._study.directions[0] is StudyDirection.MAXIMIZE else 1
-        return {
-            trial.number: {at: sign * value for at, value in trial.intermediate_values.items()}
-            for trial in self._study.get_trials(deepcopy=False)
-        }
+    def curves(self) -> Mapping[int, Curve]:
+        """What `halving` compares: each trial's values by resource, by its number."""
+        return self._pruning.curves()
 
     def _record(self, transaction: Transaction, assignment: Assignment, message: Message) -> None:
         if assignment.repeat > 0:
@@ -119,6 +116,7 @@ class Judge:
         new = message.step > assignment.reported_step
         if len(self._metrics) == 1 and value is not None and new:
             assignment.trial.report(value, message.step)
+        self._pruning.record(assignment.trial, message.step, message.metrics)
         assignment.reported_step = max(assignment.reported_step, message.step)
 
     def _verdict(
@@ -126,7 +124,7 @@ class Judge:
     ) -> Verdict | None:
         match message.kind:
             case "evaluated":
-                return self._at_evaluation(assignment, message.step)
+                return self._at_evaluation(assignment)
             case "finished":
                 return self._at_last_step(transaction, assignment, message)
             case "diverged":
@@ -144,17 +142,19 @@ class Judge:
                     return Verdict(Reason.WORKER_LOST, TrialState.FAIL)
                 return Verdict(Reason.WORKER_LOST, None, again=True)
 
-    def _at_evaluation(self, assignment: Assignment, step: int) -> Verdict | None:
-        if assignment.repeat > 0 or len(self._metrics) > 1:
+    def _at_evaluation(self, assignment: Assignment) -> Verdict | None:
+        if assignment.repeat > 0:
             return None
         if self._population is not None:
-            return Verdict(Reason.PARKED, None) if step >= self._population.barrier else None
+            waits = assignment.reported_step >= self._population.barrier
+            return Verdict(Reason.PARKED, None) if waits else None
         if self.halving is not None:
-            goes_on = self.halving.goes_on(assignment.number, step, self.curves())
+            curves = self.curves()
+            resource = max(curves[assignment.number], default=0)
+            goes_on = self.halving.goes_on(assignment.number, resource, curves)
             return None if goes_on else Verdict(Reason.PARKED, None)
-        return (
-            Verdict(Reason.PRUNED, TrialState.PRUNED) if assignment.trial.should_prune() else None
-        )
+        prune = self._pruning.should_prune(assignment.trial)
+        return Verdict(Reason.PRUNED, TrialState.PRUNED) if prune else None
 
     def _at_last_step(
         self, transaction: Transaction, assignment: Assignment, message: Message

@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 from optuna.study import StudyDirection
 from pydantic import AfterValidator, model_validator
 
-from hpo.pruners import PrunerConfig
 from trainer.sections import EvaluationConfig
 from trainer.settings import ConfigError, Section, nearest
 
@@ -56,24 +55,18 @@ class Objective(Section):
         return StudyDirection[self.direction.upper()]
 
 
-def measured_late(metric: str, evaluation: EvaluationConfig) -> bool:
-    """Whether `metric` is not known before a training's end."""
+def check_objectives(
+    objectives: Sequence[Objective], evaluation: EvaluationConfig, source: str
+) -> None:
+    """Raise ConfigError unless `evaluation` measures the objectives."""
+    for position, objective in enumerate(objectives):
+        check_measured(objective.metric, evaluation, f"{source}: objectives.{position}.metric")
+
+
+def comes_late(metric: str, evaluation: EvaluationConfig) -> bool:
+    """Whether `metric` is measured at the end of a training only."""
     of_depths = metric == HYPERVOLUME or _AT_DEPTH.fullmatch(metric) is not None
     return of_depths and evaluation.depths_at == "end"
-
-
-def check_objectives(
-    objectives: Sequence[Objective], pruner: PrunerConfig, evaluation: EvaluationConfig, source: str
-) -> None:
-    """Raise ConfigError unless `evaluation` measures the objectives, and when the pruner asks."""
-    for position, objective in enumerate(objectives):
-        metric = objective.metric
-        check_measured(metric, evaluation, f"{source}: objectives.{position}.metric")
-        if measured_late(metric, evaluation) and pruner.name != "none":
-            raise ConfigError(
-                f"{source}: pruner.name: {pruner.name} compares {metric} while trials run; set "
-                "evaluation.depths_at: each in the train config, or use none"
-            )
 
 
 def check_measured(metric: str, evaluation: EvaluationConfig, what: str) -> None:

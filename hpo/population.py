@@ -20,7 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import Field
 
-from hpo.objectives import measured_late
+from hpo.objectives import comes_late
 from hpo.space import Dimension, FloatDimension
 from storage import BudgetSpent, Transaction
 from trainer.config import TrainConfig
@@ -166,7 +166,7 @@ def check_schedule(
     source: str,
 ) -> None:
     """Raise ConfigError unless a population can train `train` over `space`, judged by `metric`."""
-    if measured_late(metric, train.evaluation):
+    if comes_late(metric, train.evaluation):
         raise ConfigError(
             f"{source}: objectives.0.metric: with `schedule` {metric} is compared while trials "
             "run; set evaluation.depths_at: each in the train config"

@@ -16,8 +16,9 @@ from hpo.constraints import Constraint, check_constraints
 from hpo.objectives import Objective, check_objectives
 from hpo.population import ScheduleConfig, check_schedule
 from hpo.probing import check_trainable
-from hpo.pruners import NoPruner, PrunerConfig
-from hpo.samplers import SamplerConfig
+from hpo.pruners import NoPruner, PrunerConfig, comparison
+from hpo.pruning import check_pruner
+from hpo.samplers import TPE, SamplerConfig, check_sampler
 from hpo.space import Dimension, assignments, check_space, with_values
 from hpo.tracking import TrackingConfig
 from hpo.transfer import WarmStart
@@ -61,7 +62,7 @@ class StudyConfig(Section):
     storage: str | None = None
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (Objective(),)
     constraints: tuple[Constraint, ...] = ()
-    sampler: SamplerConfig = SamplerConfig()
+    sampler: SamplerConfig = TPE()
     pruner: PrunerConfig = NoPruner(name="none")
     schedule: ScheduleConfig | None = None  # learned by population-based training; null: none
     repeats: Count = 1  # trainings, under other seeds, of a trial before it may be the best
@@ -74,11 +75,14 @@ class StudyConfig(Section):
     space: Annotated[dict[str, Dimension], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _several_objectives_cannot_prune(self) -> StudyConfig:
-        if len(self.objectives) > 1 and self.pruner.name != "none":
+    def _several_objectives_prune_by_a_named_metric(self) -> StudyConfig:
+        compared = comparison(self.pruner)
+        named = self.pruner.name == "none" or (compared is not None and compared.metric)
+        if len(self.objectives) > 1 and not named:
+            use = "name a pruner.metric" if compared else "use none"
             raise ValueError(
                 f"pruner.name: {self.pruner.name} needs one objective, and there are "
-                f"{len(self.objectives)}; use none"
+                f"{len(self.objectives)}; {use}"
             )
         return self
 
@@ -213,10 +217,14 @@ def _checked(study: StudyConfig, source: str, prefix: str, train_source: str) ->
     if not study.space.keys() & {"data", "data.batch_size", "optim", "optim.accumulation"}:
         config.check_ranks(study.resources.ranks)
     check_trainable(study.space, study.check_params, source)
-    check_objectives(study.objectives, study.pruner, config.evaluation, source)
+    check_objectives(study.objectives, config.evaluation, source)
+    check_pruner(study, config.evaluation, source)
     check_constraints(study.constraints, config.evaluation, source)
     if study.schedule is not None:
         check_schedule(study.schedule, study.objectives[0].metric, study.space, config, source)
+    check_sampler(
+        study.sampler, study.space, len(study.objectives), bool(study.constraints), source
+    )
     check_data(config.data)
     config = config.model_copy(update={"data": train_config.absolute_data(config.data)})
     space = study.space

@@ -24,7 +24,7 @@ CURVES = st.lists(
 
 
 def test_a_rung_is_reached_by_the_first_value_at_or_past_it() -> None:
-    halving = Halving(min_steps=10, reduction_factor=3)
+    halving = Halving(first=10, reduction_factor=3)
     assert halving.rung_values({5: 9.0}) == []
     assert halving.rung_values({5: 9.0, 10: 8.0, 20: 7.0}) == [8.0]
     assert halving.rung_values({12: 8.0, 29: 7.0, 31: 6.0}) == [8.0, 6.0]
@@ -32,7 +32,7 @@ def test_a_rung_is_reached_by_the_first_value_at_or_past_it() -> None:
 
 
 def test_the_best_third_of_a_rung_goes_on_whenever_it_comes_to_be_that() -> None:
-    halving = Halving(min_steps=10, reduction_factor=3)
+    halving = Halving(first=10, reduction_factor=3)
     curves = {0: {10: 5.0}, 1: {10: 4.0}}
     assert halving.promotable([0, 1], curves) is None
     assert not halving.goes_on(1, 10, curves)
@@ -144,6 +144,14 @@ def test_a_controller_killed_while_trials_are_parked_loses_none_of_them(url: str
         assert [a.first_step for a in attempts] == [0, *(a.last_step for a in attempts[:-1])]
     reasons = [a.reason for a in stage.ledger.trial_attempts(stage.trials[0]._trial_id)]
     assert reasons[0] is Reason.PARKED
+
+
+def test_several_objectives_are_halved_by_the_metric_that_is_named(url: str) -> None:
+    objectives = [{"metric": "valid_ppl"}, {"metric": "step_seconds"}]
+    stage = stage_of_nine(url, pruner={**RUNGS, "metric": "valid_ppl"}, objectives=objectives)
+    trained = drive(stage.controller(), QUALITY)
+    assert [t.number for t in stage.trials if t.state is TrialState.COMPLETE] == [3]
+    assert sum(last - first for _, first, last in trained) < 9 * 900 / 2
 
 
 def test_a_study_too_small_for_its_rungs_still_carries_one_trial_through(url: str) -> None:
