@@ -19,6 +19,7 @@ def learning_rate(optim: OptimConfig, steps: int, step: int) -> float:
     """
     peak = optim.lr
     if optim.schedule == "piecewise":
+        assert optim.points is not None, "its config says so"
         fractions, rates = zip(*optim.points, strict=True)
         peak = float(np.interp(step / steps, fractions, rates))
     if step < optim.warmup_steps:

@@ -69,10 +69,10 @@ Points = tuple[tuple[Fraction, float], ...]
 
 def _in_order(points: Points) -> Points:
     fractions = [fraction for fraction, _ in points]
-    if fractions != sorted(set(fractions)):
+    if not points or fractions != sorted(set(fractions)):
         raise ValueError(
-            f"must be [fraction of the run's steps, value], each fraction larger than the one "
-            f"before, not {[list(point) for point in points]}"
+            f"must be [fraction of the run's steps, value], one or more, each fraction larger than "
+            f"the one before, not {[list(point) for point in points]}"
         )
     return points
 
@@ -89,9 +89,10 @@ class LayerDropConfig(Section):
     # by layer: its largest drop probability, in any policy
     caps: dict[Count, Probability] = Field(default_factory=dict)
     # piecewise: [fraction of the run's steps, p], straight lines between them
-    points: Annotated[
-        tuple[tuple[Fraction, Probability], ...], Field(min_length=1), AfterValidator(_in_order)
-    ] = ((0.0, 0.2), (1.0, 0.05))
+    points: Annotated[tuple[tuple[Fraction, Probability], ...], AfterValidator(_in_order)] = (
+        (0.0, 0.2),
+        (1.0, 0.05),
+    )
     # pld: the share of layers kept in the end, were they all as deep as the last
     theta_bar: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     gamma: Positive | None = None  # pld: how fast it gets there, per step; 100 / steps if null
@@ -137,13 +138,15 @@ class OptimConfig(Section):
     schedule: Literal["constant", "cosine", "piecewise"] = "cosine"
     lr_final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # of lr, at the last step
     # piecewise: [fraction of the run's steps, lr], straight lines between them, instead of lr
-    points: Annotated[tuple[tuple[Fraction, Positive], ...], AfterValidator(_in_order)] = ()
+    points: Annotated[tuple[tuple[Fraction, Positive], ...], AfterValidator(_in_order)] | None = (
+        None
+    )
     grad_clip: NonNegative = 1.0  # largest global gradient norm; 0 clips nothing
     accumulation: Count = 1  # micro steps in an optimizer step
 
     @model_validator(mode="after")
     def _piecewise_has_points(self) -> OptimConfig:
-        if self.schedule == "piecewise" and not self.points:
+        if self.schedule == "piecewise" and self.points is None:
             raise ValueError("points: schedule: piecewise needs [fraction of the run's steps, lr]")
         return self
 
