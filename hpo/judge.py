@@ -6,6 +6,7 @@ what runs next.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from hpo.constraints import violations
 from hpo.halving import Curve, Halving
 from hpo.messages import Message
 from hpo.pruners import ParkedHalving
@@ -152,10 +154,15 @@ class Judge:
         transaction.record_result(assignment.attempt, assignment.repeat, message.metrics)
         results = self._ledger.results(assignment.attempt.trial_id)
         means = mean_metrics(results)
-        enough = len(results) >= self._config.repeats or not promising(
-            [means[metric] for metric in self._metrics],
-            self._study.get_trials(deepcopy=False),
-            self._study.directions,
+        infeasible = any(v > 0 for v in self._violations(assignment.attempt.trial_id, means))
+        enough = (
+            len(results) >= self._config.repeats
+            or infeasible
+            or not promising(
+                [means[metric] for metric in self._metrics],
+                self._study.get_trials(deepcopy=False),
+                self._study.directions,
+            )
         )
         if not enough:
             return Verdict(None, None, again=True)
@@ -167,15 +174,11 @@ class Judge:
         trial, trial_id = assignment.trial, assignment.attempt.trial_id
         if message.detail:
             trial.set_user_attr("detail", message.detail.strip().splitlines()[-1][:500])
-        if verdict.reason is Reason.OUT_OF_MEMORY:
-            # A broken constraint, in the form that samplers and the dashboard both read.
-            self._ledger.storage.set_trial_system_attr(trial_id, "constraints", [1.0])
         results = self._ledger.results(trial_id)
         if len(results) > 1:
             trial.set_user_attr("repeats", len(results))
             trial.set_user_attr("standard_errors", standard_errors(results, self._metrics))
-        values = [verdict.means[metric] for metric in self._metrics] if verdict.means else None
-        self._tell(trial, trial_id, verdict.reason, state, values)
+        self._tell(trial, trial_id, verdict.reason, state, verdict.means)
 
     def _tell(
         self,
@@ -183,7 +186,7 @@ class Judge:
         trial_id: int,
         reason: Reason | None,
         state: TrialState,
-        values: list[float] | None = None,
+        means: dict[str, float] | None = None,
     ) -> None:
         """Tell Optuna, and leave on the trial what its dashboard shows."""
         attempts = self._ledger.trial_attempts(trial_id)
@@ -191,4 +194,22 @@ class Judge:
         trial.set_user_attr("device_seconds", round(sum(a.device_seconds for a in attempts), 3))
         if reason is not None:
             trial.set_user_attr("reason", reason.value)
+        found = self._violations(trial_id, means, reason)
+        if found and state is not TrialState.FAIL:
+            # `Trial.set_constraint` writes what the dashboard does not read; all read this.
+            self._ledger.storage.set_trial_system_attr(trial_id, "constraints", found)
+        values = [means[metric] for metric in self._metrics] if means else None
         self._study.tell(trial, values, state=state)
+
+    def _violations(
+        self, trial_id: int, means: Mapping[str, float] | None, reason: Reason | None = None
+    ) -> list[float]:
+        """A trial's violations by what its trainings came to, or else by its last metrics."""
+        known: dict[str, float] = {}
+        for metrics in self._ledger.metrics(trial_id).values():
+            known |= metrics
+        return violations(
+            self._config.constraints,
+            {**known, **(means or {})},
+            out_of_memory=reason is Reason.OUT_OF_MEMORY,
+        )

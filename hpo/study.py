@@ -11,10 +11,13 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, model_validator
 
-from hpo.objectives import Objective, check_objectives, check_searched_layers
+from hpo.conditions import check_conditions
+from hpo.constraints import Constraint, check_constraints
+from hpo.objectives import Objective, check_objectives
+from hpo.probing import check_trainable
 from hpo.pruners import NoPruner, PrunerConfig
 from hpo.samplers import SamplerConfig
-from hpo.space import CategoricalDimension, Dimension, check_space
+from hpo.space import Dimension, assignments, check_space, with_values
 from hpo.tracking import TrackingConfig
 from trainer import config as train_config
 from trainer.config import Count, Positive
@@ -55,6 +58,7 @@ class StudyConfig(Section):
     study: Annotated[str, Field(pattern=STUDY_NAME)]
     storage: str | None = None
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (Objective(),)
+    constraints: tuple[Constraint, ...] = ()
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = NoPruner(name="none")
     repeats: Count = 1  # trainings, under other seeds, of a trial before it may be the best
@@ -81,9 +85,17 @@ class StudyConfig(Section):
     def trial_document(self, params: dict[str, Any], output_dir: str) -> dict[str, Any]:
         """The train config of a trial with `params`, as a document."""
         document = copy.deepcopy(self.train)
-        for path, value in params.items():
+        for path, value in assignments(self.space, params).items():
             set_path(document, path, value)
         return self.placed(document, output_dir)
+
+    def check_params(self, params: dict[str, Any]) -> None:
+        """Raise ConfigError, in one line, unless a trial with `params` could be trained."""
+        try:
+            config = train_config.resolve(self.trial_document(params, "a trial"), "train")
+        except ConfigError as error:
+            raise ConfigError(str(error).removeprefix("train: ")) from None
+        config.check_ranks(self.resources.ranks)
 
     def placed(self, document: dict[str, Any], output_dir: str) -> dict[str, Any]:
         """The train `document` with what the service sets itself."""
@@ -174,24 +186,26 @@ def _checked(study: StudyConfig, source: str, prefix: str, train_source: str) ->
             str(error).replace(f"{train_source}: ", f"{train_source}: {prefix}", 1)
         ) from None
     check_space(study.space, source)
-    check_searched_layers(study.space, config.evaluation, source)
-    check_objectives(study.objectives, study.pruner, config.evaluation, source)
-    searched = [path for path in ("data.batch_size", "optim.accumulation") if path in study.space]
-    if not searched:
+    check_conditions(study.space, config.model_dump(), source)
+    if not study.space.keys() & {"data", "data.batch_size", "optim", "optim.accumulation"}:
         config.check_ranks(study.resources.ranks)
+    check_trainable(study.space, study.check_params, source)
+    check_objectives(study.objectives, study.pruner, config.evaluation, source)
+    check_constraints(study.constraints, config.evaluation, source)
     check_data(config.data)
     config = config.model_copy(update={"data": train_config.absolute_data(config.data)})
-    return study.model_copy(update={"train": config.model_dump(mode="json")})
+    space = study.space
+    for key in ("dir", "train", "valid", "test"):
+        space = with_values(space, f"data.{key}", lambda path: path and os.path.abspath(path))
+    return study.model_copy(update={"train": config.model_dump(mode="json"), "space": space})
 
 
 def _with_anchored_teachers(study: StudyConfig, folder: Path) -> StudyConfig:
     """The study with absolute paths for searched teachers, which are relative to `folder`."""
-    searched = study.space.get("distillation.teacher")
-    if not isinstance(searched, CategoricalDimension):
-        return study
-    choices = [
-        train_config.absolute(choice, folder) if isinstance(choice, str) else choice
-        for choice in searched.choices
-    ]
-    anchored = searched.model_copy(update={"choices": choices})
-    return study.model_copy(update={"space": {**study.space, "distillation.teacher": anchored}})
+
+    def anchored(name: Any) -> Any:
+        return train_config.absolute(name, folder) if isinstance(name, str) else name
+
+    return study.model_copy(
+        update={"space": with_values(study.space, "distillation.teacher", anchored)}
+    )

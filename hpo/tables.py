@@ -8,6 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hpo.constraints import OUT_OF_MEMORY
+
 View = dict[str, Any]
 
 
@@ -40,7 +42,9 @@ def status(found: View) -> None:
 def trials(found: list[View]) -> None:
     """The table of `hpo trials`."""
     paths = sorted({path for trial in found for path in trial["params"]})
-    table = _table("trial", "state", "reason", "step", "value", "attempts", *paths)
+    constrained = any(trial["feasible"] is not None for trial in found)
+    feasible = ["feasible"] if constrained else []
+    table = _table("trial", "state", "reason", "step", "value", *feasible, "attempts", *paths)
     for trial in found:
         table.add_row(
             str(trial["trial"]),
@@ -48,6 +52,7 @@ def trials(found: list[View]) -> None:
             trial["reason"] or "",
             _text(trial["step"]),
             _values(trial, names=False),
+            *([_feasible(trial)] if constrained else []),
             str(trial["attempts"]),
             *(_text(trial["params"].get(path)) for path in paths),
         )
@@ -58,6 +63,8 @@ def trial(found: View) -> None:
     """The page of `hpo show`."""
     reason = f" ({found['reason']})" if found["reason"] else ""
     _print(f"trial {found['trial']}: {found['state']}{reason} {_values(found)}")
+    if found["feasible"] is not None:
+        _print(f"feasible: {_feasible(found)}")
     _print(f"folder: {found['run_dir']}")
     _print(f"cost: {found['device_seconds']:.1f} device-seconds")
     for path, value in found["params"].items():
@@ -81,7 +88,7 @@ def trial(found: View) -> None:
 def best(name: str, found: list[View]) -> None:
     """The lines of `hpo best`, and what to type next."""
     if not found:
-        _print(f"study {name} has no completed trial yet")
+        _print(f"study {name} has no completed trial yet that is feasible")
     for trial in found:
         _print(f"best of {name}: trial {trial['trial']}, {_values(trial)}")
         for path, value in trial["params"].items():
@@ -132,6 +139,17 @@ def _values(trial: View, *, names: bool = True) -> str:
         f"{name} {_text(value)}" if names else _text(value)
         for name, value in trial["values"].items()
     )
+
+
+def _feasible(trial: View) -> str:
+    """`yes`, or which constraints are broken and by how much."""
+    if trial["feasible"] is None:
+        return ""
+    missed = ", ".join(
+        "out of memory" if name == OUT_OF_MEMORY else f"{name} by {amount:.4g}"
+        for name, amount in trial["violations"].items()
+    )
+    return f"no: {missed}" if missed else "yes"
 
 
 def _text(value: Any) -> str:

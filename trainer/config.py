@@ -395,6 +395,11 @@ def absolute_data(data: DataConfig) -> DataConfig:
     )
 
 
+def is_section(path: str) -> bool:
+    """Whether `path` names a section of train settings."""
+    return any(setting.startswith(f"{path}.") for setting in train_paths())
+
+
 def check_path(path: str, what: str) -> None:
     """Raise ConfigError, beginning with `what`, unless `path` is a train setting."""
     if path.startswith(("deepspeed.", "layerdrop.caps.")) or path in train_paths():

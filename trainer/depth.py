@@ -86,8 +86,7 @@ def depth_front(
             measured[kept] = perplexity(mask_of(kept, layers))
     seconds = _seconds_per_token(model, {len(kept): kept for _, kept in chosen}, rows)
     block = sum(p.numel() for p in model.blocks[0].parameters())
-    own = (p for p in model.parameters() if p is not model.projection)  # that is the teacher's
-    all_parameters = sum(p.numel() for p in own)
+    all_parameters = model.own_parameters()
     points = [
         DepthPoint(
             depth=len(kept),

@@ -89,6 +89,10 @@ class LanguageModel(nn.Module):
         if teacher_width is not None:
             self.projection = nn.Parameter(torch.empty(teacher_width, config.d_model))
 
+    def own_parameters(self) -> int:
+        """How many numbers are its weights; a projection for a teacher's states is not its own."""
+        return sum(p.numel() for p in self.parameters() if p is not self.projection)
+
     def initialize(self, seed: int) -> None:
         """Draw every weight from `seed`: std 0.02, projections into the residual stream smaller.
 

@@ -77,7 +77,8 @@ class Run:
     windows overlap; `train_loss`, NLL in nats per token, mean since the last evaluation, and beside
     it `distillation_loss`, the teacher's term; `tokens_per_second` and `step_seconds` (median) of
     those steps; `train_seconds`, of all steps of all attempts, evaluation not counted;
-    `peak_memory_bytes`, the largest of any rank since the run was built; `lr` and
+    `peak_memory_bytes`, the largest of any rank since the run was built; `parameters`, of the whole
+    model; `lr` and
     `drop_probability` (mean over layers), of the last step; with policy `sbld`, once its analysis
     has begun, `sensitivity_layer_N`: what the train loss rises by without layer N; those of the
     depth front (trainer/depth.py) and of convergence (trainer/convergence.py) where they are asked
@@ -172,6 +173,7 @@ class Run:
             projection_width(config, teacher),
         )
         self._model.initialize(config.seed)
+        self._parameters = self._model.own_parameters()  # before an engine shards them
         distiller = None
         if teacher is not None:
             distiller = make_distiller(
@@ -314,6 +316,7 @@ class Run:
             "step_seconds": statistics.median(self._step_seconds),
             "train_seconds": self._progress.train_seconds,
             "peak_memory_bytes": peak_memory_bytes,
+            "parameters": self._parameters,
             **{
                 f"sensitivity_layer_{layer}": rise
                 for layer, rise in enumerate(self._progress.sensitivity, start=1)

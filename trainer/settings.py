@@ -204,9 +204,8 @@ def _location(parts: tuple[int | str, ...], document: Any, *, missing: bool) -> 
     keys: list[str] = []
     for position, part in enumerate(parts):
         wanted = missing and position == len(parts) - 1
-        if part == "[key]" or (
-            isinstance(document, Mapping) and part not in document and not wanted
-        ):
+        known = part in document if isinstance(document, Mapping) else isinstance(part, int)
+        if part == "[key]" or not (known or wanted):
             continue
         keys.append(str(part))
         if isinstance(document, Mapping):
