@@ -24,6 +24,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -33,11 +34,17 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from hpo.samplers import SamplerConfig, make_sampler
+from hpo.space import suggest
+from hpo.study import StudyConfig
+
 logger = logging.getLogger("hpo.ahead")
 
 PENDING = "pending"  # user attribute: trials below its number, unfinished when it was asked
 SUGGESTED_BY = "suggested_by"  # user attribute: the sampler's name, or FALLBACK
 FALLBACK = "fallback"
+
+SLOW = frozenset({"ax"})  # samplers whose proposals take seconds
 
 START_SECONDS = 120.0  # the first proposals of a controller are waited for that long, all together
 PATIENCE = 0.05  # every later one for this share of a trial's median length
@@ -88,6 +95,21 @@ def fingerprint(trials: Sequence[FrozenTrial]) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
+def make_ahead(config: StudyConfig, trials: int) -> BaseSampler:
+    """The sampler of a study of `trials` trials in all: a slow one's proposals are made ahead."""
+    sampler = config.sampler
+    if sampler.name not in SLOW:
+        return make_sampler(sampler)
+    recipe = Recipe(
+        sampler.name,
+        partial(make_sampler, sampler),
+        partial(suggest, config.space),
+        config.resources.concurrent_trials,
+        trials,
+    )
+    return AheadSampler(recipe, make_sampler(SamplerConfig(name="random", seed=sampler.seed)))
+
+
 def ready(study: optuna.Study) -> bool:
     """Whether to ask `study` for a trial now; always, if its sampler makes nothing ahead."""
     return not isinstance(study.sampler, AheadSampler) or study.sampler.ready(study)
@@ -116,8 +138,12 @@ class AheadSampler(BaseSampler):
         """Send what is new; starts the process, again if it died. Waits for nothing."""
         if self._maker is None or not self._maker.alive:
             names = None if study.metric_names is None else list(study.metric_names)
-            self._maker = _Maker(self._recipe, study.directions, names)
+            try:
+                self._maker = _Maker(self._recipe, study.directions, names)
+            except OSError as error:
+                return self._say(f"no process for {self._recipe.name}'s suggestions: {error}")
         self._maker.send(_trials(study))
+        return None
 
     def ready(self, study: optuna.Study) -> bool:
         """Whether the next trial's proposal is there, or has been waited for long enough."""
@@ -125,8 +151,6 @@ class AheadSampler(BaseSampler):
         number = len(trials)
         if number >= self._recipe.trials or any(t.state is TrialState.WAITING for t in trials):
             return True  # the budget is spent, or the trial was enqueued
-        if self._maker is None:
-            self.inform(study)
         if self._find(trials, number) or self._died():
             return True
         since = self._missed.setdefault(number, time.monotonic())
@@ -174,17 +198,17 @@ class AheadSampler(BaseSampler):
 
     def _find(self, trials: Sequence[FrozenTrial], number: int) -> Proposal | None:
         """The proposal for trial `number` from what the ledger has, if it has come."""
-        for proposal in self._maker.received() if self._maker else ():
+        for came in self._maker.received() if self._maker else ():
             self._delivered = True
-            self._proposals[proposal.number] = proposal
-            if proposal.error:
-                self._say(f"no suggestion from {self._recipe.name}: {proposal.error}")
+            self._proposals[came.number] = came
+            if came.error:
+                self._say(f"no suggestion from {self._recipe.name}: {came.error}")
         proposal = self._proposals.get(number)
         made_from = fingerprint(known(trials, number, self._recipe.concurrent_trials))
         return proposal if proposal and proposal.fingerprint == made_from else None
 
     def _died(self) -> bool:
-        if self._maker is None or self._maker.alive:
+        if self._maker is not None and self._maker.alive:
             return False
         self._say(
             f"the process that makes {self._recipe.name}'s suggestions died; it is started "

@@ -5,7 +5,7 @@ and the trials that the study shows. What the trials become in Ax:
 
 - COMPLETE: observed. Perplexities are modelled as their logarithms. Where some trials have a
   standard error, the others get that of a single training, pooled over those that have one.
-- RUNNING: pending. PRUNED and FAIL: abandoned. Ax counts both as taken, and learns no value of them.
+- RUNNING: pending. PRUNED and FAIL: abandoned. Ax counts both as taken, and learns no value.
 - COMPLETE with a value that is not finite, a perplexity without a logarithm, or a constraint
   missing: abandoned too. With a parameter outside the space as it is now: left out.
 - A conditional parameter is modelled in the union of all trials' spaces; where a trial lacks it,
@@ -326,7 +326,9 @@ def _quasi_random(space: Space, seed: int, number: int) -> dict[str, Any]:
 
     engine = qmc.Sobol(len(space), scramble=True, rng=seed)
     (point,) = engine.fast_forward(number).random(1) if number else engine.random(1)
-    return {name: _at(each, share) for (name, each), share in zip(space.items(), point, strict=True)}
+    return {
+        name: _at(each, share) for (name, each), share in zip(space.items(), point, strict=True)
+    }
 
 
 def _at(each: BaseDistribution, share: float) -> Any:

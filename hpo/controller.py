@@ -19,10 +19,10 @@ from optuna.exceptions import OptunaError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from hpo.ahead import inform, make_ahead, ready
 from hpo.judge import Assignment, Judge, Verdict
 from hpo.messages import Job, Message
 from hpo.repeats import repeat_document
-from hpo.samplers import make_sampler
 from hpo.space import suggest
 from hpo.study import StudyConfig
 from hpo.teaching import TeacherAttempt, Teaching
@@ -74,7 +74,7 @@ class Controller:
         self.study = optuna.load_study(
             study_name=record.name,
             storage=ledger.storage,
-            sampler=make_sampler(config.sampler),
+            sampler=make_ahead(config, record.budget_trials),
             pruner=config.pruner.make(),
         )
         self.running: dict[int, Assignment] = {}
@@ -96,6 +96,7 @@ class Controller:
         self._teaching = Teaching(ledger, record, config, lease, self._tell_of_teacher)
         self._failures = 0  # trials in a row; a resume counts anew, what was wrong may be mended
         self._lock = threading.RLock()
+        inform(self.study)
 
     @property
     def exhausted(self) -> bool:
@@ -139,6 +140,8 @@ class Controller:
         promoted = self._promoted()
         if promoted is not None:
             return self._readopt(promoted)
+        if self._may_ask() and not ready(self.study):
+            return None  # for now
         assignment = self._ask()
         if assignment is None and not self.running:
             return self._end_of_halving()
@@ -229,7 +232,9 @@ class Controller:
             try:
                 with self._ledger.transaction(self._lease) as transaction:
                     transaction.reserve_trial()
-                    return self._new_trial(transaction)
+                    assignment = self._new_trial(transaction)
+                inform(self.study)
+                return assignment
             except BudgetSpent:
                 self._budget_spent = True
         return None

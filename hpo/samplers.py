@@ -16,6 +16,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import Field
 
+from hpo.ax_config import AxConfig
 from trainer.settings import Section
 
 
@@ -27,8 +28,10 @@ class SamplerConfig(Section):
     startup_trials: Annotated[int, Field(ge=1)] = 10  # tpe: finished trials before it models
 
 
-def make_sampler(config: SamplerConfig) -> BaseSampler:
+def make_sampler(config: SamplerConfig | AxConfig) -> BaseSampler:
     """The sampler of a study file."""
+    if isinstance(config, AxConfig):
+        return config.make(0, {})
     if config.name == "random":
         return RebuiltSampler(lambda seed: RandomSampler(seed=seed), config.seed)
     return RebuiltSampler(

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, model_validator
 
+from hpo.ax_config import AxConfig
 from hpo.conditions import check_conditions
 from hpo.constraints import Constraint, check_constraints
 from hpo.objectives import Objective, check_objectives
@@ -59,7 +60,7 @@ class StudyConfig(Section):
     storage: str | None = None
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (Objective(),)
     constraints: tuple[Constraint, ...] = ()
-    sampler: SamplerConfig = SamplerConfig()
+    sampler: SamplerConfig | AxConfig = SamplerConfig()
     pruner: PrunerConfig = NoPruner(name="none")
     repeats: Count = 1  # trainings, under other seeds, of a trial before it may be the best
     budget: Budget = Budget()
