@@ -151,6 +151,8 @@ class AheadSampler(BaseSampler):
         number = len(trials)
         if number >= self._recipe.trials or any(t.state is TrialState.WAITING for t in trials):
             return True  # the budget is spent, or the trial was enqueued
+        if self._maker is None:
+            self.inform(study)
         if self._find(trials, number) or self._died():
             return True
         since = self._missed.setdefault(number, time.monotonic())
@@ -208,7 +210,9 @@ class AheadSampler(BaseSampler):
         return proposal if proposal and proposal.fingerprint == made_from else None
 
     def _died(self) -> bool:
-        if self._maker is not None and self._maker.alive:
+        if self._maker is None:
+            return True  # there could be none, which `inform` has said
+        if self._maker.alive:
             return False
         self._say(
             f"the process that makes {self._recipe.name}'s suggestions died; it is started "
