@@ -4,8 +4,9 @@ Knows nothing of Ax: a `Recipe` says which sampler proposes. What a proposal may
 can be read back from the ledger, so that a resumed controller proposes what a dead one would have
 (docs/decisions/0009): of the trials below its number, those finished when the trial
 `concurrent_trials` before it was asked, and the parameters of all others. So work at it begins that
-early, and goes on beside the trainings. A trial whose proposal is not ready in time gets random
-parameters; its user attribute `suggested_by` says which it was.
+early, and goes on beside the trainings. A trial whose proposal is not ready in time gets one that
+came too late for a trial before it, or else random parameters; its user attribute `suggested_by`
+says which it was.
 
 Nothing here writes to the ledger but two user attributes of a trial that is being asked.
 """
@@ -41,13 +42,14 @@ from hpo.study import StudyConfig
 logger = logging.getLogger("hpo.ahead")
 
 PENDING = "pending"  # user attribute: trials below its number, unfinished when it was asked
-SUGGESTED_BY = "suggested_by"  # user attribute: the sampler's name, or FALLBACK
+SUGGESTED_BY = "suggested_by"  # user attribute: the sampler's name, the same with LATE, or FALLBACK
+LATE = ", late"
 FALLBACK = "fallback"
 
 SLOW = frozenset({"ax"})  # samplers whose proposals take seconds
 
 START_SECONDS = 120.0  # the first proposals of a controller are waited for that long, all together
-PATIENCE = 0.05  # every later one for this share of a trial's median length
+PATIENCE = 0.02  # every later one for this share of a trial's median length
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ class AheadSampler(BaseSampler):
         self._started = time.monotonic()
         self._delivered = False  # whether any proposal came since then
         self._missed: dict[int, float] = {}  # when a trial's proposal was first found missing
+        self._given: tuple[int, Proposal | None] = -1, None  # to the trial being asked
+        self._last_late = -1  # the last trial that took another's proposal
 
     def inform(self, study: optuna.Study) -> None:
         """Send what is new; starts the process, again if it died. Waits for nothing."""
@@ -172,17 +176,22 @@ class AheadSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """The proposal's, if there is one; what it is goes on the trial."""
-        proposal = self._usable(study, trial)
-        by = FALLBACK if proposal is None else self._recipe.name
+        trials = _trials(study)
+        proposal, by = self._find(trials, trial.number), self._recipe.name
+        if proposal is None or proposal.error:
+            proposal, by = self._late(trials, trial.number), self._recipe.name + LATE
+        if proposal is None:
+            by = FALLBACK
         study._storage.set_trial_user_attr(trial._trial_id, SUGGESTED_BY, by)
+        self._given = trial.number, proposal
         return {} if proposal is None else proposal.distributions
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The proposal, if there is one."""
-        proposal = self._usable(study, trial)
-        return {} if proposal is None else proposal.params
+        number, proposal = self._given
+        return {} if proposal is None or number != trial.number else proposal.params
 
     def sample_independent(
         self,
@@ -194,10 +203,6 @@ class AheadSampler(BaseSampler):
         """What the fallback draws."""
         return self._fallback.sample_independent(study, trial, param_name, param_distribution)
 
-    def _usable(self, study: optuna.Study, trial: FrozenTrial) -> Proposal | None:
-        proposal = self._find(_trials(study), trial.number)
-        return None if proposal is None or proposal.error else proposal
-
     def _find(self, trials: Sequence[FrozenTrial], number: int) -> Proposal | None:
         """The proposal for trial `number` from what the ledger has, if it has come."""
         for came in self._maker.received() if self._maker else ():
@@ -206,8 +211,22 @@ class AheadSampler(BaseSampler):
             if came.error:
                 self._say(f"no suggestion from {self._recipe.name}: {came.error}")
         proposal = self._proposals.get(number)
-        made_from = fingerprint(known(trials, number, self._recipe.concurrent_trials))
-        return proposal if proposal and proposal.fingerprint == made_from else None
+        return proposal if proposal and self._fits(trials, proposal) else None
+
+    def _late(self, trials: Sequence[FrozenTrial], number: int) -> Proposal | None:
+        """The latest proposal that came too late for its own trial and knew all taken so since."""
+        for earlier in range(number - 1, self._last_late, -1):
+            proposal = self._proposals.get(earlier)
+            by = trials[earlier].user_attrs.get(SUGGESTED_BY)
+            if by == FALLBACK and proposal and not proposal.error and self._fits(trials, proposal):
+                self._last_late = number
+                return proposal
+        return None
+
+    def _fits(self, trials: Sequence[FrozenTrial], proposal: Proposal) -> bool:
+        """Whether it was made from what the ledger has."""
+        made_from = known(trials, proposal.number, self._recipe.concurrent_trials)
+        return proposal.fingerprint == fingerprint(made_from)
 
     def _died(self) -> bool:
         if self._maker is None:

@@ -21,7 +21,7 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.samplers import RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo import ahead
@@ -40,7 +40,8 @@ class TPEUnless(TPESampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         if trial.number == 3 and self._trouble == "hangs":
-            time.sleep(600)
+            while not os.path.exists(os.environ["LET_GO"]):
+                time.sleep(0.01)
         if trial.number == 3 and self._trouble == "raises":
             raise ValueError("no positive definite matrix")
         if trial.number == 3 and self._trouble == "dies":
@@ -168,6 +169,7 @@ def test_without_a_proposal_in_time_a_trial_is_random_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setenv("LET_GO", "/nowhere")
     study = study_of(trouble)
     monkeypatch.setattr(ahead, "PATIENCE", 1e9)
     for _ in range(3):
@@ -185,7 +187,38 @@ def test_without_a_proposal_in_time_a_trial_is_random_and_says_so(
         assert messages[0].startswith(said)
 
 
-def test_an_enqueued_trial_is_not_waited_for(patient: None) -> None:
+def test_a_proposal_that_comes_too_late_is_the_next_trial_s(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LET_GO", str(tmp_path / "go"))
+    monkeypatch.setattr(ahead, "PATIENCE", 1e9)
+    study = study_of("hangs")
+    for _ in range(3):
+        tell(study, ask(study))
+    monkeypatch.setattr(ahead, "PATIENCE", 0)
+    random_one = ask(study)
+    sampler = study.sampler
+    assert isinstance(sampler, AheadSampler)
+    Path(os.environ["LET_GO"]).touch()
+    while 3 not in sampler._proposals:
+        sampler._find(study.trials, 4)
+        sampler._proposals.pop(4, None)  # as if it were not ready either
+        time.sleep(0.01)
+    tell(study, random_one)
+    monkeypatch.setattr(sampler, "_find", lambda trials, number: None)
+    late = study.ask()
+    draw(late)
+    assert study.trials[4].user_attrs["suggested_by"] == "tpe, late"
+    assert late.params == sampler._proposals[3].params
+    again = study.ask()
+    draw(again)
+    assert study.trials[5].user_attrs["suggested_by"] == "fallback", "it is given once"
+
+
+def test_an_enqueued_trial_is_not_waited_for(
+    patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LET_GO", "/nowhere")
     study = study_of("hangs")
     for _ in range(3):
         tell(study, ask(study))

@@ -105,7 +105,8 @@ def test_directions_and_constraints_are_ax_s() -> None:
     experiment = experiment_of([*trials, incomplete])
     goals = experiment.optimization_config
     assert [weight for _, weight in goals.objective.metric_weights] == [-1.0, 1.0]
-    assert [str(limit) for limit in goals.outcome_constraints] == ["OutcomeConstraint(constraint0 <= 0.0)"]  # fmt: skip
+    (limit,) = goals.outcome_constraints
+    assert str(limit) == "OutcomeConstraint(constraint0 <= 0.0)"
     assert [mean for _, mean, _ in data(experiment, "constraint0")] == [-1.0, 0.0, 1.0]
     assert states(experiment)[3] == "ABANDONED", "what it broke is not known"
 
