@@ -218,7 +218,7 @@ def _experiment(space: Space, past: Sequence[_Point], directions: Sequence[Study
     experiment = Experiment(search_space=SearchSpace(_parameters(space)))
     observed = [point for point in past if point.values is not None]
     for outcome in observed[0].values or {}:
-        experiment.add_tracking_metric(Metric(outcome))
+        experiment.add_metric(Metric(outcome))
     experiment.optimization_config = _optimization(list(observed[0].values or {}), directions)
     rows = []
     for index, point in enumerate(past):

@@ -88,6 +88,7 @@ def tell(study: optuna.Study, trial: optuna.Trial) -> None:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """These trials last no time at all: their proposals are waited for."""
     monkeypatch.setattr(ahead, "PATIENCE", 1e9)
+    monkeypatch.setattr(ahead, "START_SECONDS", 1e9)
 
 
 @settings(deadline=None, max_examples=30)
