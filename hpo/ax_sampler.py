@@ -66,9 +66,10 @@ class AxSampler(BaseSampler):
         if not space:
             return {}
         past = _read(study, trial.number, space)
-        if sum(point.values is not None for point in past) < self._startup_trials:
-            return _quasi_random(space, self._seed, trial.number)
-        return _propose(space, past, study.directions, self._seed_of(trial))
+        proposal = None
+        if sum(point.values is not None for point in past) >= self._startup_trials:
+            proposal = _propose(space, past, study.directions, self._seed_of(trial))
+        return proposal or _quasi_random(space, self._seed, trial.number)
 
     def sample_independent(
         self,
@@ -184,11 +185,12 @@ def _sems(
 
 def _propose(
     space: Space, past: Sequence[_Point], directions: Sequence[StudyDirection], seed: int
-) -> dict[str, Any]:
-    """The point that Ax would try next."""
+) -> dict[str, Any] | None:
+    """The point that Ax would try next; None if it finds none that was not tried."""
     with _silence():
         from ax.api.utils.generation_strategy_dispatch import choose_generation_strategy
         from ax.api.utils.structs import GenerationStrategyDispatchStruct
+        from ax.exceptions.core import OptimizationComplete
         from ax.utils.common.random import with_rng_seed
 
         experiment = _experiment(space, past, directions)
@@ -201,8 +203,11 @@ def _propose(
                 initialize_with_center=False,
             )
         )
-        with with_rng_seed(seed):
-            (arm,) = strategy.gen_single_trial(experiment).arms
+        try:
+            with with_rng_seed(seed):
+                (arm,) = strategy.gen_single_trial(experiment).arms
+        except OptimizationComplete:
+            return None
     return {name: _decoded(each, arm.parameters[name]) for name, each in space.items()}
 
 
