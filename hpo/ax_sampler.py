@@ -228,14 +228,15 @@ def _experiment(space: Space, past: Sequence[_Point], directions: Sequence[Study
     rows = []
     for index, point in enumerate(past):
         trial = experiment.new_trial()
-        trial.add_arm(Arm(point.parameters, name=f"{index}_0"))
+        trial.add_arm(Arm(point.parameters))
+        arm = trial.arm.name  # another trial's, if that had the same parameters
         trial.mark_running(no_runner_required=True)
         if point.values is not None:
             trial.mark_completed()
         elif not point.pending:
             trial.mark_abandoned()
         for outcome, value in (point.values or {}).items():
-            rows.append((index, f"{index}_0", outcome, outcome, value, point.sems.get(outcome)))
+            rows.append((index, arm, outcome, outcome, value, point.sems.get(outcome)))
     columns = ["trial_index", "arm_name", "metric_name", "metric_signature", "mean", "sem"]
     experiment.attach_data(Data(df=pd.DataFrame(rows, columns=columns)))
     return experiment
