@@ -24,7 +24,7 @@ format: $(READY)
 
 # One after the other: each compares two sides and wants the machine for itself.
 bench: $(READY)
-	for name in throughput layerdrop turnaround command_line tokenization distillation; do $(VENV)/bin/python -m benchmarks.$$name || exit 1; done
+	for name in throughput layerdrop turnaround command_line tokenization distillation suggestions; do $(VENV)/bin/python -m benchmarks.$$name || exit 1; done
 
 install: $(READY)
 

@@ -19,12 +19,13 @@ from optuna.exceptions import OptunaError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from hpo.ahead import inform, make_ahead, ready
 from hpo.judge import Assignment, Judge, Verdict
 from hpo.messages import Job, Message
 from hpo.population import Explore, Population
 from hpo.pruning import make_pruner
 from hpo.repeats import repeat_document
-from hpo.samplers import SpaceExhausted, check_new, make_sampler
+from hpo.samplers import SpaceExhausted, check_new
 from hpo.space import suggest
 from hpo.study import StudyConfig
 from hpo.teaching import TeacherAttempt, Teaching
@@ -78,7 +79,7 @@ class Controller:
         self.study = optuna.load_study(
             study_name=record.name,
             storage=ledger.storage,
-            sampler=make_sampler(config.sampler, config.space),
+            sampler=make_ahead(config, record.budget_trials),
             pruner=make_pruner(config),
         )
         self.running: dict[int, Assignment] = {}
@@ -106,6 +107,7 @@ class Controller:
         self._teaching = Teaching(ledger, record, config, lease, self._tell_of_teacher)
         self._failures = 0  # trials in a row; a resume counts anew, what was wrong may be mended
         self._lock = threading.RLock()
+        inform(self.study)
 
     @property
     def exhausted(self) -> bool:
@@ -149,6 +151,8 @@ class Controller:
         promoted = self._promoted()
         if promoted is not None:
             return self._readopt(promoted)
+        if self._may_ask() and not ready(self.study):
+            return None  # for now
         assignment = self._ask()
         if assignment is None and not self.running:
             return self._next_round() if self._population else self._end_of_halving()
@@ -266,7 +270,9 @@ class Controller:
             try:
                 with self._ledger.transaction(self._lease) as transaction:
                     transaction.reserve_trial()
-                    return self._new_trial(transaction)
+                    assignment = self._new_trial(transaction)
+                inform(self.study)
+                return assignment
             except (BudgetSpent, SpaceExhausted):
                 self._budget_spent = True
         return None

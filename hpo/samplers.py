@@ -128,6 +128,19 @@ class BoTorch(SamplerSection):
         return sampler
 
 
+class Ax(SamplerSection):
+    """Ax's Bayesian optimization; seeded by trial, its quasi-random start by the seed alone."""
+
+    name: Literal["ax"]
+    startup_trials: Annotated[int, Field(ge=2)] = 10  # complete trials before it models
+
+    def make(self, trial_seed: int, space: Space) -> BaseSampler:
+        """Our own, which draws its seeds itself."""
+        from hpo.ax_sampler import AxSampler
+
+        return AxSampler(self.seed, self.startup_trials)
+
+
 class CmaEs(SamplerSection):
     """CMA-ES (Hansen 2016), its state in the ledger.
 
@@ -239,7 +252,7 @@ class BruteForce(SamplerSection):
 
 
 SamplerConfig = Annotated[
-    Random | TPE | GP | BoTorch | CmaEs | QMC | NSGA2 | NSGA3 | Grid | BruteForce,
+    Random | TPE | GP | BoTorch | Ax | CmaEs | QMC | NSGA2 | NSGA3 | Grid | BruteForce,
     Field(discriminator="name"),
 ]
 

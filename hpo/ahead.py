@@ -1,0 +1,409 @@
+"""Suggestions made ahead of their trials, in a process of their own: an ask waits for no model.
+
+Knows nothing of Ax: a `Recipe` says which sampler proposes. What a proposal may know is fixed and
+can be read back from the ledger, so that a resumed controller proposes what a dead one would have
+(docs/decisions/0009): of the trials below its number, those finished when the trial
+`concurrent_trials` before it was asked, and the parameters of all others. So work at it begins that
+early, and goes on beside the trainings. A trial whose proposal is not ready in time gets one that
+came too late for a trial before it, or else random parameters; its user attribute `suggested_by`
+says which it was.
+
+Nothing here writes to the ledger but two user attributes of a trial that is being asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import multiprocessing
+import os
+import signal
+import statistics
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from hpo.samplers import Random, make_sampler
+from hpo.space import suggest
+from hpo.study import StudyConfig
+
+logger = logging.getLogger("hpo.ahead")
+
+PENDING = "pending"  # user attribute: trials below its number, unfinished when it was asked
+SUGGESTED_BY = "suggested_by"  # user attribute: the sampler's name, the same with LATE, or FALLBACK
+LATE = ", late"
+FALLBACK = "fallback"
+
+SLOW = frozenset({"ax"})  # samplers whose proposals take seconds
+
+START_SECONDS = 120.0  # the first proposals of a controller are waited for that long, all together
+PATIENCE = 0.02  # every later one for this share of a trial's median length
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a study's proposals are made. It travels to another process."""
+
+    name: str
+    make: Callable[[], BaseSampler]  # a sampler that needs nothing but the study's trials
+    suggest: Callable[[optuna.Trial], object]  # draws all of a trial's parameters
+    concurrent_trials: int
+    trials: int  # none is proposed from this number on
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What the other process answers: parameters, or why there are none."""
+
+    number: int
+    fingerprint: str  # of what it was made from
+    params: dict[str, Any] = field(default_factory=dict)
+    distributions: dict[str, BaseDistribution] = field(default_factory=dict)
+    error: str | None = None
+
+
+def known(trials: Sequence[FrozenTrial], number: int, concurrent: int) -> list[FrozenTrial]:
+    """`trials` below `number`, in order, as its proposal may see them.
+
+    Finished ones as they are, if they were finished when the last trial up to `number` -
+    `concurrent` was asked; all others RUNNING.
+    """
+    asked = [t for t in trials if t.number <= number - concurrent and PENDING in t.user_attrs]
+    last = max(asked, key=lambda trial: trial.number, default=None)
+    horizon = -1 if last is None else last.number
+    pending = set() if last is None else set(last.user_attrs[PENDING])
+    return [
+        trial if trial.number < horizon and trial.number not in pending else _running(trial)
+        for trial in sorted(trials, key=lambda trial: trial.number)
+        if trial.number < number
+    ]
+
+
+def fingerprint(trials: Sequence[FrozenTrial]) -> str:
+    """Tells apart what `known` gives for one trial. What is finished changes no more."""
+    facts = [None if t.state.is_finished() else sorted(t.params.items()) for t in trials]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def make_ahead(config: StudyConfig, trials: int) -> BaseSampler:
+    """The sampler of a study of `trials` trials in all: a slow one's proposals are made ahead."""
+    sampler = config.sampler
+    if sampler.name not in SLOW:
+        return make_sampler(sampler, config.space)
+    recipe = Recipe(
+        sampler.name,
+        partial(make_sampler, sampler, config.space),
+        partial(suggest, config.space),
+        config.resources.concurrent_trials,
+        trials,
+    )
+    return AheadSampler(
+        recipe, make_sampler(Random(name="random", seed=sampler.seed), config.space)
+    )
+
+
+def ready(study: optuna.Study) -> bool:
+    """Whether to ask `study` for a trial now; always, if its sampler makes nothing ahead."""
+    return not isinstance(study.sampler, AheadSampler) or study.sampler.ready(study)
+
+
+def inform(study: optuna.Study) -> None:
+    """Let the study's sampler, if it makes suggestions ahead, know what the ledger has now."""
+    if isinstance(study.sampler, AheadSampler):
+        study.sampler.inform(study)
+
+
+class AheadSampler(BaseSampler):
+    """Hands out a recipe's proposals, or what `fallback` draws where there is none in time."""
+
+    def __init__(self, recipe: Recipe, fallback: BaseSampler) -> None:
+        self._recipe = recipe
+        self._fallback = fallback
+        self._maker: _Maker | None = None
+        self._proposals: dict[int, Proposal] = {}
+        self._said: set[str] = set()
+        self._started = time.monotonic()
+        self._delivered = False  # whether any proposal came since then
+        self._missed: dict[int, float] = {}  # when a trial's proposal was first found missing
+        self._given: tuple[int, Proposal | None] = -1, None  # to the trial being asked
+        self._last_late = -1  # the last trial that took another's proposal
+
+    def inform(self, study: optuna.Study) -> None:
+        """Send what is new; starts the process, again if it died. Waits for nothing."""
+        if self._maker is None or not self._maker.alive:
+            names = None if study.metric_names is None else list(study.metric_names)
+            try:
+                self._maker = _Maker(self._recipe, study.directions, names)
+            except OSError as error:
+                return self._say(f"no process for {self._recipe.name}'s suggestions: {error}")
+        self._maker.send(_trials(study))
+        return None
+
+    def ready(self, study: optuna.Study) -> bool:
+        """Whether the next trial's proposal is there, or has been waited for long enough."""
+        trials = _trials(study)
+        number = len(trials)
+        if number >= self._recipe.trials or any(t.state is TrialState.WAITING for t in trials):
+            return True  # the budget is spent, or the trial was enqueued
+        if self._maker is None:
+            self.inform(study)
+        if self._find(trials, number) or self._died():
+            return True
+        since = self._missed.setdefault(number, time.monotonic())
+        lengths = [t.duration.total_seconds() for t in trials if t.duration is not None]
+        if lengths and self._delivered:
+            return time.monotonic() - since >= PATIENCE * statistics.median(lengths)
+        return time.monotonic() - self._started >= START_SECONDS
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Keep what is unfinished, in the transaction that creates the trial."""
+        if PENDING not in trial.user_attrs:
+            below = [t for t in _trials(study) if t.number < trial.number]
+            pending = [t.number for t in below if not t.state.is_finished()]
+            study._storage.set_trial_user_attr(trial._trial_id, PENDING, pending)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """The proposal's, if there is one; what it is goes on the trial."""
+        trials = _trials(study)
+        proposal, by = self._find(trials, trial.number), self._recipe.name
+        if proposal is None or proposal.error:
+            proposal, by = self._late(trials, trial.number), self._recipe.name + LATE
+        if proposal is None:
+            by = FALLBACK
+        study._storage.set_trial_user_attr(trial._trial_id, SUGGESTED_BY, by)
+        self._given = trial.number, proposal
+        return {} if proposal is None else proposal.distributions
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The proposal, if there is one."""
+        number, proposal = self._given
+        return {} if proposal is None or number != trial.number else proposal.params
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """What the fallback draws."""
+        return self._fallback.sample_independent(study, trial, param_name, param_distribution)
+
+    def _find(self, trials: Sequence[FrozenTrial], number: int) -> Proposal | None:
+        """The proposal for trial `number` from what the ledger has, if it has come."""
+        for came in self._maker.received() if self._maker else ():
+            self._delivered = True
+            self._proposals[came.number] = came
+            if came.error:
+                self._say(f"no suggestion from {self._recipe.name}: {came.error}")
+        proposal = self._proposals.get(number)
+        return proposal if proposal and self._fits(trials, proposal) else None
+
+    def _late(self, trials: Sequence[FrozenTrial], number: int) -> Proposal | None:
+        """The latest proposal that came too late for its own trial and knew all taken so since."""
+        for earlier in range(number - 1, self._last_late, -1):
+            proposal = self._proposals.get(earlier)
+            by = trials[earlier].user_attrs.get(SUGGESTED_BY)
+            if by == FALLBACK and proposal and not proposal.error and self._fits(trials, proposal):
+                self._last_late = number
+                return proposal
+        return None
+
+    def _fits(self, trials: Sequence[FrozenTrial], proposal: Proposal) -> bool:
+        """Whether it was made from what the ledger has."""
+        made_from = known(trials, proposal.number, self._recipe.concurrent_trials)
+        return proposal.fingerprint == fingerprint(made_from)
+
+    def _died(self) -> bool:
+        if self._maker is None:
+            return True  # there could be none, which `inform` has said
+        if self._maker.alive:
+            return False
+        self._say(
+            f"the process that makes {self._recipe.name}'s suggestions died; it is started "
+            "again, and points are random until then"
+        )
+        return True
+
+    def _say(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            logger.warning(line)
+
+
+class _Maker:
+    """The other process, seen from the controller. It ends when this object or its process does."""
+
+    def __init__(
+        self, recipe: Recipe, directions: Sequence[StudyDirection], names: list[str] | None
+    ) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_make, args=(theirs, recipe, directions, names), name="suggestions", daemon=True
+        )
+        self._process.start()
+        theirs.close()  # or the pipe would not end with the process
+        self._sent: dict[int, tuple[TrialState, int]] = {}
+
+    @property
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
+    def send(self, trials: Sequence[FrozenTrial]) -> None:
+        """Those of `trials` that it does not know as they are now."""
+        new = [t for t in trials if self._sent.get(t.number) != (t.state, len(t.params))]
+        try:
+            self._connection.send(new)
+        except OSError:
+            return  # it died; the next `inform` starts another
+        self._sent.update({t.number: (t.state, len(t.params)) for t in new})
+
+    def received(self) -> list[Proposal]:
+        """What has come from it since the last call."""
+        proposals = []
+        try:
+            while self._connection.poll():
+                proposals.append(self._connection.recv())
+        except (EOFError, OSError):
+            pass  # it died, perhaps in the middle of a proposal
+        return proposals
+
+
+def _make(
+    connection: Connection,
+    recipe: Recipe,
+    directions: Sequence[StudyDirection],
+    names: list[str] | None,
+) -> None:
+    """The other process: proposals, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's, which stops us
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other cores train
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    inbox = _Inbox(connection)
+    done: dict[str, Proposal] = {}
+    while True:
+        task = _task(inbox.trials(), recipe, done)
+        if task is None:
+            inbox.wait()
+            continue
+        number, trials = task
+        proposal = _proposal(recipe, number, trials, directions, names)
+        done[proposal.fingerprint] = proposal
+        connection.send(proposal)
+
+
+class _Inbox:
+    """The ledger's trials as far as they were sent; kept up to date by a thread of its own."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._trials: dict[int, FrozenTrial] = {}
+        self._news = threading.Condition()
+        self._seen = 0
+        self._received = 0
+        threading.Thread(target=self._receive, daemon=True).start()
+
+    def trials(self) -> list[FrozenTrial]:
+        """All of them, by number."""
+        with self._news:
+            self._seen = self._received
+            return sorted(self._trials.values(), key=lambda trial: trial.number)
+
+    def wait(self) -> None:
+        """Until there are others than `trials` last gave."""
+        with self._news:
+            self._news.wait_for(lambda: self._received > self._seen)
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                trials = self._connection.recv()
+            except (EOFError, OSError):
+                os._exit(0)  # the controller is gone: whatever is being fitted is for nobody
+            with self._news:
+                self._trials.update({trial.number: trial for trial in trials})
+                self._received += 1
+                self._news.notify_all()
+
+
+def _task(
+    trials: list[FrozenTrial], recipe: Recipe, done: dict[str, Proposal]
+) -> tuple[int, list[FrozenTrial]] | None:
+    """The first trial to come without a proposal, and what that may be made from.
+
+    Proposals for the trials before it count as asked: where one of them turns out otherwise, the
+    fingerprint changes and the proposal is made again.
+    """
+    first = len(trials)
+    for number in range(first, min(first + recipe.concurrent_trials, recipe.trials)):
+        seen = known(trials, number, recipe.concurrent_trials)
+        proposal = done.get(fingerprint(seen))
+        if proposal is None:
+            return number, seen
+        if proposal.error:
+            return None  # until the ledger says what the trial has instead
+        trials = [*trials, _asked(proposal)]
+    return None
+
+
+def _proposal(
+    recipe: Recipe,
+    number: int,
+    trials: list[FrozenTrial],
+    directions: Sequence[StudyDirection],
+    names: list[str] | None,
+) -> Proposal:
+    """The parameters of trial `number`, which is asked in a study of `trials` alone."""
+    study = optuna.create_study(directions=list(directions), sampler=recipe.make())
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            if names is not None:
+                study.set_metric_names(names)
+            for trial in trials:
+                study._storage.create_new_trial(study._study_id, template_trial=trial)
+            asked = study.ask()
+            recipe.suggest(asked)
+    except Exception as error:  # noqa: BLE001 whatever it is, it becomes a line in the log
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+        return Proposal(number, fingerprint(trials), error=" ".join(reason.split()))
+    return Proposal(number, fingerprint(trials), asked.params, asked.distributions)
+
+
+def _running(trial: FrozenTrial) -> FrozenTrial:
+    """`trial` as if it were not finished."""
+    seen = create_trial(
+        state=TrialState.RUNNING, params=trial.params, distributions=trial.distributions
+    )
+    seen.number = trial.number
+    return seen
+
+
+def _asked(proposal: Proposal) -> FrozenTrial:
+    trial = create_trial(
+        state=TrialState.RUNNING, params=proposal.params, distributions=proposal.distributions
+    )
+    trial.number = proposal.number
+    return trial
+
+
+def _trials(study: optuna.Study) -> list[FrozenTrial]:
+    # Not `study.get_trials`: a pruner may have made it show some of them only.
+    return study._storage.get_all_trials(study._study_id, deepcopy=False)

@@ -1,0 +1,362 @@
+"""Ax as an Optuna sampler, rebuilt for every proposal from the study's trials.  (imports ax)
+
+It keeps nothing between trials and reads no clock: a proposal follows from (seed, trial number)
+and the trials that the study shows. What the trials become in Ax:
+
+- COMPLETE: observed. Perplexities are modelled as their logarithms. Where some trials have a
+  standard error, the others get that of a single training, pooled over those that have one.
+- RUNNING: pending. PRUNED and FAIL: abandoned. Ax counts both as taken, and learns no value.
+- COMPLETE with a value that is not finite, a perplexity without a logarithm, or a constraint
+  missing: abandoned too. With a parameter outside the space as it is now: left out.
+- A conditional parameter is modelled in the union of all trials' spaces; where a trial lacks it,
+  at the middle of its range. Ax so sees such trials as equal in it, and proposes a value which
+  the trial may leave unused.
+- Each constraint that differs between trials is an outcome constraint, a violation of at most 0.
+
+Ax itself is imported with the first model, some seconds' work. One proposal takes seconds: see
+`hpo.ahead` for who waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from optuna import Study
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+Space = Mapping[str, BaseDistribution]
+
+
+class AxSampler(BaseSampler):
+    """Quasi-random for the first `startup_trials` complete trials, then Ax's Gaussian processes."""
+
+    def __init__(self, seed: int = 0, startup_trials: int = 10) -> None:
+        self._seed = seed
+        self._startup_trials = startup_trials
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """The union of all trials' spaces, each parameter with its latest bounds."""
+        latest: dict[str, BaseDistribution] = {}
+        for other in study.get_trials(deepcopy=False):
+            latest.update(other.distributions)
+        return {name: latest[name] for name in sorted(latest) if not latest[name].single()}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """A value for every parameter of `search_space`. Raises what Ax raises."""
+        space = {name: each for name, each in search_space.items() if not each.single()}
+        if not space:
+            return {}
+        past = _read(study, trial.number, space)
+        proposal = None
+        if sum(point.values is not None for point in past) >= self._startup_trials:
+            proposal = _propose(space, past, study.directions, self._seed_of(trial))
+        return proposal or _quasi_random(space, self._seed, trial.number)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Random: for the first trial, or a parameter that no trial has had yet."""
+        seed = self._seed_of(trial, *param_name.encode())
+        return RandomSampler(seed=seed).sample_independent(
+            study, trial, param_name, param_distribution
+        )
+
+    def _seed_of(self, trial: FrozenTrial, *more: int) -> int:
+        sequence = np.random.SeedSequence([self._seed, trial.number, *more])
+        return int(sequence.generate_state(1)[0] >> 1)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A past trial as Ax sees it."""
+
+    parameters: dict[str, Any]  # in Ax's terms
+    pending: bool
+    values: dict[str, float] | None  # outcomes by Ax's names; None: abandoned, or pending
+    sems: dict[str, float]
+
+
+def _read(study: Study, number: int, space: Space) -> list[_Point]:
+    """The study's trials other than `number`, without those that say nothing about `space`."""
+    trials = [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.number != number
+        and trial.state is not TrialState.WAITING
+        and any(name in space for name in trial.params)
+        and all(_contains(each, trial.params[n]) for n, each in space.items() if n in trial.params)
+    ]
+    names = study.metric_names or [""] * len(study.directions)
+    logs = [name.startswith("valid_ppl") for name in names]
+    constraints = _differing_constraints(trials)
+    spread = _spread(trials, logs)
+    return [
+        _Point(
+            {
+                name: _encoded(each, trial.params[name]) if name in trial.params else _middle(each)
+                for name, each in space.items()
+            },
+            trial.state is TrialState.RUNNING,
+            _outcomes(trial, logs, constraints),
+            _sems(trial, logs, spread),
+        )
+        for trial in trials
+    ]
+
+
+def _outcomes(
+    trial: FrozenTrial, logs: Sequence[bool], constraints: Sequence[str]
+) -> dict[str, float] | None:
+    """All outcomes of a COMPLETE trial, by Ax's names; None if any cannot be modelled."""
+    if trial.state is not TrialState.COMPLETE:
+        return None
+    outcomes: dict[str, float] = {}
+    for position, (value, log) in enumerate(zip(trial.values, logs, strict=True)):
+        if not math.isfinite(value) or (log and value <= 0):
+            return None
+        outcomes[f"objective{position}"] = math.log(value) if log else value
+    violations = trial.constraints
+    for position, name in enumerate(constraints):
+        if not math.isfinite(violations.get(name, math.nan)):
+            return None
+        outcomes[f"constraint{position}"] = violations[name]
+    return outcomes
+
+
+def _differing_constraints(trials: Sequence[FrozenTrial]) -> list[str]:
+    seen: dict[str, set[float]] = {}
+    for trial in trials:
+        if trial.state is TrialState.COMPLETE:
+            for name, violation in trial.constraints.items():
+                seen.setdefault(name, set()).add(violation)
+    return sorted(name for name, violations in seen.items() if len(violations) > 1)
+
+
+def _errors(trial: FrozenTrial, logs: Sequence[bool]) -> list[float] | None:
+    """The trial's standard errors on the scale on which its objectives are modelled."""
+    errors = trial.user_attrs.get("standard_errors")
+    if errors is None or trial.state is not TrialState.COMPLETE:
+        return None
+    return [
+        error / value if log else error
+        for error, value, log in zip(errors, trial.values, logs, strict=True)
+    ]
+
+
+def _spread(trials: Sequence[FrozenTrial], logs: Sequence[bool]) -> list[float] | None:
+    """Each objective's standard deviation from one training to the next, None if unknown."""
+    known = [
+        [error * math.sqrt(trial.user_attrs.get("repeats", 1)) for error in errors]
+        for trial in trials
+        if (errors := _errors(trial, logs)) is not None
+    ]
+    return [math.hypot(*each) / math.sqrt(len(known)) for each in zip(*known, strict=True)] or None
+
+
+def _sems(
+    trial: FrozenTrial, logs: Sequence[bool], spread: Sequence[float] | None
+) -> dict[str, float]:
+    errors = _errors(trial, logs) or spread or [math.nan] * len(logs)
+    return {f"objective{position}": error for position, error in enumerate(errors)}
+
+
+def _propose(
+    space: Space, past: Sequence[_Point], directions: Sequence[StudyDirection], seed: int
+) -> dict[str, Any] | None:
+    """The point that Ax would try next; None if it finds none that was not tried."""
+    with _silence():
+        from ax.api.utils.generation_strategy_dispatch import choose_generation_strategy
+        from ax.api.utils.structs import GenerationStrategyDispatchStruct
+        from ax.exceptions.core import OptimizationComplete
+        from ax.utils.common.random import with_rng_seed
+
+        experiment = _experiment(space, past, directions)
+        # The model alone: without a budget for it, Ax begins with no points of its own.
+        strategy = choose_generation_strategy(
+            GenerationStrategyDispatchStruct(
+                method="fast",
+                initialization_budget=0,
+                initialization_random_seed=seed,
+                initialize_with_center=False,
+            )
+        )
+        try:
+            with with_rng_seed(seed):
+                (arm,) = strategy.gen_single_trial(experiment).arms
+        except OptimizationComplete:
+            return None
+    return {name: _decoded(each, arm.parameters[name]) for name, each in space.items()}
+
+
+def _experiment(space: Space, past: Sequence[_Point], directions: Sequence[StudyDirection]) -> Any:
+    """An Ax experiment with all of `past`; its data is attached in bulk, one by one takes long."""
+    import pandas as pd
+    from ax.core.arm import Arm
+    from ax.core.data import Data
+    from ax.core.experiment import Experiment
+    from ax.core.metric import Metric
+    from ax.core.search_space import SearchSpace
+
+    experiment = Experiment(search_space=SearchSpace(_parameters(space)))
+    observed = [point for point in past if point.values is not None]
+    for outcome in observed[0].values or {}:
+        experiment.add_metric(Metric(outcome))
+    experiment.optimization_config = _optimization(list(observed[0].values or {}), directions)
+    rows = []
+    for index, point in enumerate(past):
+        trial = experiment.new_trial()
+        trial.add_arm(Arm(point.parameters))
+        arm = trial.arm.name  # another trial's, if that had the same parameters
+        trial.mark_running(no_runner_required=True)
+        if point.values is not None:
+            trial.mark_completed()
+        elif not point.pending:
+            trial.mark_abandoned()
+        for outcome, value in (point.values or {}).items():
+            rows.append((index, arm, outcome, outcome, value, point.sems.get(outcome)))
+    columns = ["trial_index", "arm_name", "metric_name", "metric_signature", "mean", "sem"]
+    experiment.attach_data(Data(df=pd.DataFrame(rows, columns=columns)))
+    return experiment
+
+
+def _optimization(outcomes: Sequence[str], directions: Sequence[StudyDirection]) -> Any:
+    from ax.api.utils.instantiation.from_string import optimization_config_from_string
+
+    objective = ", ".join(
+        f"{'-' if direction is StudyDirection.MINIMIZE else ''}objective{position}"
+        for position, direction in enumerate(directions)
+    )
+    limits = [f"{name} <= 0" for name in outcomes if name.startswith("constraint")]
+    return optimization_config_from_string(objective, limits)
+
+
+def _parameters(space: Space) -> list[Any]:
+    """`space` in Ax's terms: a stepped range by the index of its steps, choices by their index."""
+    from ax.core.parameter import ChoiceParameter, ParameterType, RangeParameter
+
+    parameters: list[Any] = []
+    for name, each in space.items():
+        if isinstance(each, CategoricalDistribution):
+            indices: list[Any] = [str(index) for index in range(len(each.choices))]
+            parameters.append(
+                ChoiceParameter(
+                    name, ParameterType.STRING, indices, is_ordered=False, sort_values=False
+                )
+            )
+            continue
+        low, high, log = _range(each)
+        kind = ParameterType.INT if isinstance(low, int) else ParameterType.FLOAT
+        parameters.append(RangeParameter(name, kind, low, high, log_scale=log))
+    return parameters
+
+
+def _range(each: BaseDistribution) -> tuple[float, float, bool]:
+    """Lowest and highest value in Ax's terms, and whether the scale is logarithmic."""
+    assert isinstance(each, FloatDistribution | IntDistribution)
+    if _stepped(each):
+        assert each.step is not None
+        return 0, round((each.high - each.low) / each.step), False
+    return each.low, each.high, each.log
+
+
+def _stepped(each: FloatDistribution | IntDistribution) -> bool:
+    return each.step is not None and not (isinstance(each, IntDistribution) and each.step == 1)
+
+
+def _encoded(each: BaseDistribution, value: Any) -> Any:
+    """Optuna's value in Ax's terms."""
+    internal = each.to_internal_repr(value)
+    if isinstance(each, CategoricalDistribution):
+        return str(int(internal))
+    assert isinstance(each, FloatDistribution | IntDistribution)
+    if _stepped(each):
+        assert each.step is not None
+        return round((internal - each.low) / each.step)
+    return int(internal) if isinstance(each, IntDistribution) else internal
+
+
+def _decoded(each: BaseDistribution, value: Any) -> Any:
+    """Ax's value in Optuna's terms, inside the bounds."""
+    if isinstance(each, CategoricalDistribution):
+        return each.choices[int(value)]
+    assert isinstance(each, FloatDistribution | IntDistribution)
+    if _stepped(each):
+        assert each.step is not None
+        value = each.low + int(value) * each.step
+    value = min(max(value, each.low), each.high)
+    return int(value) if isinstance(each, IntDistribution) else float(value)
+
+
+def _middle(each: BaseDistribution) -> Any:
+    """The middle of the range, in Ax's terms; the first choice."""
+    if isinstance(each, CategoricalDistribution):
+        return "0"
+    low, high, log = _range(each)
+    middle = math.sqrt(low * high) if log else (low + high) / 2
+    return round(middle) if isinstance(low, int) else middle
+
+
+def _contains(each: BaseDistribution, value: Any) -> bool:
+    try:
+        return each._contains(each.to_internal_repr(value))
+    except (ValueError, TypeError):  # of another type, or no such choice
+        return False
+
+
+def _quasi_random(space: Space, seed: int, number: int) -> dict[str, Any]:
+    """Point `number` of the scrambled Sobol sequence of `seed` over `space`."""
+    from scipy.stats import qmc
+
+    engine = qmc.Sobol(len(space), scramble=True, rng=seed)
+    (point,) = engine.fast_forward(number).random(1) if number else engine.random(1)
+    return {
+        name: _at(each, share) for (name, each), share in zip(space.items(), point, strict=True)
+    }
+
+
+def _at(each: BaseDistribution, share: float) -> Any:
+    """The value below which `share` of the range lies."""
+    if isinstance(each, CategoricalDistribution):
+        return each.choices[int(share * len(each.choices))]
+    low, high, log = _range(each)
+    if isinstance(low, int):
+        # Every integer's share is the interval around it.
+        low, high = low - 0.5, high + 0.5
+    value = low * (high / low) ** share if log else low + (high - low) * share
+    return _decoded(each, round(value) if isinstance(_range(each)[0], int) else value)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep Ax's talk, and its libraries' warnings, off the terminal while the block runs."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

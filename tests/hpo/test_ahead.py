@@ -1,0 +1,250 @@
+"""Suggestions made ahead: a fixed information set, and an ask that waits for nothing.
+
+The other process is real; its sampler is Optuna's own TPE, or one that hangs, raises or dies.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from hpo import ahead
+from hpo.ahead import PENDING, AheadSampler, Recipe, fingerprint, known
+from hpo.samplers import RebuiltSampler
+
+SPACE = {"x": optuna.distributions.FloatDistribution(0, 1)}
+
+
+class TPEUnless(TPESampler):
+    """TPE, but for one trial at which it hangs, raises or dies."""
+
+    def __init__(self, trouble: str | None, seed: int) -> None:
+        super().__init__(n_startup_trials=2, constant_liar=True, seed=seed)
+        self._trouble = trouble
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        if trial.number == 3 and self._trouble == "hangs":
+            while not os.path.exists(os.environ["LET_GO"]):
+                time.sleep(0.01)
+        if trial.number == 3 and self._trouble == "raises":
+            raise ValueError("no positive definite matrix")
+        if trial.number == 3 and self._trouble == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def tpe(trouble: str | None) -> BaseSampler:
+    """Seeded by trial."""
+    return RebuiltSampler(partial(TPEUnless, trouble), seed=0)
+
+
+def draw(trial: optuna.Trial) -> None:
+    """All parameters of a trial; one of them is conditional."""
+    if trial.suggest_categorical("kind", ["plain", "odd"]) == "odd":
+        trial.suggest_float("only_odd", 0, 1)
+    trial.suggest_float("x", 0, 1)
+
+
+def study_of(trouble: str | None = None, concurrent: int = 1, storage: Any = None) -> optuna.Study:
+    recipe = Recipe("tpe", partial(tpe, trouble), draw, concurrent, trials=100)
+    sampler = AheadSampler(recipe, RandomSampler(seed=1))
+    return optuna.create_study(
+        study_name="s", sampler=sampler, storage=storage, load_if_exists=True
+    )
+
+
+def ask(study: optuna.Study) -> optuna.Trial:
+    """As the controller does; fails where a suggestion is waited for without end."""
+    deadline = time.monotonic() + 100
+    while not ahead.ready(study):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    trial = study.ask()
+    draw(trial)
+    ahead.inform(study)
+    return trial
+
+
+def tell(study: optuna.Study, trial: optuna.Trial) -> None:
+    study.tell(trial, (trial.params["x"] - 0.3) ** 2)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These trials last no time at all: their proposals are waited for."""
+    monkeypatch.setattr(ahead, "PATIENCE", 1e9)
+    monkeypatch.setattr(ahead, "START_SECONDS", 1e9)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 10**6), concurrent=st.integers(1, 5), trials=st.integers(1, 25))
+def test_what_a_proposal_knows_can_be_read_from_any_later_ledger(
+    seed: int, concurrent: int, trials: int
+) -> None:
+    rng = random.Random(seed)
+    ledger: list[FrozenTrial] = []
+    at_the_ask: list[str] = []
+    as_soon_as_possible: dict[int, str] = {}
+    running: list[int] = []
+    while len(ledger) < trials:
+        if len(running) == concurrent:
+            number = running.pop(rng.randrange(len(running)))
+            done = create_trial(
+                value=rng.random(),
+                params=ledger[number].params,
+                distributions=SPACE,
+                user_attrs=ledger[number].user_attrs,
+            )
+            done.number = number
+            ledger[number] = done
+        number = len(ledger)
+        at_the_ask.append(fingerprint(known(ledger, number, concurrent)))
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params={"x": rng.random()},
+            distributions=SPACE,
+            user_attrs={PENDING: sorted(running)},
+        )
+        trial.number = number
+        ledger.append(trial)
+        running.append(number)
+        as_soon_as_possible[number + 1] = fingerprint(known(ledger, number + 1, concurrent))
+    later = [fingerprint(known(ledger, number, concurrent)) for number in range(trials)]
+    assert later == at_the_ask
+    assert [as_soon_as_possible[number] for number in range(1, trials)] == at_the_ask[1:]
+
+
+def test_one_worker_knows_all_but_the_trial_before(patient: None) -> None:
+    study = study_of()
+    for _ in range(3):
+        tell(study, ask(study))
+    states = [trial.state.name for trial in known(study.trials, 3, 1)]
+    assert states == ["COMPLETE", "COMPLETE", "RUNNING"]
+
+
+def test_a_resumed_study_is_proposed_the_same_points(patient: None, tmp_path: Path) -> None:
+    def played(folder: str, restarts: set[int]) -> list[dict[str, Any]]:
+        storage = f"sqlite:///{tmp_path}/{folder}.db"
+        study = study_of(concurrent=2, storage=storage)
+        last = ask(study)
+        for number in range(1, 8):
+            if number in restarts:
+                study = study_of(concurrent=2, storage=storage)
+            trial = ask(study)
+            tell(study, last)
+            last = trial
+        assert {t.user_attrs["suggested_by"] for t in study.trials} == {"tpe"}
+        return [trial.params for trial in study.trials]
+
+    points = played("whole", set())
+    assert played("resumed", {5}) == points
+    assert len({point["x"] for point in points}) == 8
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ("hangs", None),
+        ("raises", "no suggestion from tpe: ValueError: no positive definite matrix"),
+        ("dies", "the process that makes tpe's suggestions died"),
+    ],
+)
+def test_without_a_proposal_in_time_a_trial_is_random_and_says_so(
+    trouble: str,
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("LET_GO", "/nowhere")
+    study = study_of(trouble)
+    monkeypatch.setattr(ahead, "PATIENCE", 1e9)
+    for _ in range(3):
+        tell(study, ask(study))
+    monkeypatch.setattr(ahead, "PATIENCE", 0 if trouble == "hangs" else 1e9)
+    tell(study, ask(study))
+    by = [trial.user_attrs["suggested_by"] for trial in study.trials]
+    assert by == ["tpe", "tpe", "tpe", "fallback"]
+    if trouble != "hangs":
+        tell(study, ask(study))
+        assert study.trials[4].user_attrs["suggested_by"] == "tpe", "it goes on"
+        messages = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        assert len(messages) == 1
+        assert said is not None
+        assert messages[0].startswith(said)
+
+
+def test_a_proposal_that_comes_too_late_is_the_next_trial_s(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LET_GO", str(tmp_path / "go"))
+    monkeypatch.setattr(ahead, "PATIENCE", 1e9)
+    study = study_of("hangs")
+    for _ in range(3):
+        tell(study, ask(study))
+    monkeypatch.setattr(ahead, "PATIENCE", 0)
+    random_one = ask(study)
+    sampler = study.sampler
+    assert isinstance(sampler, AheadSampler)
+    Path(os.environ["LET_GO"]).touch()
+    while 3 not in sampler._proposals:
+        sampler._find(study.trials, 4)
+        sampler._proposals.pop(4, None)  # as if it were not ready either
+        time.sleep(0.01)
+    tell(study, random_one)
+    monkeypatch.setattr(sampler, "_find", lambda trials, number: None)
+    late = study.ask()
+    draw(late)
+    assert study.trials[4].user_attrs["suggested_by"] == "tpe, late"
+    assert late.params == sampler._proposals[3].params
+    again = study.ask()
+    draw(again)
+    assert study.trials[5].user_attrs["suggested_by"] == "fallback", "it is given once"
+
+
+def test_an_enqueued_trial_is_not_waited_for(
+    patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LET_GO", "/nowhere")
+    study = study_of("hangs")
+    for _ in range(3):
+        tell(study, ask(study))
+    study.enqueue_trial({"kind": "plain", "x": 0.25})
+    trial = ask(study)
+    assert trial.params == {"kind": "plain", "x": 0.25}
+    assert "suggested_by" not in trial.user_attrs
+
+
+def test_the_other_process_ends_with_a_controller_that_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import multiprocessing, time, optuna\n"
+        "from hpo import ahead\n"
+        "from tests.hpo.test_ahead import study_of\n"
+        "ahead.inform(study_of())\n"
+        "print(multiprocessing.active_children()[0].pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=root, stdout=subprocess.PIPE, text=True
+    ) as controller:
+        assert controller.stdout is not None
+        child = psutil.Process(int(controller.stdout.readline()))
+        assert child.is_running()
+        controller.kill()
+    _, alive = psutil.wait_procs([child], timeout=60)
+    assert not alive
