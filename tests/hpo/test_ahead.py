@@ -40,6 +40,8 @@ class TPEUnless(TPESampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         if trial.number == 3 and self._trouble == "hangs":
+            if "BEGUN" in os.environ:
+                Path(os.environ["BEGUN"]).touch()
             while not os.path.exists(os.environ["LET_GO"]):
                 time.sleep(0.01)
         if trial.number == 3 and self._trouble == "raises":
@@ -192,10 +194,13 @@ def test_a_proposal_that_comes_too_late_is_the_next_trial_s(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("LET_GO", str(tmp_path / "go"))
+    monkeypatch.setenv("BEGUN", str(tmp_path / "begun"))
     monkeypatch.setattr(ahead, "PATIENCE", 1e9)
     study = study_of("hangs")
     for _ in range(3):
         tell(study, ask(study))
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
     monkeypatch.setattr(ahead, "PATIENCE", 0)
     random_one = ask(study)
     sampler = study.sampler
