@@ -1,4 +1,4 @@
-"""The first ten minutes: the README's commands, in its order, and the dashboard beside them."""
+"""The first ten minutes: README and guides, command by command, and the dashboard beside them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from trainer.data import load_splits
 from trainer.sections import DataConfig
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+PAGES = ("README.md", "docs/searching.md", "docs/training.md")
+README = "\n".join((ROOT / page).read_text() for page in PAGES)
 
 
 def readme_blocks(language: str) -> list[str]:

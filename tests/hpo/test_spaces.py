@@ -249,12 +249,13 @@ def test_teachers_named_by_a_choice_are_trained_and_its_conditions_follow(
     assert study.space["distillation.beta"].when["distillation.teacher"] == (trained[1].folder,)
 
 
-def test_the_readme_s_examples_of_conditions_and_constraints_load(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    blocks = re.findall(r"^```yaml\n((?:space|objectives):.*?)^```", readme, re.M | re.S)
+def test_the_guide_s_examples_of_conditions_and_constraints_load(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "docs/searching.md").read_text()
+    blocks = re.findall(r"^```yaml\n((?:space|objectives|repeats):.*?)^```", readme, re.M | re.S)
     shown = {key: value for block in blocks for key, value in parse_document(block, "").items()}
     study = load_study(written(tmp_path, **shown))
     assert study.space["optim.warmup_steps"].when == {"model": ("large",)}
+    assert (study.repeats, study.budget.device_hours) == (3, 20)
     assert [str(constraint) for constraint in study.constraints] == [
         "peak_memory_bytes <= 4e+10",
         "tokens_per_second >= 100",
