@@ -60,8 +60,6 @@ class Halving:
         return {trial: self.rung_values(curve) for trial, curve in curves.items()}
 
     def _best(self, rung: int, reached: Mapping[int, list[float]]) -> list[int]:
-        # Of the trials that reached the `rung`-th rung, from 1, those that may pass it; best first.
-        there = sorted(
-            (values[rung - 1], t) for t, values in reached.items() if len(values) >= rung
-        )
+        # Of the trials that reached the `rung`-th rung (from 1) those that may pass it, best first.
+        there = sorted((v[rung - 1], trial) for trial, v in reached.items() if len(v) >= rung > 0)
         return [trial for _, trial in there[: len(there) // self.reduction_factor]]

@@ -65,7 +65,7 @@ class Board:
 
     def end(self, trial: int, state: str, reason: str | None) -> None:
         """An attempt ended."""
-        shown = self.running.pop(trial)
+        shown = self.running.pop(trial, RunningTrial(0, 0))  # a parked one is not running
         why = f" ({reason})" if reason else ""
         if state == "RUNNING":
             self._line(f"trial {trial} to be continued{why}")

@@ -68,11 +68,9 @@ def trial(found: View) -> None:
         seconds = f"{attempt['device_seconds']:.1f}"
         attempts.add_row(str(attempt["number"]), steps, attempt["reason"] or "", seconds)
     _print(attempts)
-    names = sorted({name for metrics in found["metrics"].values() for name in metrics})
-    metrics_table = _table("step", *names)
-    for step, metrics in found["metrics"].items():
-        metrics_table.add_row(str(step), *(_text(metrics.get(name)) for name in names))
-    _print(metrics_table)
+    _print(_metrics("step", found["metrics"]))
+    if found["repeats"]:
+        _print(_metrics("repeat", dict(enumerate(found["repeats"]))))
     if found["depth_front"]:
         _print(_depth_front(found["depth_front"]))
     for attempt in found["attempts"]:
@@ -89,6 +87,14 @@ def best(name: str, found: list[View]) -> None:
         for path, value in trial["params"].items():
             _print(f"  {path}={_text(value)}")
         _print(f"next: hpo show {name} {trial['trial']}, hpo trials {name}, hpo dashboard")
+
+
+def _metrics(key: str, rows: dict[int, View]) -> Table:
+    names = sorted({name for metrics in rows.values() for name in metrics})
+    table = _table(key, *names)
+    for number, metrics in rows.items():
+        table.add_row(str(number), *(_text(metrics.get(name)) for name in names))
+    return table
 
 
 def _depth_front(points: list[View]) -> Table:

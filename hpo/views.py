@@ -64,6 +64,7 @@ def trial_details(ledger: Ledger, name: str, number: int) -> View:
             }
             for attempt in study.attempts.get(trial._trial_id, [])
         ],
+        "repeats": ledger.results(trial._trial_id),
         "metrics": ledger.metrics(trial._trial_id),
         "depth_front": ledger.depth_front(trial._trial_id),
     }
@@ -135,7 +136,7 @@ class _Study:
         return {
             "trial": trial.number,
             "state": trial.state.name,
-            "reason": trial.user_attrs.get("reason"),
+            "reason": trial.user_attrs.get("reason") or (attempts[-1].reason if attempts else None),
             "step": max((a.last_step for a in attempts if a.last_step is not None), default=None),
             "values": dict(zip(names, values, strict=True)) if values else {},
             "attempts": len(attempts),

@@ -340,3 +340,23 @@ def test_a_trial_ended_by_somebody_else_breaks_the_run_and_not_the_program(url: 
     stage.ledger.storage.set_trial_state_values(assignment.attempt.trial_id, TrialState.FAIL)
     assert controller.handle(0, 1, Message("finished", 300, ppl(1.0))) is False
     assert controller.broken is not None
+
+
+def test_device_hours_are_counted_while_trials_run_and_over_all_controllers(url: str) -> None:
+    stage = Stage(
+        url,
+        budget={"trials": 9, "device_hours": 1.0},
+        resources={"ranks": 2, "concurrent_trials": 2},
+    )
+    first = stage.controller(0.001)
+    assert first.next() is not None
+    with stage.ledger._sessions() as session:  # as if the two ranks had run for half an hour
+        session.execute(sa.text("UPDATE hpo_attempts SET started_at = started_at - 1801"))
+        session.commit()
+    assert first.next() is None
+    assert first.gave_up == "the budget of 1 device-hours is spent"
+    time.sleep(0.01)
+    second = stage.controller()
+    finish(second)  # the orphan
+    assert second.next() is None
+    assert second.exhausted
