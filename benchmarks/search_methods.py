@@ -18,9 +18,11 @@ from optuna.trial import TrialState
 
 from benchmarks.search_clock import Search, Training
 from benchmarks.search_table import EVAL_EVERY, GRID, STEPS
+from hpo.fidelity import at_rungs
 from hpo.halving import Halving
 from hpo.pruners import Asha, NoPruner, ParkedHalving
 from hpo.samplers import SamplerConfig, make_sampler
+from storage import Reason
 
 MIN_STEPS, FACTOR = EVAL_EVERY, 3
 PRUNERS = {
@@ -28,6 +30,8 @@ PRUNERS = {
     "asha": Asha(name="asha", min_steps=MIN_STEPS, reduction_factor=FACTOR),
     "parked": ParkedHalving(name="parked_halving", min_steps=MIN_STEPS, reduction_factor=FACTOR),
 }
+HALVING = Halving(MIN_STEPS, FACTOR)
+STARTUP_TRIALS = 10  # Optuna's own, of every sampler that models
 SAMPLERS = ("random", "tpe", "gp", "ax")
 TUNE = "tune"
 # Model fits cost this machine seconds that the simulated clock does not count: after so many
@@ -49,12 +53,13 @@ class Ours:
 
     def __init__(self, sampler: str, pruner: str, seed: int) -> None:
         config = SamplerConfig.model_validate({"name": sampler, "seed": seed})
+        self._halving = HALVING if pruner == "parked" else None
         self._study = optuna.create_study(
-            sampler=make_sampler(config), pruner=PRUNERS[pruner].make()
+            sampler=at_rungs(make_sampler(config), self._halving, STARTUP_TRIALS),
+            pruner=PRUNERS[pruner].make(),
         )
         self._modelled = MODELLED.get(sampler, math.inf)
         self._seed = seed
-        self._halving = Halving(MIN_STEPS, FACTOR) if pruner == "parked" else None
         self._trials: list[optuna.Trial] = []
         self._curves: dict[int, dict[int, float]] = {}
         self._parked: dict[int, Training] = {}
@@ -94,7 +99,9 @@ class Ours:
 
     def diverged(self, training: Training) -> None:
         """Tells the end: its last finite value stays reported."""
-        self._study.tell(self._trials[training.number], state=TrialState.PRUNED)
+        trial = self._trials[training.number]
+        trial.set_user_attr("reason", Reason.DIVERGED.value)
+        self._study.tell(trial, state=TrialState.PRUNED)
 
 
 class Tune:

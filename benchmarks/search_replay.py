@@ -15,6 +15,7 @@ RESULTS as they end, so that a replay goes on where it was stopped; the tables a
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import statistics
 import warnings
@@ -30,7 +31,7 @@ import optuna
 from benchmarks.report import Result, report
 from benchmarks.search_clock import Improvement, simulate
 from benchmarks.search_methods import PRUNERS, SAMPLERS, TUNE, make_search
-from benchmarks.search_table import Point, Row, append_record, load_table, read_records
+from benchmarks.search_table import Point, Row, append_record, load_table, points, read_records
 
 RESULTS = Path("runs/search_replay.jsonl")
 RANDOM, TWICE = "random-none", "2x-random-none"
@@ -67,6 +68,10 @@ class Comparison:
 
 def main(cases: Sequence[Case], processes: int, results: Path) -> None:
     """Replay what is not in `results` yet, and print what all in it comes to."""
+    table = load_table()
+    if len(table) < len(points()):
+        lacking = f"{len(points()) - len(table)} of {len(points())} trainings"
+        raise SystemExit(f"the table lacks {lacking}: python -m benchmarks.search_table")
     runs = _kept(results)
     missing = [case for case in cases if case not in runs]
     results.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +80,6 @@ def main(cases: Sequence[Case], processes: int, results: Path) -> None:
             case, improvements = done.result()
             runs[case] = improvements
             append_record(results, {**asdict(case), "improvements": improvements})
-    table = load_table()
     rows = []
     for workers in sorted({case.workers for case in runs}):
         comparison = _compare(workers, runs, table)
@@ -102,6 +106,7 @@ def value_at(seconds: float, improvements: Sequence[Improvement]) -> float:
 def _replay(case: Case) -> tuple[Case, list[Improvement]]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)  # OptunaSearch's, of each NaN
     table = load_table()
     name, workers = case.method, case.workers
     if case.method == TWICE:

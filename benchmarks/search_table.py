@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 TABLE = Path(__file__).with_name("search_table.jsonl")
 GRID: dict[str, list[Any]] = {
+    "data.batch_size": [2, 4, 8],
     "layerdrop.p_init": [0.0, 0.2],
     "optim.warmup_steps": [0, 40],
-    "data.batch_size": [4, 8, 16],
     "model.d_model": [16, 32, 64],
-    "optim.lr": [1e-4, 3.2e-4, 1e-3, 3.2e-3, 1e-2, 3.2e-2, 1e-1],
+    "optim.lr": [3.2e-4, 1e-3, 3.2e-3, 1e-2, 3.2e-2, 1e-1, 3.2e-1],
 }
 STEPS, EVAL_EVERY = 320, 20
 LOSS_LIMIT = 12.0  # nats per token; guessing among 4,200 words costs 8.3
