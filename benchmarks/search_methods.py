@@ -12,9 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.distributions import IntDistribution
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
+from pydantic import TypeAdapter
 
 from benchmarks.search_clock import Search, Training
 from benchmarks.search_table import EVAL_EVERY, GRID, STEPS
@@ -22,6 +23,7 @@ from hpo.fidelity import at_rungs
 from hpo.halving import Halving
 from hpo.pruners import Asha, NoPruner, ParkedHalving
 from hpo.samplers import SamplerConfig, make_sampler
+from hpo.space import IntDimension
 from storage import Reason
 
 MIN_STEPS, FACTOR = EVAL_EVERY, 3
@@ -30,17 +32,16 @@ PRUNERS = {
     "asha": Asha(name="asha", min_steps=MIN_STEPS, reduction_factor=FACTOR),
     "parked": ParkedHalving(name="parked_halving", min_steps=MIN_STEPS, reduction_factor=FACTOR),
 }
-HALVING = Halving(MIN_STEPS, FACTOR)
-STARTUP_TRIALS = 10  # Optuna's own, of every sampler that models
 SAMPLERS = ("random", "tpe", "gp", "ax")
 TUNE = "tune"
 # Model fits cost this machine seconds that the simulated clock does not count: after so many
 # proposals these go on at random.
 MODELLED = {"gp": 60, "ax": 60}
 # Every dimension of the grid is ordered, and all suggestions are points of it.
-SPACE: dict[str, BaseDistribution] = {
-    name: IntDistribution(0, len(values) - 1) for name, values in GRID.items()
+DIMENSIONS = {
+    name: IntDimension(type="int", low=0, high=len(values) - 1) for name, values in GRID.items()
 }
+_SAMPLER: TypeAdapter[SamplerConfig] = TypeAdapter(SamplerConfig)
 
 
 def make_search(sampler: str, pruner: str, seed: int) -> Search:
@@ -52,12 +53,12 @@ class Ours:
     """A study of this service on one objective."""
 
     def __init__(self, sampler: str, pruner: str, seed: int) -> None:
-        config = SamplerConfig.model_validate({"name": sampler, "seed": seed})
-        self._halving = HALVING if pruner == "parked" else None
+        config: SamplerConfig = _SAMPLER.validate_python({"name": sampler, "seed": seed})
         self._study = optuna.create_study(
-            sampler=at_rungs(make_sampler(config), self._halving, STARTUP_TRIALS),
-            pruner=PRUNERS[pruner].make(),
+            sampler=at_rungs(make_sampler(config, DIMENSIONS), PRUNERS[pruner]),
+            pruner=PRUNERS[pruner].make(STEPS),
         )
+        self._halving = Halving(MIN_STEPS, FACTOR) if pruner == "parked" else None
         self._modelled = MODELLED.get(sampler, math.inf)
         self._seed = seed
         self._trials: list[optuna.Trial] = []
@@ -72,10 +73,10 @@ class Ours:
                 return self._parked.pop(promoted)
         if len(self._trials) == self._modelled:
             self._study.sampler = RandomSampler(seed=self._seed)
-        trial = self._study.ask(SPACE)
+        trial = self._study.ask()
         self._trials.append(trial)
         self._curves[trial.number] = {}
-        return Training(trial.number, tuple(trial.params[name] for name in GRID))
+        return Training(trial.number, tuple(d.suggest(trial, p) for p, d in DIMENSIONS.items()))
 
     def evaluated(self, training: Training, valid_ppl: float) -> bool:
         """Prunes or parks."""
@@ -115,7 +116,8 @@ class Tune:
         from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
         from ray.tune.search.optuna import OptunaSearch
 
-        self._searcher = OptunaSearch(space=SPACE, metric="valid_ppl", mode="min", seed=seed)
+        space = {p: IntDistribution(d.low, d.high) for p, d in DIMENSIONS.items()}
+        self._searcher = OptunaSearch(space=space, metric="valid_ppl", mode="min", seed=seed)
         self._scheduler: Any = FIFOScheduler()
         if pruner == "asha":
             self._scheduler = ASHAScheduler(

@@ -21,8 +21,8 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 from benchmarks.report import Result, report
-from trainer.config import DataConfig
 from trainer.data import load_splits
+from trainer.sections import DataConfig
 from trainer.tokens import Splits
 from trainer.vocabulary import EOS
 
@@ -32,7 +32,7 @@ GIB = 2**30
 
 _CHILD = """
 import sys, time
-from trainer.config import DataConfig
+from trainer.sections import DataConfig
 from trainer.data import load_splits
 begin = time.perf_counter()
 load_splits(DataConfig.model_validate_json(sys.argv[1]))

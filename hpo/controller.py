@@ -19,10 +19,12 @@ from optuna.exceptions import OptunaError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from hpo.fidelity import at_rungs
 from hpo.judge import Assignment, Judge, Verdict
 from hpo.messages import Job, Message
+from hpo.pruning import make_pruner
 from hpo.repeats import repeat_document
-from hpo.samplers import make_sampler
+from hpo.samplers import SpaceExhausted, check_new, make_sampler
 from hpo.space import suggest
 from hpo.study import StudyConfig
 from hpo.teaching import TeacherAttempt, Teaching
@@ -74,8 +76,8 @@ class Controller:
         self.study = optuna.load_study(
             study_name=record.name,
             storage=ledger.storage,
-            sampler=make_sampler(config.sampler),
-            pruner=config.pruner.make(),
+            sampler=at_rungs(make_sampler(config.sampler, config.space), config.pruner),
+            pruner=make_pruner(config),
         )
         self.running: dict[int, Assignment] = {}
         self.stopping = False  # by a person: nothing new is asked, running attempts are left
@@ -230,13 +232,15 @@ class Controller:
                 with self._ledger.transaction(self._lease) as transaction:
                     transaction.reserve_trial()
                     return self._new_trial(transaction)
-            except BudgetSpent:
+            except (BudgetSpent, SpaceExhausted):
                 self._budget_spent = True
         return None
 
     def _new_trial(self, transaction: Transaction) -> Assignment:
         trial = self.study.ask()
         params = suggest(self.config.space, trial)
+        if self.config.sampler.finite:
+            check_new(self.study, trial)
         folder = self._runs / self._record.name / f"trial-{trial.number:04d}"
         trial.set_user_attr("run_dir", str(folder))
         attempt = transaction.begin_attempt(trial._trial_id, devices=self.config.resources.ranks)

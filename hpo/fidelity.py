@@ -18,21 +18,23 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.halving import Halving
+from hpo.pruners import ParkedHalving, PrunerConfig
 from storage import Reason
 
+ENOUGH = 10  # trials at a rung; what samplers want to have seen before they model
 
-def at_rungs(sampler: BaseSampler, halving: Halving | None, enough: int) -> BaseSampler:
-    """`sampler`, shown a study's trials at the highest rung that `enough` of them have reached.
 
-    That is `sampler` itself where there are no rungs.
-    """
-    return sampler if halving is None else _AtRungs(sampler, halving, enough)
+def at_rungs(sampler: BaseSampler, pruner: PrunerConfig) -> BaseSampler:
+    """`sampler`, shown a study as RungView does if its pruner parks trials, else as it is."""
+    if not isinstance(pruner, ParkedHalving):
+        return sampler
+    return _AtRungs(sampler, Halving(pruner.min_steps, pruner.reduction_factor))
 
 
 class RungView(Study):
     """A study on one objective as if its trials ended at one rung. Only to be read."""
 
-    def __init__(self, study: Study, halving: Halving, enough: int) -> None:
+    def __init__(self, study: Study, halving: Halving, enough: int = ENOUGH) -> None:
         self.__dict__.update(vars(study))
         self._halving = halving
         self._enough = enough
@@ -73,13 +75,12 @@ class RungView(Study):
 class _AtRungs(BaseSampler):
     """Another sampler, shown the view of each study."""
 
-    def __init__(self, sampler: BaseSampler, halving: Halving, enough: int) -> None:
+    def __init__(self, sampler: BaseSampler, halving: Halving) -> None:
         self._sampler = sampler
         self._halving = halving
-        self._enough = enough
 
     def _view(self, study: Study) -> Study:
-        return RungView(study, self._halving, self._enough)
+        return RungView(study, self._halving)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial

@@ -6,6 +6,7 @@ what runs next.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,11 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from hpo.constraints import violations
 from hpo.halving import Curve, Halving
 from hpo.messages import Message
 from hpo.pruners import ParkedHalving
+from hpo.pruning import Pruning
 from hpo.repeats import mean_metrics, promising, standard_errors
 from hpo.study import StudyConfig
 from storage import Attempt, Ledger, Reason, Transaction
@@ -62,6 +65,7 @@ class Judge:
         self._study = study
         self._config = config
         self._metrics = [objective.metric for objective in config.objectives]
+        self._pruning = Pruning(ledger, study, config)
         pruner = config.pruner
         self.halving: Halving | None = None
         if isinstance(pruner, ParkedHalving):
@@ -109,6 +113,7 @@ class Judge:
         new = message.step > assignment.reported_step
         if len(self._metrics) == 1 and value is not None and new:
             assignment.trial.report(value, message.step)
+        self._pruning.record(assignment.trial, message.step, message.metrics)
         assignment.reported_step = max(assignment.reported_step, message.step)
 
     def _verdict(
@@ -135,14 +140,13 @@ class Judge:
                 return Verdict(Reason.WORKER_LOST, None, again=True)
 
     def _at_evaluation(self, assignment: Assignment, step: int) -> Verdict | None:
-        if assignment.repeat > 0 or len(self._metrics) > 1:
+        if assignment.repeat > 0:
             return None
         if self.halving is not None:
             goes_on = self.halving.goes_on(assignment.number, step, self.curves())
             return None if goes_on else Verdict(Reason.PARKED, None)
-        return (
-            Verdict(Reason.PRUNED, TrialState.PRUNED) if assignment.trial.should_prune() else None
-        )
+        prune = self._pruning.should_prune(assignment.trial)
+        return Verdict(Reason.PRUNED, TrialState.PRUNED) if prune else None
 
     def _at_last_step(
         self, transaction: Transaction, assignment: Assignment, message: Message
@@ -152,10 +156,15 @@ class Judge:
         transaction.record_result(assignment.attempt, assignment.repeat, message.metrics)
         results = self._ledger.results(assignment.attempt.trial_id)
         means = mean_metrics(results)
-        enough = len(results) >= self._config.repeats or not promising(
-            [means[metric] for metric in self._metrics],
-            self._study.get_trials(deepcopy=False),
-            self._study.directions,
+        infeasible = any(v > 0 for v in self._violations(assignment.attempt.trial_id, means))
+        enough = (
+            len(results) >= self._config.repeats
+            or infeasible
+            or not promising(
+                [means[metric] for metric in self._metrics],
+                self._study.get_trials(deepcopy=False),
+                self._study.directions,
+            )
         )
         if not enough:
             return Verdict(None, None, again=True)
@@ -167,15 +176,11 @@ class Judge:
         trial, trial_id = assignment.trial, assignment.attempt.trial_id
         if message.detail:
             trial.set_user_attr("detail", message.detail.strip().splitlines()[-1][:500])
-        if verdict.reason is Reason.OUT_OF_MEMORY:
-            # A broken constraint, in the form that samplers and the dashboard both read.
-            self._ledger.storage.set_trial_system_attr(trial_id, "constraints", [1.0])
         results = self._ledger.results(trial_id)
         if len(results) > 1:
             trial.set_user_attr("repeats", len(results))
             trial.set_user_attr("standard_errors", standard_errors(results, self._metrics))
-        values = [verdict.means[metric] for metric in self._metrics] if verdict.means else None
-        self._tell(trial, trial_id, verdict.reason, state, values)
+        self._tell(trial, trial_id, verdict.reason, state, verdict.means)
 
     def _tell(
         self,
@@ -183,7 +188,7 @@ class Judge:
         trial_id: int,
         reason: Reason | None,
         state: TrialState,
-        values: list[float] | None = None,
+        means: dict[str, float] | None = None,
     ) -> None:
         """Tell Optuna, and leave on the trial what its dashboard shows."""
         attempts = self._ledger.trial_attempts(trial_id)
@@ -191,4 +196,22 @@ class Judge:
         trial.set_user_attr("device_seconds", round(sum(a.device_seconds for a in attempts), 3))
         if reason is not None:
             trial.set_user_attr("reason", reason.value)
+        found = self._violations(trial_id, means, reason)
+        if found and state is not TrialState.FAIL:
+            # `Trial.set_constraint` writes what the dashboard does not read; all read this.
+            self._ledger.storage.set_trial_system_attr(trial_id, "constraints", found)
+        values = [means[metric] for metric in self._metrics] if means else None
         self._study.tell(trial, values, state=state)
+
+    def _violations(
+        self, trial_id: int, means: Mapping[str, float] | None, reason: Reason | None = None
+    ) -> list[float]:
+        """A trial's violations by what its trainings came to, or else by its last metrics."""
+        known: dict[str, float] = {}
+        for metrics in self._ledger.metrics(trial_id).values():
+            known |= metrics
+        return violations(
+            self._config.constraints,
+            {**known, **(means or {})},
+            out_of_memory=reason is Reason.OUT_OF_MEMORY,
+        )

@@ -6,7 +6,7 @@ Shows what the controller wrote; never asks the ledger, never decides.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hpo.constraints import Constraint, violations
 from hpo.messages import Job, Progress, named
 from hpo.objectives import Objective
 from storage import TeacherRecord, TeacherState
@@ -32,6 +33,7 @@ class RunningTrial:
     value: float | None = None  # of the first objective, last reported
     loss: float | None = None  # nats per token, of the last step
     note: str | None = None  # what its run last had to say
+    feasible: bool = True  # by what it last reported
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Board:
     study: str
     objective: Objective
     budget: int
+    constraints: Sequence[Constraint] = ()
     finished: dict[str, int] = field(default_factory=dict)  # trials by state
     best: tuple[int, float] | None = None  # trial and value
     note: str = ""
@@ -60,6 +63,8 @@ class Board:
         """A trial was evaluated."""
         shown = self.running[trial]
         shown.step, shown.value = step, metrics.get(self.objective.metric)
+        found = violations(self.constraints, metrics, out_of_memory=False)
+        shown.feasible = all(violation <= 0 for violation in found)
         value = "" if shown.value is None else f" {self._metric(shown.value)}"
         self._line(f"trial {trial} step {step}/{shown.steps}{value}")
 
@@ -73,10 +78,13 @@ class Board:
         self.finished[state] = self.finished.get(state, 0) + 1
         self._finished_here += 1
         value = "" if shown.value is None else f" {self._metric(shown.value)}"
-        better = state == "COMPLETE" and shown.value is not None and self._improves(shown.value)
-        if better and shown.value is not None:
+        better = ""
+        if state == "COMPLETE" and not shown.feasible:
+            better = ", infeasible"
+        elif state == "COMPLETE" and shown.value is not None and self._improves(shown.value):
+            better = ", the best so far"
             self.best = trial, shown.value
-        self._line(f"trial {trial} {state}{why}{value}{', the best so far' if better else ''}")
+        self._line(f"trial {trial} {state}{why}{value}{better}")
 
     def teacher(self, teacher: TeacherRecord) -> None:
         """A teacher of the study is now as the ledger has it."""

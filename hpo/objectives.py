@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from optuna.study import StudyDirection
 from pydantic import AfterValidator, model_validator
 
-from hpo.pruners import PrunerConfig
-from hpo.space import Dimension
-from trainer.config import EvaluationConfig
+from trainer.sections import EvaluationConfig
 from trainer.settings import ConfigError, Section, nearest
 
 HYPERVOLUME = "depth_front_hypervolume"
@@ -22,23 +20,27 @@ METRICS = (
     "step_seconds",
     "train_seconds",
     "peak_memory_bytes",
+    "parameters",
     HYPERVOLUME,
 )
-_PPL_AT_DEPTH = re.compile(r"valid_ppl_depth_([1-9]\d*)")
+AT_DEPTH = ("valid_ppl_depth_", "parameters_depth_", "seconds_per_token_depth_")
+_AT_DEPTH = re.compile(f"(?:{'|'.join(AT_DEPTH)})([1-9]\\d*)")
 
 
 def _known(metric: str) -> str:
-    if metric not in METRICS and not _PPL_AT_DEPTH.fullmatch(metric):
-        raise ValueError(
-            f"there is no {metric!r}{nearest(metric, [*METRICS, 'valid_ppl_depth_N'])}"
-        )
+    if metric not in METRICS and not _AT_DEPTH.fullmatch(metric):
+        names = [*METRICS, *(f"{prefix}N" for prefix in AT_DEPTH)]
+        raise ValueError(f"there is no {metric!r}{nearest(metric, names)}")
     return metric
+
+
+Metric = Annotated[str, AfterValidator(_known)]  # one that every finished trial has reported
 
 
 class Objective(Section):
     """A reported metric to make small or large."""
 
-    metric: Annotated[str, AfterValidator(_known)] = "valid_ppl"
+    metric: Metric = "valid_ppl"
     direction: Literal["minimize", "maximize"] = "minimize"
 
     @model_validator(mode="after")
@@ -54,37 +56,28 @@ class Objective(Section):
 
 
 def check_objectives(
-    objectives: Sequence[Objective], pruner: PrunerConfig, evaluation: EvaluationConfig, source: str
+    objectives: Sequence[Objective], evaluation: EvaluationConfig, source: str
 ) -> None:
-    """Raise ConfigError unless `evaluation` measures the objectives, and when the pruner asks."""
+    """Raise ConfigError unless `evaluation` measures the objectives."""
     for position, objective in enumerate(objectives):
-        metric, what = objective.metric, f"{source}: objectives.{position}.metric"
-        at_depth = _PPL_AT_DEPTH.fullmatch(metric)
-        if at_depth and int(at_depth[1]) not in evaluation.depths:
-            raise ConfigError(
-                f"{what}: {metric} needs {at_depth[1]} in evaluation.depths of the train config, "
-                f"which is {list(evaluation.depths)}"
-            )
-        if metric == HYPERVOLUME and not (evaluation.depths and evaluation.reference):
-            raise ConfigError(
-                f"{what}: {metric} needs evaluation.depths and evaluation.reference in the train "
-                "config"
-            )
-        late = (at_depth or metric == HYPERVOLUME) and evaluation.depths_at == "end"
-        if late and pruner.name != "none":
-            raise ConfigError(
-                f"{source}: pruner.name: {pruner.name} compares {metric} while trials run; set "
-                "evaluation.depths_at: each in the train config, or use none"
-            )
+        check_measured(objective.metric, evaluation, f"{source}: objectives.{position}.metric")
 
 
-def check_searched_layers(
-    space: Mapping[str, Dimension], evaluation: EvaluationConfig, source: str
-) -> None:
-    """Raise ConfigError unless every model of the space has the depths of `evaluation`."""
-    layers = space["model.layers"].probes() if "model.layers" in space else []
-    for count in layers:
-        try:
-            evaluation.check_layers(int(count or 0))
-        except ValueError as error:
-            raise ConfigError(f"{source}: space.model.layers: {count}: {error}") from None
+def comes_late(metric: str, evaluation: EvaluationConfig) -> bool:
+    """Whether `metric` is measured at the end of a training only."""
+    of_depths = metric == HYPERVOLUME or _AT_DEPTH.fullmatch(metric) is not None
+    return of_depths and evaluation.depths_at == "end"
+
+
+def check_measured(metric: str, evaluation: EvaluationConfig, what: str) -> None:
+    """Raise ConfigError, beginning with `what`, unless `evaluation` measures `metric`."""
+    at_depth = _AT_DEPTH.fullmatch(metric)
+    if at_depth and int(at_depth[1]) not in evaluation.depths:
+        raise ConfigError(
+            f"{what}: {metric} needs {at_depth[1]} in evaluation.depths of the train config, "
+            f"which is {list(evaluation.depths)}"
+        )
+    if metric == HYPERVOLUME and not (evaluation.depths and evaluation.reference):
+        raise ConfigError(
+            f"{what}: {metric} needs evaluation.depths and evaluation.reference in the train config"
+        )

@@ -1,15 +1,57 @@
-"""Pruners by name. Optuna's keep what they need in the ledger, so they survive a restart."""
+"""Pruners by name. Optuna's keep what they need in the ledger, so they survive a restart.
+
+What they compare, and at which resource, is hpo/pruning.py's to say.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
-from pydantic import Field
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    PatientPruner,
+    PercentilePruner,
+    SuccessiveHalvingPruner,
+    ThresholdPruner,
+    WilcoxonPruner,
+)
+from pydantic import Field, FiniteFloat, model_validator
 
+from hpo.objectives import Metric
 from trainer.settings import Section
 
 Steps = Annotated[int, Field(ge=1)]
+Tokens = Annotated[int, Field(ge=1)]
+Trials = Annotated[int, Field(ge=0)]
+Factor = Annotated[int, Field(ge=2)]
+
+
+class Comparison(Section):
+    """What a pruner looks at: a metric, at equal optimizer steps or at equal tokens."""
+
+    metric: Metric | None = None  # null: the study's one objective
+    direction: Literal["minimize", "maximize"] | None = None  # null: the objective's; minimize
+    unit: Literal["steps", "tokens"] = "steps"  # tokens: step x batch_size x context of a trial
+    min_steps: Steps | None = None  # no trial is pruned before this optimizer step
+    min_tokens: Tokens | None = None  # the same for `unit: tokens`
+
+    @model_validator(mode="after")
+    def _minimum_in_its_unit(self) -> Comparison:
+        if self.unit == "tokens" and (self.min_tokens is None or self.min_steps is not None):
+            raise ValueError("unit: tokens needs min_tokens, and takes no min_steps")
+        if self.unit == "steps" and self.min_tokens is not None:
+            raise ValueError("min_tokens: needs unit: tokens; or give min_steps")
+        if self.direction and not self.metric:
+            raise ValueError("direction: belongs to a metric, and pruner.metric is not given")
+        return self
+
+    @property
+    def minimum(self) -> int:
+        """The first resource, in `unit`, at which a trial may be pruned."""
+        return self.min_tokens or self.min_steps or 1
 
 
 class NoPruner(Section):
@@ -17,39 +59,115 @@ class NoPruner(Section):
 
     name: Literal["none"]
 
-    def make(self) -> BasePruner:
+    def make(self, max_resource: int) -> BasePruner:
         """Optuna's pruner."""
         return NopPruner()
 
 
-class Median(Section):
-    """Stops a trial whose best value is worse than the median of the others at that step."""
+class Percentile(Comparison):
+    """Stops a trial whose best value is outside the best `percentile` of the others there."""
+
+    name: Literal["percentile"]
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 25.0
+    startup_trials: Trials = 5  # trials finished before it prunes
+
+    def make(self, max_resource: int) -> BasePruner:
+        """Optuna's pruner."""
+        return PercentilePruner(
+            self.percentile, n_startup_trials=self.startup_trials, n_warmup_steps=self.minimum - 1
+        )
+
+
+class Median(Comparison):
+    """Stops a trial whose best value is worse than the median of the others there."""
 
     name: Literal["median"]
-    startup_trials: Annotated[int, Field(ge=0)] = 5  # trials finished before it prunes
-    min_steps: Steps = 1  # no trial is pruned before this optimizer step
+    startup_trials: Trials = 5  # trials finished before it prunes
 
-    def make(self) -> BasePruner:
+    def make(self, max_resource: int) -> BasePruner:
         """Optuna's pruner."""
-        return MedianPruner(n_startup_trials=self.startup_trials, n_warmup_steps=self.min_steps - 1)
+        return MedianPruner(n_startup_trials=self.startup_trials, n_warmup_steps=self.minimum - 1)
 
 
-class Asha(Section):
+class Threshold(Comparison):
+    """Stops a trial whose last value is past a limit, or NaN."""
+
+    name: Literal["threshold"]
+    lower: FiniteFloat | None = None
+    upper: FiniteFloat | None = None
+
+    @model_validator(mode="after")
+    def _some_limit(self) -> Threshold:
+        if self.lower is None and self.upper is None:
+            raise ValueError("needs lower, upper or both")
+        if self.lower is not None and self.upper is not None and self.lower >= self.upper:
+            raise ValueError(f"lower {self.lower:g} is not below upper {self.upper:g}")
+        return self
+
+    def make(self, max_resource: int) -> BasePruner:
+        """Optuna's pruner."""
+        return ThresholdPruner(self.lower, self.upper, n_warmup_steps=self.minimum - 1)
+
+
+class Wilcoxon(Comparison):
+    """Stops a trial that a signed-rank test of evaluations finds worse than the best one.
+
+    It looks at the whole of both curves: a slow starter is stopped even if it has caught up.
+    """
+
+    name: Literal["wilcoxon"]
+    p_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    startup_evaluations: Annotated[int, Field(ge=0)] = 2  # pairs before it prunes
+
+    def make(self, max_resource: int) -> BasePruner:
+        """Optuna's pruner."""
+        return WilcoxonPruner(
+            p_threshold=self.p_threshold, n_startup_steps=self.startup_evaluations
+        )
+
+
+class Asha(Comparison):
     """Asynchronous successive halving (Li et al. 2018, arXiv 1810.05934).
 
-    Rungs at `min_steps` times powers of `reduction_factor`; of the trials that reached a rung, the
-    best 1/`reduction_factor` go on.
+    Rungs at `min_steps` (100 if not given) times powers of `reduction_factor`; of the trials that
+    reached a rung, the best 1/`reduction_factor` go on.
     """
 
     name: Literal["asha"]
-    min_steps: Steps = 100
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    reduction_factor: Factor = 3
 
-    def make(self) -> BasePruner:
+    @property
+    def minimum(self) -> int:
+        """The first rung."""
+        return self.min_tokens or self.min_steps or 100
+
+    def make(self, max_resource: int) -> BasePruner:
         """Optuna's pruner."""
         return SuccessiveHalvingPruner(
-            min_resource=self.min_steps, reduction_factor=self.reduction_factor
+            min_resource=self.minimum, reduction_factor=self.reduction_factor
         )
+
+
+class Hyperband(Asha):
+    """Several `asha` beside each other, which begin at other rungs (Li et al. 2018, JMLR 18).
+
+    A trial's bracket comes from the study's name and the trial's number; tpe learns from the
+    trials of a trial's own bracket.
+    """
+
+    name: Literal["hyperband"]  # type: ignore[assignment]
+
+    def make(self, max_resource: int) -> BasePruner:
+        """Optuna's pruner, its brackets built."""
+        pruner = HyperbandPruner(
+            min_resource=self.minimum,
+            max_resource=max(max_resource, self.minimum),
+            reduction_factor=self.reduction_factor,
+        )
+        # Optuna builds them when it first prunes, and until then takes all trials for one bracket:
+        # a resumed study would propose something else.
+        pruner._try_initialization(None)  # type: ignore[arg-type]
+        return pruner
 
 
 class ParkedHalving(Section):
@@ -60,11 +178,44 @@ class ParkedHalving(Section):
 
     name: Literal["parked_halving"]
     min_steps: Steps = 100
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    reduction_factor: Factor = 3
 
-    def make(self) -> BasePruner:
+    def make(self, max_resource: int) -> BasePruner:
         """None of Optuna's stops a trial."""
         return NopPruner()
 
 
-PrunerConfig = Annotated[NoPruner | Median | Asha | ParkedHalving, Field(discriminator="name")]
+class Patient(Section):
+    """Lets another pruner decide only where a trial has stopped to improve."""
+
+    name: Literal["patient"]
+    patience: Annotated[int, Field(ge=0)] = 2  # evaluations more, after its best
+    min_delta: Annotated[float, Field(ge=0)] = 0.0  # what counts as an improvement
+    pruner: Annotated[
+        Percentile | Median | Threshold | Wilcoxon | Asha | Hyperband, Field(discriminator="name")
+    ]
+
+    def make(self, max_resource: int) -> BasePruner:
+        """Optuna's pruner around the other."""
+        return PatientPruner(self.pruner.make(max_resource), self.patience, self.min_delta)
+
+
+PrunerConfig = Annotated[
+    NoPruner
+    | Median
+    | Percentile
+    | Threshold
+    | Wilcoxon
+    | Asha
+    | Hyperband
+    | ParkedHalving
+    | Patient,
+    Field(discriminator="name"),
+]
+
+
+def comparison(pruner: PrunerConfig) -> Comparison | None:
+    """What the pruner compares; None where none of Optuna's is at work."""
+    if isinstance(pruner, Patient):
+        return pruner.pruner
+    return pruner if isinstance(pruner, Comparison) else None

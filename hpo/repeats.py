@@ -14,6 +14,8 @@ from typing import Any
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.constraints import is_feasible
+
 Metrics = Mapping[str, float]
 
 
@@ -43,11 +45,6 @@ def promising(
         for other in others
         if other.state is TrialState.COMPLETE and is_feasible(other)
     )
-
-
-def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether the trial breaks none of its study's constraints."""
-    return all(violation <= 0 for violation in trial.constraints.values())
 
 
 def repeat_document(document: dict[str, Any], repeat: int) -> dict[str, Any]:

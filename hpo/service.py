@@ -21,6 +21,7 @@ import optuna
 from optuna.trial import TrialState
 from rich.console import Console
 
+from hpo.constraints import is_feasible
 from hpo.controller import LEDGER_ERRORS, Controller
 from hpo.live import Board
 from hpo.study import StudyConfig, check_machine, local_cpus
@@ -117,7 +118,9 @@ def _run(
     from hpo import dispatch
 
     tracker = make_tracker(config.tracking, record.name, record.uid, runs / record.name)
-    board = Board(console, record.name, config.objectives[0], record.budget_trials)
+    board = Board(
+        console, record.name, config.objectives[0], record.budget_trials, config.constraints
+    )
     controller = Controller(ledger, record, config, lease, runs, (board, tracker))
     _recall(board, controller.study)
     guard = _Guard(ledger, record, controller, board)
@@ -218,7 +221,7 @@ def _recall(board: Board, study: optuna.Study) -> None:
     for trial in study.get_trials(deepcopy=False):
         if trial.state.is_finished():
             board.finished[trial.state.name] = board.finished.get(trial.state.name, 0) + 1
-            if trial.state is TrialState.COMPLETE and trial.values is not None:
+            if trial.state is TrialState.COMPLETE and trial.values and is_feasible(trial):
                 board.recall(trial.number, trial.values[0])
 
 
@@ -233,6 +236,8 @@ def _ending(controller: Controller) -> Ending:
     gave_up = controller.gave_up
     if not complete:
         return Ending(1, f"study {name}: no trial completed{f': {gave_up}' if gave_up else ''}")
+    if not any(is_feasible(trial) for trial in complete):
+        return Ending(1, f"study {name}: no trial keeps its constraints; see: hpo trials {name}")
     if controller.failing:
         return Ending(1, f"study {name} stopped: {gave_up}; go on with: {again}")
     return Ending(0, f"study {name} is done{f': {gave_up}' if gave_up else ''}")

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from random import Random
 from typing import Annotated, Any, Literal
 
 import optuna
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Discriminator, Field, FiniteFloat, Tag, model_validator
 
-from trainer.config import check_path, check_setting
-from trainer.settings import ConfigError, Section
+from hpo.conditions import Conditional, Scalar, in_order, is_active, same
+from trainer.config import check_path, check_setting, is_section
+from trainer.settings import ConfigError, get_path
 
 # The service sets these itself for every trial.
 RESERVED = ("output_dir", "threads")
 
-Scalar = bool | int | float | str | None
 
-
-class FloatDimension(Section):
+class FloatDimension(Conditional):
     """A real number in [low, high], uniform or log-uniform, or on a grid of `step`."""
 
     type: Literal["float"]
@@ -40,8 +40,12 @@ class FloatDimension(Section):
         inside = self.low + (self.high - self.low) * 0.41421356
         return [self.low, self.high, *([inside] if self.step is None else [])]
 
+    def example(self, random: Random) -> float:
+        """Any value."""
+        return random.uniform(self.low, self.high)
 
-class IntDimension(Section):
+
+class IntDimension(Conditional):
     """An integer in [low, high], uniform or log-uniform, or every `step`-th."""
 
     type: Literal["int"]
@@ -63,50 +67,168 @@ class IntDimension(Section):
         """Values that the train setting must accept: both ends."""
         return [self.low, self.high]
 
+    def example(self, random: Random) -> int:
+        """Any value."""
+        return random.choice(self._values)
 
-class CategoricalDimension(Section):
-    """One of a list of values."""
+    def can_be(self, value: Scalar) -> bool:
+        """Whether a trial may have this value."""
+        return isinstance(value, int) and not isinstance(value, bool) and value in self._values
+
+    @property
+    def _values(self) -> range:
+        return range(self.low, self.high + 1, self.step)
+
+
+def _choices_kind(choices: object) -> str:
+    return "named" if isinstance(choices, Mapping) else "listed"
+
+
+Choices = Annotated[
+    Annotated[list[Scalar], Field(min_length=1), Tag("listed")]
+    | Annotated[dict[str, dict[str, Any]], Field(min_length=1), Tag("named")],
+    Discriminator(_choices_kind),
+]
+
+
+class CategoricalDimension(Conditional):
+    """One of a list of values; or, for a whole section, one of several named sets of settings.
+
+    The trial's parameter is then the name. What its set leaves out is as in the train config.
+    """
 
     type: Literal["categorical"]
-    choices: Annotated[list[Scalar], Field(min_length=1)]
+    choices: Choices
 
     @model_validator(mode="after")
     def _distinct(self) -> CategoricalDimension:
-        for position, choice in enumerate(self.choices):
-            if choice in self.choices[:position]:
+        values = self.probes()
+        for position, choice in enumerate(values):
+            if choice in values[:position]:
                 raise ValueError(f"choices: {choice!r} is listed twice")
         return self
 
+    @property
+    def named(self) -> dict[str, dict[str, Any]]:
+        """The settings of each named choice; empty for a list of values."""
+        return self.choices if isinstance(self.choices, dict) else {}
+
     def suggest(self, trial: optuna.Trial, path: str) -> Scalar:
-        """The trial's value of `path`."""
-        return trial.suggest_categorical(path, self.choices)
+        """The trial's value of `path`, or the name of its choice."""
+        return trial.suggest_categorical(path, self.probes())
 
     def probes(self) -> list[Scalar]:
-        """Values that the train setting must accept: all of them."""
-        return self.choices
+        """Values that the train setting must accept: all of them; of a section, their names."""
+        return [*self.choices]
+
+    def example(self, random: Random) -> Scalar:
+        """Any value."""
+        return random.choice(self.probes())
+
+    def can_be(self, value: Scalar) -> bool:
+        """Whether a trial may have this value."""
+        return any(same(value, choice) for choice in self.choices)
 
 
 Dimension = Annotated[
     FloatDimension | IntDimension | CategoricalDimension, Field(discriminator="type")
 ]
+Space = Mapping[str, Dimension]
 
 
-def check_space(space: Mapping[str, Dimension], source: str) -> None:
+def check_space(space: Space, source: str) -> None:
     """Raise ConfigError unless every dimension's path is a train setting that takes its values."""
     for path, dimension in space.items():
         what = f"{source}: space.{path}"
-        check_path(path, what)
+        if not is_section(path):
+            check_path(path, what)
+        inside = next((other for other in space if other.startswith(f"{path}.")), None)
+        if inside is not None:
+            raise ConfigError(f"{what}: overlaps space.{inside}: search the one or the other")
         if path in RESERVED:
             raise ConfigError(f"{what}: is set by the service itself and cannot be searched")
-        if path.startswith("evaluation."):
+        if path.split(".")[0] == "evaluation":
             raise ConfigError(f"{what}: is how trials are compared: set it in `train` for them all")
-        for value in dimension.probes():
-            check_setting(path, value, what)
+        if is_section(path):
+            _check_section(path, dimension, what)
+        else:
+            _check_values(path, dimension, what)
 
 
-def suggest(space: Mapping[str, Dimension], trial: optuna.Trial) -> dict[str, Any]:
-    """The trial's value for every path of the space, drawn now or read back from the ledger."""
-    return {path: dimension.suggest(trial, path) for path, dimension in space.items()}
+def _check_values(path: str, dimension: Dimension, what: str) -> None:
+    if isinstance(dimension, CategoricalDimension) and dimension.named:
+        raise ConfigError(f"{what}.choices: {path} is one setting; give a list of its values")
+    for value in dimension.probes():
+        check_setting(path, value, what)
+
+
+def _check_section(path: str, dimension: Dimension, what: str) -> None:
+    if not isinstance(dimension, CategoricalDimension) or not dimension.named:
+        raise ConfigError(
+            f"{what}: is a section; search one of its settings, or give choices with names: "
+            "{type: categorical, choices: {name: {setting: value}}}"
+        )
+    for name, settings in dimension.named.items():
+        for key, value in settings.items():
+            where = f"{what}.choices.{name}.{key}"
+            check_path(f"{path}.{key}", where)
+            check_setting(f"{path}.{key}", value, where)
+
+
+def suggest(space: Space, trial: optuna.Trial) -> dict[str, Any]:
+    """The trial's value for every active path, drawn now or read back from the ledger."""
+    params: dict[str, Any] = {}
+    for path in in_order(space):
+        if is_active(space, path, params):
+            params[path] = space[path].suggest(trial, path)
+    return params
+
+
+def assignments(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The train settings that a trial's `params` stand for, by dotted path."""
+    found: dict[str, Any] = {}
+    for path, value in params.items():
+        dimension = space.get(path)
+        if isinstance(dimension, CategoricalDimension) and dimension.named:
+            found |= {f"{path}.{key}": each for key, each in dimension.named[value].items()}
+        else:
+            found[path] = value
+    return found
+
+
+def values_of(space: Space, train: Mapping[str, Any], path: str) -> list[Any]:
+    """What trials may have for the train setting `path`; of a range, its ends.
+
+    Where not every trial searches it, the value in `train` is among them.
+    """
+    section, _, key = path.rpartition(".")
+    searched = space.get(path) or space.get(section)
+    fixed = get_path(train, path)
+    if searched is None:
+        return [fixed]
+    named = searched.named if isinstance(searched, CategoricalDimension) else {}
+    values = [each.get(key, fixed) for each in named.values()] or searched.probes()
+    return [*values, *([fixed] if searched.when else [])]
+
+
+def with_values(space: Space, path: str, change: Callable[[Any], Any]) -> dict[str, Dimension]:
+    """The space with `change` made to every value that it names for the train setting `path`."""
+    section, _, key = path.rpartition(".")
+    changed = {**space}
+    for other, dimension in space.items():
+        update: dict[str, Any] = {}
+        if path in dimension.when:
+            update["when"] = {**dimension.when, path: tuple(map(change, dimension.when[path]))}
+        if isinstance(dimension, CategoricalDimension):
+            if other == path:
+                update["choices"] = [change(choice) for choice in dimension.probes()]
+            elif other == section:
+                update["choices"] = {
+                    name: {**each, key: change(each[key])} if key in each else each
+                    for name, each in dimension.named.items()
+                }
+        changed[other] = dimension.model_copy(update=update)
+    return changed
 
 
 def _check_bounds(low: float, high: float, log: bool, *, stepped: bool) -> None:

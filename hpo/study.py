@@ -11,14 +11,19 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, model_validator
 
-from hpo.objectives import Objective, check_objectives, check_searched_layers
-from hpo.pruners import NoPruner, PrunerConfig
-from hpo.samplers import SamplerConfig
-from hpo.space import CategoricalDimension, Dimension, check_space
+from hpo.conditions import check_conditions
+from hpo.constraints import Constraint, check_constraints
+from hpo.objectives import Objective, check_objectives
+from hpo.probing import check_trainable
+from hpo.pruners import NoPruner, PrunerConfig, comparison
+from hpo.pruning import check_pruner
+from hpo.samplers import TPE, SamplerConfig, check_sampler
+from hpo.space import Dimension, assignments, check_space, with_values
 from hpo.tracking import TrackingConfig
+from hpo.transfer import WarmStart
 from trainer import config as train_config
-from trainer.config import Count, Positive
 from trainer.data import check_data
+from trainer.sections import Count, Positive
 from trainer.settings import ConfigError, Section, read_document, set_path, validated
 
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -55,35 +60,49 @@ class StudyConfig(Section):
     study: Annotated[str, Field(pattern=STUDY_NAME)]
     storage: str | None = None
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (Objective(),)
-    sampler: SamplerConfig = SamplerConfig()
+    constraints: tuple[Constraint, ...] = ()
+    sampler: SamplerConfig = TPE()
     pruner: PrunerConfig = NoPruner(name="none")
     repeats: Count = 1  # trainings, under other seeds, of a trial before it may be the best
     budget: Budget = Budget()
     resources: Resources = Resources()
     failures: Failures = Failures()
     tracking: TrackingConfig = TrackingConfig()
+    warm_start: WarmStart | None = None
     train: dict[str, Any]  # a train config; in a file, the path of one will do
     space: Annotated[dict[str, Dimension], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _several_objectives_cannot_prune(self) -> StudyConfig:
-        if len(self.objectives) > 1 and self.pruner.name != "none":
+    def _several_objectives_prune_by_a_named_metric(self) -> StudyConfig:
+        compared = comparison(self.pruner)
+        named = self.pruner.name == "none" or (compared is not None and compared.metric)
+        if len(self.objectives) > 1 and not named:
+            use = "name a pruner.metric" if compared else "use none"
             raise ValueError(
                 f"pruner.name: {self.pruner.name} needs one objective, and there are "
-                f"{len(self.objectives)}; use none"
+                f"{len(self.objectives)}; {use}"
             )
         return self
 
     def to_document(self) -> str:
         """The resolved study as YAML, to be kept in the ledger: no storage URL, nothing secret."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude={"storage"}), sort_keys=False)
+        hidden: dict[str, Any] = {"storage": True, "warm_start": {"storage"}}
+        return yaml.safe_dump(self.model_dump(mode="json", exclude=hidden), sort_keys=False)
 
     def trial_document(self, params: dict[str, Any], output_dir: str) -> dict[str, Any]:
         """The train config of a trial with `params`, as a document."""
         document = copy.deepcopy(self.train)
-        for path, value in params.items():
+        for path, value in assignments(self.space, params).items():
             set_path(document, path, value)
         return self.placed(document, output_dir)
+
+    def check_params(self, params: dict[str, Any]) -> None:
+        """Raise ConfigError, in one line, unless a trial with `params` could be trained."""
+        try:
+            config = train_config.resolve(self.trial_document(params, "a trial"), "train")
+        except ConfigError as error:
+            raise ConfigError(str(error).removeprefix("train: ")) from None
+        config.check_ranks(self.resources.ranks)
 
     def placed(self, document: dict[str, Any], output_dir: str) -> dict[str, Any]:
         """The train `document` with what the service sets itself."""
@@ -174,24 +193,30 @@ def _checked(study: StudyConfig, source: str, prefix: str, train_source: str) ->
             str(error).replace(f"{train_source}: ", f"{train_source}: {prefix}", 1)
         ) from None
     check_space(study.space, source)
-    check_searched_layers(study.space, config.evaluation, source)
-    check_objectives(study.objectives, study.pruner, config.evaluation, source)
-    searched = [path for path in ("data.batch_size", "optim.accumulation") if path in study.space]
-    if not searched:
+    check_conditions(study.space, config.model_dump(), source)
+    if not study.space.keys() & {"data", "data.batch_size", "optim", "optim.accumulation"}:
         config.check_ranks(study.resources.ranks)
+    check_trainable(study.space, study.check_params, source)
+    check_objectives(study.objectives, config.evaluation, source)
+    check_pruner(study, config.evaluation, source)
+    check_constraints(study.constraints, config.evaluation, source)
+    check_sampler(
+        study.sampler, study.space, len(study.objectives), bool(study.constraints), source
+    )
     check_data(config.data)
     config = config.model_copy(update={"data": train_config.absolute_data(config.data)})
-    return study.model_copy(update={"train": config.model_dump(mode="json")})
+    space = study.space
+    for key in ("dir", "train", "valid", "test"):
+        space = with_values(space, f"data.{key}", lambda path: path and os.path.abspath(path))
+    return study.model_copy(update={"train": config.model_dump(mode="json"), "space": space})
 
 
 def _with_anchored_teachers(study: StudyConfig, folder: Path) -> StudyConfig:
     """The study with absolute paths for searched teachers, which are relative to `folder`."""
-    searched = study.space.get("distillation.teacher")
-    if not isinstance(searched, CategoricalDimension):
-        return study
-    choices = [
-        train_config.absolute(choice, folder) if isinstance(choice, str) else choice
-        for choice in searched.choices
-    ]
-    anchored = searched.model_copy(update={"choices": choices})
-    return study.model_copy(update={"space": {**study.space, "distillation.teacher": anchored}})
+
+    def anchored(name: Any) -> Any:
+        return train_config.absolute(name, folder) if isinstance(name, str) else name
+
+    return study.model_copy(
+        update={"space": with_values(study.space, "distillation.teacher", anchored)}
+    )

@@ -8,6 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hpo.constraints import OUT_OF_MEMORY
+
 View = dict[str, Any]
 
 
@@ -40,7 +42,9 @@ def status(found: View) -> None:
 def trials(found: list[View]) -> None:
     """The table of `hpo trials`."""
     paths = sorted({path for trial in found for path in trial["params"]})
-    table = _table("trial", "state", "reason", "step", "value", "attempts", *paths)
+    constrained = any(trial["feasible"] is not None for trial in found)
+    feasible = ["feasible"] if constrained else []
+    table = _table("trial", "state", "reason", "step", "value", *feasible, "attempts", *paths)
     for trial in found:
         table.add_row(
             str(trial["trial"]),
@@ -48,6 +52,7 @@ def trials(found: list[View]) -> None:
             trial["reason"] or "",
             _text(trial["step"]),
             _values(trial, names=False),
+            *([_feasible(trial)] if constrained else []),
             str(trial["attempts"]),
             *(_text(trial["params"].get(path)) for path in paths),
         )
@@ -58,7 +63,11 @@ def trial(found: View) -> None:
     """The page of `hpo show`."""
     reason = f" ({found['reason']})" if found["reason"] else ""
     _print(f"trial {found['trial']}: {found['state']}{reason} {_values(found)}")
-    _print(f"folder: {found['run_dir']}")
+    if found["feasible"] is not None:
+        _print(f"feasible: {_feasible(found)}")
+    if found["origin"]:
+        _print(f"from: {_origin(found['origin'])}")
+    _print(f"folder: {found['run_dir'] or 'none yet'}")
     _print(f"cost: {found['device_seconds']:.1f} device-seconds")
     for path, value in found["params"].items():
         _print(f"  {path}={_text(value)}")
@@ -81,12 +90,28 @@ def trial(found: View) -> None:
 def best(name: str, found: list[View]) -> None:
     """The lines of `hpo best`, and what to type next."""
     if not found:
-        _print(f"study {name} has no completed trial yet")
+        _print(f"study {name} has no completed trial yet that is feasible")
     for trial in found:
         _print(f"best of {name}: trial {trial['trial']}, {_values(trial)}")
         for path, value in trial["params"].items():
             _print(f"  {path}={_text(value)}")
         _print(f"next: hpo show {name} {trial['trial']}, hpo trials {name}, hpo dashboard")
+
+
+def transfer(found: View) -> None:
+    """The lines of `hpo transfer`."""
+    small, big = found["small"], found["big"]
+    _print(f"{small} and {big}: {found['configurations']} configurations in common, by")
+    _print(f"  {', '.join(found['paths'])}")
+    for metric, ranks in found["metrics"].items():
+        if ranks["spearman"] is None:
+            _print(f"{metric}: the same throughout in one of them, so without an order")
+            continue
+        low_high = ranks["spearman_95"]
+        within = f", 95 % within {low_high[0]:.2f} to {low_high[1]:.2f}" if low_high else ""
+        rho, tau = ranks["spearman"], ranks["kendall"]
+        _print(f"{metric}: Spearman's rho {rho:.3f} (p {ranks['spearman_p']:.2g}{within})")
+        _print(f"{metric}: Kendall's tau {tau:.3f} (p {ranks['kendall_p']:.2g})")
 
 
 def _metrics(key: str, rows: dict[int, View]) -> Table:
@@ -127,11 +152,26 @@ def _states(study: View) -> str:
     return ", ".join(f"{count} {state.lower()}" for state, count in study["states"].items())
 
 
+def _origin(origin: View) -> str:
+    return f"trial {origin['trial']} of {origin['study']}" if "study" in origin else "hpo enqueue"
+
+
 def _values(trial: View, *, names: bool = True) -> str:
     return ", ".join(
         f"{name} {_text(value)}" if names else _text(value)
         for name, value in trial["values"].items()
     )
+
+
+def _feasible(trial: View) -> str:
+    """`yes`, or which constraints are broken and by how much."""
+    if trial["feasible"] is None:
+        return ""
+    missed = ", ".join(
+        "out of memory" if name == OUT_OF_MEMORY else f"{name} by {amount:.4g}"
+        for name, amount in trial["violations"].items()
+    )
+    return f"no: {missed}" if missed else "yes"
 
 
 def _text(value: Any) -> str:

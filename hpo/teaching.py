@@ -81,10 +81,10 @@ class Teaching:
         ended = message.kind != "evaluated"
         with self._ledger.transaction(self._lease) as transaction:
             if message.step:
-                written = transaction.record_teacher_step(current.job, message.step)
+                written = transaction.teachers.record_step(current.job, message.step)
             if ended:
                 state, reason = self._verdict(message)
-                written = transaction.end_teacher(current.job, state, reason, message.detail)
+                written = transaction.teachers.end(current.job, state, reason, message.detail)
         if ended:
             self.attempt = None
             self._follow(written)
@@ -96,7 +96,7 @@ class Teaching:
             # One that was trained here just before a kill has had an attempt.
             state = TeacherState.TRAINED if teacher.attempts else TeacherState.REUSED
             with self._ledger.transaction(self._lease) as transaction:
-                written = transaction.end_teacher(teacher.key, state)
+                written = transaction.teachers.end(teacher.key, state)
             self._tell(written)
 
     def _wait(self, teacher: TeacherRecord) -> None:
@@ -106,7 +106,7 @@ class Teaching:
 
     def _begin(self, teacher: TeacherRecord) -> TeacherAttempt:
         with self._ledger.transaction(self._lease) as transaction:
-            begun = transaction.begin_teacher(teacher.key)
+            begun = transaction.teachers.begin(teacher.key)
         self._waits_for_another = False
         self._tell(begun)
         document = self._config.placed(yaml.safe_load(teacher.config), teacher.folder)

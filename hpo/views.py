@@ -10,8 +10,10 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.constraints import Constraint, broken, is_feasible
 from hpo.study import StudyConfig, restore_study
 from storage import Ledger, StudyRecord, TeacherRecord
+from storage.points import known_params
 from trainer.settings import ConfigError
 
 View = dict[str, Any]
@@ -107,21 +109,24 @@ class _Study:
         self.trials = ledger.storage.get_all_trials(record.study_id, deepcopy=False)
         self.attempts = ledger.attempts(record)
         self.controllers = ledger.controllers(record)
-        self.objectives: list[View] = yaml.safe_load(record.document)["objectives"]
+        document = yaml.safe_load(record.document)
+        self.objectives: list[View] = document["objectives"]
+        # An older version's document has none.
+        self.constraints = [Constraint(**each) for each in document.get("constraints", [])]
 
     def summary(self) -> View:
         states = Counter(trial.state.name for trial in self.trials)
         alive = [c for c in self.controllers if c.alive]
         return {
             "study": self.record.name,
-            "trials": len(self.trials),
+            "trials": len(self.trials) - states["WAITING"],
             "budget": self.record.budget_trials,
             "states": dict(states),
             "controller": f"process {alive[0].pid} on {alive[0].host}" if alive else None,
         }
 
     def best(self) -> View | None:
-        complete = [t for t in self.trials if t.state is TrialState.COMPLETE]
+        complete = [t for t in self.trials if t.state is TrialState.COMPLETE and is_feasible(t)]
         if not complete or len(self.objectives) > 1:
             return None
         sign = 1 if self.objectives[0]["direction"] == "minimize" else -1
@@ -133,13 +138,17 @@ class _Study:
         values = trial.values
         if values is None and trial.intermediate_values and len(names) == 1:
             values = [trial.intermediate_values[max(trial.intermediate_values)]]
+        missed = broken(self.constraints, trial)
         return {
             "trial": trial.number,
             "state": trial.state.name,
             "reason": trial.user_attrs.get("reason") or (attempts[-1].reason if attempts else None),
             "step": max((a.last_step for a in attempts if a.last_step is not None), default=None),
             "values": dict(zip(names, values, strict=True)) if values else {},
+            "feasible": None if missed is None else not missed,
+            "violations": missed or {},  # in the metric's own unit
             "attempts": len(attempts),
             "device_seconds": round(sum(a.device_seconds for a in attempts), 3),
-            "params": trial.params,
+            "params": known_params(trial),
+            "origin": trial.user_attrs.get("origin"),
         }

@@ -12,6 +12,7 @@ from storage.errors import (
     StudyNotFound,
 )
 from storage.ledger import Lease, Ledger, Transaction
+from storage.points import Point
 from storage.reasons import Reason, TeacherState
 from storage.records import Attempt, Controller, StudyRecord, TeacherRecord
 
@@ -24,6 +25,7 @@ __all__ = [
     "LeaseLost",
     "Ledger",
     "LedgerError",
+    "Point",
     "Reason",
     "StudyExists",
     "StudyNotFound",

@@ -42,6 +42,7 @@ from storage.models import (
     StudyRow,
     TeacherRow,
 )
+from storage.points import Point, enqueue
 from storage.reading import STUDIES, TRIALS, Reader
 from storage.reasons import Reason
 from storage.records import Attempt, StudyRecord, TeacherRecord
@@ -76,8 +77,12 @@ class Ledger(Reader):
         document: str,
         budget_trials: int,
         teachers: Sequence[TeacherRecord] = (),
+        points: Sequence[Point] = (),
     ) -> StudyRecord:
-        """Record a new study, Optuna's rows and ours, and its teachers. Raises StudyExists."""
+        """Record a new study, Optuna's rows and ours, its teachers and the points to try first.
+
+        Raises StudyExists.
+        """
         try:
             with joined(self._sessions) as session:
                 study = optuna.create_study(
@@ -98,9 +103,27 @@ class Ledger(Reader):
                     )
                 )
                 session.add_all(teacher_row(study._study_id, teacher) for teacher in teachers)
+                enqueue(study, points)
         except optuna.exceptions.DuplicatedStudyError:
             raise StudyExists(f"study {name} is in the ledger already") from None
         return self.study(name)
+
+    def enqueue(self, study: StudyRecord, points: Sequence[Point]) -> list[int]:
+        """Have `points` tried before what the sampler proposes; the numbers of their trials.
+
+        All of them or none. Needs no lease, whoever runs the study: a waiting trial is not the
+        controller's yet. It becomes so in the transaction that reserves its budget, and nothing
+        that a controller has written, or has read and relies on, is changed by one more.
+        """
+        with joined(self._sessions) as session:
+            # Our row before Optuna's, as a controller that asks has it: no deadlock.
+            session.execute(
+                sa.update(StudyRow)
+                .where(StudyRow.study_id == study.study_id)
+                .values(budget_trials=StudyRow.budget_trials)
+                .execution_options(**_UNSYNCED)
+            )
+            return enqueue(optuna.load_study(study_name=study.name, storage=self.storage), points)
 
     def acquire(
         self, study: StudyRecord, *, seconds: float = LEASE_SECONDS, trials: int | None = None
@@ -242,14 +265,14 @@ def _close_attempts(session: Session, controller_id: int, at: float) -> None:
 _UNSYNCED: dict[str, Any] = {"synchronize_session": False}
 
 
-class Transaction(TeacherWriter):
+class Transaction:
     """What a controller writes beside Optuna's own rows, inside `Ledger.transaction`."""
 
     def __init__(self, ledger: Ledger, session: Session, lease: Lease) -> None:
         self._ledger = ledger
         self._session = session
         self._lease = lease
-        self._study_id = lease.study_id
+        self.teachers = TeacherWriter(session, lease.study_id, self._now)
 
     def renew(self) -> None:
         """Lengthen the lease. Raises LeaseLost if it has been taken over or released."""
@@ -287,7 +310,7 @@ class Transaction(TeacherWriter):
             number=(last or 0) + 1,
             controller_id=self._lease.controller_id,
             devices=devices,
-            started_at=self._ledger._now(self._session),
+            started_at=self._now(),
         )
         self._session.add(row)
         self._session.flush()
@@ -300,7 +323,7 @@ class Transaction(TeacherWriter):
                 trial_id=attempt.trial_id,
                 step=step,
                 attempt_id=attempt.attempt_id,
-                at=self._ledger._now(self._session),
+                at=self._now(),
                 metrics=metrics,
             )
         )
@@ -344,7 +367,7 @@ class Transaction(TeacherWriter):
         self._update(
             attempt,
             **reached,
-            ended_at=self._ledger._now(self._session),
+            ended_at=self._now(),
             reason=reason.value if reason else None,
             detail=detail,
         )

@@ -10,10 +10,6 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-# Optuna's tables as far as ours point at them; alembic creates only ours.
-STUDY_KEY = "studies.study_id"
-TRIAL_KEY = "trials.trial_id"
-
 
 class Base(DeclarativeBase):
     """The metadata of the `hpo_` tables."""

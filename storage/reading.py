@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import sqlalchemy as sa
 from optuna.storages import BaseStorage, RDBStorage, get_storage
+from optuna.trial import TrialState
 from sqlalchemy.orm import Session, scoped_session
 
 from storage.database import clock
@@ -126,6 +127,11 @@ class Reader:
                     .order_by(TRIALS.c.trial_id)
                 )
             )
+
+    def waiting_trials(self, study: StudyRecord) -> int:
+        """How many points are enqueued that no controller has asked for yet."""
+        states = (TrialState.WAITING,)
+        return len(self.storage.get_all_trials(study.study_id, deepcopy=False, states=states))
 
     def metrics(self, trial_id: int) -> dict[int, dict[str, Any]]:
         """Metrics of one trial by optimizer step, in order."""

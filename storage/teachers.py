@@ -6,6 +6,7 @@ folder holds: whoever says that a teacher is trained has looked.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 
 import sqlalchemy as sa
@@ -17,15 +18,14 @@ from storage.records import TeacherRecord
 
 
 class TeacherWriter:
-    """The part of a transaction that writes the teachers of its lease's study."""
+    """What a transaction writes of its study's teachers; each write gives back what it wrote."""
 
-    _session: Session
-    _study_id: int
+    def __init__(self, session: Session, study_id: int, now: Callable[[], float]) -> None:
+        self._session = session
+        self._study_id = study_id
+        self._now = now  # the database's clock
 
-    def _now(self) -> float:
-        raise NotImplementedError
-
-    def begin_teacher(self, key: str) -> TeacherRecord:
+    def begin(self, key: str) -> TeacherRecord:
         """Open the teacher's next attempt."""
         row = self._teacher(key)
         if row.state in (TeacherState.TRAINED, TeacherState.REUSED):
@@ -35,13 +35,13 @@ class TeacherWriter:
         row.began_at = self._now()
         return teacher_record(row)
 
-    def record_teacher_step(self, key: str, step: int) -> TeacherRecord:
+    def record_step(self, key: str, step: int) -> TeacherRecord:
         """Keep the optimizer step that the teacher has come to."""
         row = self._teacher(key)
         row.step = step
         return teacher_record(row)
 
-    def end_teacher(
+    def end(
         self, key: str, state: TeacherState, reason: Reason | None = None, detail: str | None = None
     ) -> TeacherRecord:
         """Close the teacher's attempt, if one is open, and say what has become of the teacher."""

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import chain, groupby
 
-import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from trainer.vocabulary import EOS, UNK, Lines, smaller_dtype
+from trainer.vocabulary import EOS, UNK, Lines
 
 _SPECIAL = (EOS, UNK)  # the first ids; those of the tokenizers library follow
 _MIN_COUNT = 2  # a pair seen once is worth no token
@@ -74,11 +73,6 @@ class BytePairs:
                 text = self._tokenizer.decode([i - len(_SPECIAL) for i in group])
                 words += text.removeprefix(" ").split(" ")
         return words
-
-    @property
-    def dtype(self) -> type[np.uint16] | type[np.int32]:
-        """The smaller of the two token types that hold every id."""
-        return smaller_dtype(len(self))
 
     def _encode_word(self, word: str) -> tuple[int, ...]:
         if word in _SPECIAL:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,8 +103,15 @@ def newest_weights(folder: Path) -> dict[str, Tensor]:
     found = newest_checkpoint(folder)
     if found is None:
         raise CheckpointError(f"{folder}: holds no checkpoint")
-    weights = {name: value for name, value in found[0].items() if name.startswith("weights/")}
-    return {name.removeprefix("weights/"): value for name, value in weights.items()}
+    return weights_of(found[0])
+
+
+def weights_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights in a run's `state`, by their names in the model."""
+    prefix = "weights/"
+    return {
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+    }
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Progress]:

@@ -17,13 +17,11 @@ from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from trainer.config import DataConfig
 from trainer.corpora import CORPORA
+from trainer.sections import DataConfig
 from trainer.settings import ConfigError
 from trainer.tokens import SPLITS, TOKENIZER_VERSION, Split, Splits, cached_splits
 from trainer.vocabulary import Lines
-
-__all__ = ["Splits", "cache_dir", "check_data", "data_folder", "fingerprint", "load_splits"]
 
 # A word, or a run of one punctuation mark: a ruler of 70 stars is one token.
 _PYDOCS_TOKEN = re.compile(r"\w+|([^\w\s])\1*")
@@ -58,37 +56,31 @@ class _File:
 
 def check_data(config: DataConfig) -> None:
     """Raise ConfigError, in one line, when the data cannot be read: fast, and builds nothing."""
-    folder = _cache_dir(None)
-    with _cache_errors(folder):
-        _source(config, folder)
+    with _cache_errors():
+        _source(config)
 
 
 def fingerprint(config: DataConfig) -> str:
     """Tells the data set's texts and vocabulary from all others. Raises ConfigError as above."""
-    folder = cache_dir()
-    with _cache_errors(folder):
-        return _fingerprint(config, _source(config, folder))
+    with _cache_errors():
+        return _fingerprint(config, _source(config))
 
 
 def cache_dir() -> Path:
     """The folder of what this machine keeps for all runs: tokens, checksums, teachers."""
-    return _cache_dir(None)
+    return _expanded(os.environ.get("HPO_CACHE_DIR") or "~/.cache/layerdrop-hpo", "HPO_CACHE_DIR")
 
 
-def load_splits(
-    config: DataConfig, cache_dir: Path | None = None, on_text: OnText | None = None
-) -> Splits:
+def load_splits(config: DataConfig, on_text: OnText | None = None) -> Splits:
     """The data set as token ids, tokenized once for all processes of this machine.
 
-    The cache is `cache_dir`, else `HPO_CACHE_DIR`, else `~/.cache/layerdrop-hpo`. `on_text` hears
-    of the text files that are read for it. Raises ConfigError when the data cannot be read, or
-    the cache not be written.
+    `on_text` hears of the text files that are read for it. Raises ConfigError when the data cannot
+    be read, or the cache not be written.
     """
-    folder = _cache_dir(cache_dir)
     byte_pairs = config.vocabulary_size if config.tokenizer == "bpe" else None
-    with _cache_errors(folder):
-        source = _source(config, folder, on_text)
-        entry = folder / f"{config.name}-{_fingerprint(config, source)}"
+    with _cache_errors():
+        source = _source(config, on_text)
+        entry = cache_dir() / f"{config.name}-{_fingerprint(config, source)}"
         return cached_splits(entry, source.lines, source.min_count, byte_pairs)
 
 
@@ -104,16 +96,16 @@ def data_folder(given: str | None) -> Path:
         return _expanded(given, "data.dir")
     if in_environment := os.environ.get("HPO_DATA_DIR"):
         return _expanded(in_environment, "HPO_DATA_DIR")
-    return _cache_dir(None) / "data"
+    return cache_dir() / "data"
 
 
-def _source(config: DataConfig, cache_dir: Path, on_text: OnText | None = None) -> _Source:
+def _source(config: DataConfig, on_text: OnText | None = None) -> _Source:
     if config.name == "pydocs":
         text = json.dumps(topics, sort_keys=True)
         fingerprint = hashlib.sha256(text.encode()).hexdigest()
         return _Source([fingerprint], lambda split: _pydocs()[split], _PYDOCS_MIN_COUNT)
     files = _text_files(config) if config.name == "text" else _known_files(config)
-    digests = [_checked(files[split], cache_dir) for split in SPLITS]
+    digests = [_checked(files[split]) for split in SPLITS]
     return _Source(digests, lambda split: _words(files[split], on_text))
 
 
@@ -172,10 +164,10 @@ def _pydocs() -> dict[Split, list[list[str]]]:
     return splits
 
 
-def _checked(file: _File, cache_dir: Path) -> str:
+def _checked(file: _File) -> str:
     """The checksum of a file that is there, is the right one, and holds a word."""
     algorithm, _, wanted = (file.checksum or "sha256:").partition(":")
-    digest = _digest(file, algorithm, cache_dir)
+    digest = _digest(file, algorithm)
     if wanted not in ("", digest):
         raise ConfigError(
             f"{file.path}: its {algorithm} is {digest}, not {wanted}; fetch the original again"
@@ -185,12 +177,12 @@ def _checked(file: _File, cache_dir: Path) -> str:
     return digest
 
 
-def _digest(file: _File, algorithm: str, cache_dir: Path) -> str:
+def _digest(file: _File, algorithm: str) -> str:
     """The file's checksum, remembered in the cache by path, size and time of change."""
     with _reading(file):
         stat = file.path.stat()
         identity = f"{file.path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    memory = cache_dir / algorithm / hashlib.sha256(identity.encode()).hexdigest()
+    memory = cache_dir() / algorithm / hashlib.sha256(identity.encode()).hexdigest()
     # A note cut short by a kill is no note.
     length = 2 * hashlib.new(algorithm).digest_size
     if memory.is_file() and len(known := memory.read_text()) == length:
@@ -216,14 +208,9 @@ def _reading(file: _File) -> Iterator[None]:
         ) from None
 
 
-def _cache_dir(given: Path | None) -> Path:
-    return given or _expanded(
-        os.environ.get("HPO_CACHE_DIR") or "~/.cache/layerdrop-hpo", "HPO_CACHE_DIR"
-    )
-
-
 @contextmanager
-def _cache_errors(folder: Path) -> Iterator[None]:
+def _cache_errors() -> Iterator[None]:
+    folder = cache_dir()
     try:
         yield
     except OSError as error:

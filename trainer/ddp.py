@@ -14,35 +14,14 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.batches import Batch
-from trainer.config import TrainConfig
-from trainer.distillation import Distiller
-from trainer.distributed import World
 from trainer.engine import Engine
 from trainer.layerdrop import Mask
 from trainer.losses import Lesson
-from trainer.model import LanguageModel
 from trainer.powersgd import PowerSGD
 
 
 class DDPEngine(Engine):
     """Training under DistributedDataParallel; alone, of the bare model."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        world: World,
-        model: LanguageModel,
-        distiller: Distiller | None = None,
-    ) -> None:
-        super().__init__(config, world, model, distiller)
-        # DDP waits for every parameter's gradient. It could look for those that will have none
-        # (`find_unused_parameters`), but would then throw PowerSGD's correction of them away.
-        model.touch_skipped = True
-        self._applied = True
-        self._ddp: DistributedDataParallel | None = None
-        self._powersgd: PowerSGD | None = None
-        if world.ranks > 1:
-            self._distribute()
 
     def step(self, step: int, batch: Batch, masks: Sequence[Mask], lr: float) -> Tensor:
         if self._powersgd is not None:
@@ -63,6 +42,16 @@ class DDPEngine(Engine):
 
     def close(self) -> None:
         del self._ddp, self._powersgd
+
+    def _wrap(self) -> None:
+        # DDP waits for every parameter's gradient. It could look for those that will have none
+        # (`find_unused_parameters`), but would then throw PowerSGD's correction of them away.
+        self.model.touch_skipped = True
+        self._applied = True
+        self._ddp: DistributedDataParallel | None = None
+        self._powersgd: PowerSGD | None = None
+        if self._world.ranks > 1:
+            self._distribute()
 
     def _distribute(self) -> None:
         rank = self._config.ddp.powersgd_rank

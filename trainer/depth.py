@@ -14,11 +14,10 @@ from typing import TypedDict
 
 import torch
 
-from trainer.config import DepthReference, EvaluationConfig
 from trainer.layerdrop import Mask
 from trainer.model import LanguageModel
+from trainer.sections import DepthReference, EvaluationConfig
 
-SEARCH_TOKENS = 16_384  # of valid, that the greedy search compares on: it takes O(layers^2) passes
 _TIMINGS = 5  # forward passes, the median of which is a depth's time
 
 Layers = tuple[int, ...]  # the layers kept, 1-based, in order
@@ -86,8 +85,7 @@ def depth_front(
             measured[kept] = perplexity(mask_of(kept, layers))
     seconds = _seconds_per_token(model, {len(kept): kept for _, kept in chosen}, rows)
     block = sum(p.numel() for p in model.blocks[0].parameters())
-    own = (p for p in model.parameters() if p is not model.projection)  # that is the teacher's
-    all_parameters = sum(p.numel() for p in own)
+    all_parameters = model.own_parameters()
     points = [
         DepthPoint(
             depth=len(kept),

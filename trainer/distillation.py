@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint import newest_weights
-from trainer.config import DistillationConfig, TrainConfig
+from trainer.config import TrainConfig
 from trainer.losses import Lesson, Live, Mixture, TopK
 from trainer.model import DTYPES, LanguageModel
+from trainer.sections import DistillationConfig
 from trainer.settings import ConfigError
 from trainer.soft_targets import FORMAT, SoftTargets, weights_digest
 from trainer.teacher import Teacher
@@ -151,5 +152,5 @@ def _cache(config: TrainConfig, teacher: LanguageModel, splits: Splits, k: int) 
     weights = weights_digest(teacher.state_dict())
     content = [FORMAT, weights, splits.folder.name, context, k, config.precision]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-    folder = splits.folder.parent / "soft-targets" / f"top-{k}-{key}"
-    return SoftTargets(folder, splits.tokens("train"), context, vocabulary, k)
+    path = splits.folder.parent / "soft-targets" / f"top-{k}-{key}.bin"
+    return SoftTargets(path, splits.tokens("train"), context, vocabulary, k)

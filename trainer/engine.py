@@ -53,7 +53,7 @@ class Engine(ABC):
         model: LanguageModel,
         distiller: Distiller | None = None,
     ) -> None:
-        """Raises ConfigError for `model.compile` where nothing compiles."""
+        """Raises ConfigError for `model.compile` where nothing compiles, and as `_wrap` does."""
         self.model = model
         self._distiller = distiller
         self._world = world
@@ -67,6 +67,7 @@ class Engine(ABC):
             if world.device.type == "cuda"
             else torch.default_generator
         )
+        self._wrap()
 
     def step(self, step: int, batch: Batch, masks: Sequence[Mask], lr: float) -> Tensor:
         """Take optimizer step `step` (0-based) on this rank's share of the whole step's `batch`.
@@ -127,6 +128,10 @@ class Engine(ABC):
         """Let hooks on the model and memory go."""
 
     @abstractmethod
+    def _wrap(self) -> None:
+        """Put around model and optimizer what trains them among the ranks: the end of building."""
+
+    @abstractmethod
     def _learn(
         self, last: bool, inputs: Tensor, targets: Tensor, mask: Mask, lesson: Lesson | None
     ) -> Tensor:
@@ -166,28 +171,6 @@ class Engine(ABC):
 class DeepSpeedEngine(Engine):
     """Training under ZeRO, which skips a step whose gradients are not finite."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        world: World,
-        model: LanguageModel,
-        distiller: Distiller | None = None,
-    ) -> None:
-        """Raises ConfigError for settings under `deepspeed` that DeepSpeed refuses."""
-        super().__init__(config, world, model, distiller)
-        model.touch_skipped = config.deepspeed.keeps_old_gradients
-        if self._loss_scale is not None and config.deepspeed.zero_stage == 0:
-            skip_overflows(self._optimizer)
-        settings = _settings(config, world, sum(p.numel() for p in model.parameters()))
-        try:
-            self._deepspeed, *_ = deepspeed.initialize(
-                model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
-            )
-        except (ValueError, AssertionError) as error:
-            if not config.deepspeed.model_extra:
-                raise
-            raise ConfigError(f"deepspeed: {' '.join(str(error).split())}") from error
-
     @property
     def applied(self) -> bool:
         return bool(self._deepspeed.was_step_applied())
@@ -201,6 +184,22 @@ class DeepSpeedEngine(Engine):
         self._deepspeed.destroy()
         if self._config.deepspeed.zero_stage == 3:
             zero3.forget_engines()
+
+    def _wrap(self) -> None:
+        """Raises ConfigError for settings under `deepspeed` that DeepSpeed refuses."""
+        config, model = self._config, self.model
+        model.touch_skipped = config.deepspeed.keeps_old_gradients
+        if self._loss_scale is not None and config.deepspeed.zero_stage == 0:
+            skip_overflows(self._optimizer)
+        settings = _settings(config, self._world, sum(p.numel() for p in model.parameters()))
+        try:
+            self._deepspeed, *_ = deepspeed.initialize(
+                model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
+            )
+        except (ValueError, AssertionError) as error:
+            if not config.deepspeed.model_extra:
+                raise
+            raise ConfigError(f"deepspeed: {' '.join(str(error).split())}") from error
 
     def _learn(
         self, last: bool, inputs: Tensor, targets: Tensor, mask: Mask, lesson: Lesson | None

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainer.checkpoint import CheckpointError, Progress, newest_checkpoint, sync
+from trainer.checkpoint import CheckpointError, Progress, newest_checkpoint, sync, weights_of
 from trainer.config import TrainConfig, load, resolve
 from trainer.data import load_splits
 from trainer.depth import every_other
@@ -111,12 +111,10 @@ def _weights(state: Mapping[str, Tensor], layers: Sequence[int]) -> dict[str, Te
     """The weights of a checkpoint with its `layers` alone, counted anew."""
     new = {str(layer - 1): index for index, layer in enumerate(layers)}
     weights = {}
-    for key, value in state.items():
-        name = key.removeprefix("weights/")
+    for name, value in weights_of(state).items():
         block = _BLOCK.match(name)
-        if name in (key, _OF_TRAINING) or (block and block[1] not in new):
-            continue
-        weights[_BLOCK.sub(lambda b: f"blocks.{new[b[1]]}.", name)] = value
+        if name != _OF_TRAINING and (block is None or block[1] in new):
+            weights[_BLOCK.sub(lambda b: f"blocks.{new[b[1]]}.", name)] = value
     return weights
 
 

@@ -7,7 +7,6 @@ files agree with its newest checkpoint. Nothing here trains.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from filelock import Timeout
 from torch import Tensor
 
-from trainer.checkpoint import Progress, newest_checkpoint, save_checkpoint
+from trainer.checkpoint import Progress, newest_checkpoint, save_checkpoint, sync
 from trainer.config import TrainConfig, load
 from trainer.lock import folder_lock
 from trainer.settings import ConfigError
@@ -70,9 +69,10 @@ class RunFolder:
 
     def append_metrics(self, metrics: Mapping[str, float]) -> None:
         """Add a line to `metrics.jsonl`, on the disk when this returns."""
-        with (self._path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        path = self._path / "metrics.jsonl"
+        with path.open("a", encoding="utf-8") as file:
             file.write(_line(metrics))
-            _flush(file)
+        sync(path)
 
     def save(self, state: dict[str, Tensor], progress: Progress) -> None:
         """Write a checkpoint and drop the oldest past `keep_checkpoints`."""
@@ -89,9 +89,8 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> None:
         aside = self._path / f".{name}.writing"
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            _flush(file)
+        aside.write_text(text, encoding="utf-8")
+        sync(aside)
         aside.replace(self._path / name)
 
     def _check_same_config(self) -> None:
@@ -116,8 +115,3 @@ def _leaves(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 def _line(metrics: Mapping[str, float]) -> str:
     return json.dumps(metrics, allow_nan=False) + "\n"
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from trainer.config import ModelConfig
-from trainer.losses import Lesson, feature_distance, head_loss, normalized, total_nll
+from trainer.losses import Lesson, Mixture, feature_distance, head_loss, normalized, total_nll
+from trainer.sections import ModelConfig
 
 # Of the matrix products, by config.precision.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -89,6 +89,10 @@ class LanguageModel(nn.Module):
         if teacher_width is not None:
             self.projection = nn.Parameter(torch.empty(teacher_width, config.d_model))
 
+    def own_parameters(self) -> int:
+        """How many numbers are its weights; a projection for a teacher's states is not its own."""
+        return sum(p.numel() for p in self.parameters() if p is not self.projection)
+
     def initialize(self, seed: int) -> None:
         """Draw every weight from `seed`: std 0.02, projections into the residual stream smaller.
 
@@ -116,18 +120,11 @@ class LanguageModel(nn.Module):
         come that NLL and the teacher's term, (2,). `keep` scales each layer's residuals, and 0
         skips it; all run as they are if it is None.
         """
-        if lesson is None:
-            hidden = self.hidden(inputs, keep)
-            return head_loss(hidden.flatten(0, 1), self.embedding, targets.flatten(), self.dtype)
+        lesson = lesson or Lesson(Mixture())
         states: list[Tensor | None] = []
-        hidden = self.hidden(inputs, keep, states)
+        hidden = self.hidden(inputs, keep, states).flatten(0, 1)
         loss, terms = head_loss(
-            hidden.flatten(0, 1),
-            self.embedding,
-            targets.flatten(),
-            self.dtype,
-            lesson.mixture,
-            lesson.signal,
+            hidden, self.embedding, targets.flatten(), self.dtype, lesson.mixture, lesson.signal
         )
         if lesson.states is None:
             return loss, terms

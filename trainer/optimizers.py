@@ -7,6 +7,7 @@ under ZeRO, the train config checks.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
-from trainer.config import OptimConfig
 from trainer.model import LanguageModel
+from trainer.sections import OptimConfig
+
+Group = dict[str, Any]  # a param_group of torch's: settings and parameters
 
 
 def make_optimizer(optim: OptimConfig, model: LanguageModel) -> Optimizer:
@@ -32,12 +35,8 @@ def make_optimizer(optim: OptimConfig, model: LanguageModel) -> Optimizer:
     return {"lamb": Lamb, "lion": Lion}[optim.name](model.parameters(), **common)
 
 
-class Lion(Optimizer):
-    """Evolved sign momentum (Chen et al. 2023, arXiv 2302.06675), with decoupled weight decay.
-
-    Every number moves by `lr`, so `lr` wants to be 3 to 10 times smaller than AdamW's.
-    Elementwise, so it is the same on flat pieces of parameters.
-    """
+class _ByParameter(Optimizer, ABC):
+    """An optimizer that moves each parameter by what it knows of that one alone."""
 
     def __init__(
         self, params: Iterable[Tensor], lr: float, betas: tuple[float, float], weight_decay: float
@@ -46,18 +45,38 @@ class Lion(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group, parameter, gradient in _with_gradients(self):
-            state = self.state[parameter]
-            if not state:
-                state["exp_avg"] = torch.zeros_like(parameter)
-            for_update, for_memory = group["betas"]
-            direction = torch.lerp(gradient, state["exp_avg"], for_update).sign_()
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(direction, alpha=-group["lr"])
-            state["exp_avg"].lerp_(gradient, 1 - for_memory)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(group, parameter, parameter.grad, self.state[parameter])
+
+    @abstractmethod
+    def _move(
+        self, group: Group, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor]
+    ) -> None:
+        """Move `parameter` one step; `state`, empty at first, is its own."""
 
 
-class Lamb(Optimizer):
+class Lion(_ByParameter):
+    """Evolved sign momentum (Chen et al. 2023, arXiv 2302.06675), with decoupled weight decay.
+
+    Every number moves by `lr`, so `lr` wants to be 3 to 10 times smaller than AdamW's.
+    Elementwise, so it is the same on flat pieces of parameters.
+    """
+
+    def _move(
+        self, group: Group, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor]
+    ) -> None:
+        if not state:
+            state["exp_avg"] = torch.zeros_like(parameter)
+        for_update, for_memory = group["betas"]
+        direction = torch.lerp(gradient, state["exp_avg"], for_update).sign_()
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(direction, alpha=-group["lr"])
+        state["exp_avg"].lerp_(gradient, 1 - for_memory)
+
+
+class Lamb(_ByParameter):
     """Adam's step, scaled by each matrix' own norm (You et al. 2020, arXiv 1904.00962).
 
     The norm is not bounded, and vectors are not scaled, as in the authors' code: one that starts
@@ -66,24 +85,18 @@ class Lamb(Optimizer):
 
     _EPSILON = 1e-6
 
-    def __init__(
-        self, params: Iterable[Tensor], lr: float, betas: tuple[float, float], weight_decay: float
+    def _move(
+        self, group: Group, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor]
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group, parameter, gradient in _with_gradients(self):
-            state = self.state[parameter]
-            if not state:
-                state["step"] = torch.zeros((), device=parameter.device)
-                state["exp_avg"] = torch.zeros_like(parameter)
-                state["exp_avg_sq"] = torch.zeros_like(parameter)
-            (beta1, beta2), steps = group["betas"], state["step"].add_(1)
-            mean = state["exp_avg"].lerp_(gradient, 1 - beta1) / (1 - beta1**steps)
-            square = state["exp_avg_sq"].lerp_(gradient.square(), 1 - beta2) / (1 - beta2**steps)
-            update = mean / (square.sqrt() + self._EPSILON) + group["weight_decay"] * parameter
-            parameter.sub_(group["lr"] * self._trust(parameter, update) * update)
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        (beta1, beta2), steps = group["betas"], state["step"].add_(1)
+        mean = state["exp_avg"].lerp_(gradient, 1 - beta1) / (1 - beta1**steps)
+        square = state["exp_avg_sq"].lerp_(gradient.square(), 1 - beta2) / (1 - beta2**steps)
+        update = mean / (square.sqrt() + self._EPSILON) + group["weight_decay"] * parameter
+        parameter.sub_(group["lr"] * self._trust(parameter, update) * update)
 
     def _trust(self, parameter: Tensor, update: Tensor) -> Tensor:
         ratio = parameter.norm() / update.norm()
@@ -119,10 +132,3 @@ class MuonAndAdamW(Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for part in self._parts:
             part.step()  # type: ignore[no-untyped-call]
-
-
-def _with_gradients(optimizer: Optimizer) -> Iterable[tuple[dict[str, Any], Tensor, Tensor]]:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                yield group, parameter, parameter.grad

@@ -14,25 +14,26 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from trainer.batches import Batch, EvalBlocks, TrainBatches
+from trainer.batches import Batch, TrainBatches
 from trainer.checkpoint import Progress
 from trainer.config import TrainConfig
 from trainer.convergence import to_target
 from trainer.data import load_splits
 from trainer.ddp import DDPEngine
-from trainer.depth import SEARCH_TOKENS, DepthPoint, depth_front, front_metrics
+from trainer.depth import DepthPoint, front_metrics
 from trainer.distillation import make_distiller, projection_width
 from trainer.distributed import World
 from trainer.engine import DeepSpeedEngine
+from trainer.evaluation import Evaluator
 from trainer.folder import RunFolder
-from trainer.layerdrop import Mask, make_policy
+from trainer.layerdrop import make_policy
 from trainer.memory import peak_bytes, release_freed, reset_peak
 from trainer.model import DTYPES, LanguageModel
 from trainer.schedule import learning_rate
@@ -77,7 +78,8 @@ class Run:
     windows overlap; `train_loss`, NLL in nats per token, mean since the last evaluation, and beside
     it `distillation_loss`, the teacher's term; `tokens_per_second` and `step_seconds` (median) of
     those steps; `train_seconds`, of all steps of all attempts, evaluation not counted;
-    `peak_memory_bytes`, the largest of any rank since the run was built; `lr` and
+    `peak_memory_bytes`, the largest of any rank since the run was built; `parameters`, of the whole
+    model; `lr` and
     `drop_probability` (mean over layers), of the last step; with policy `sbld`, once its analysis
     has begun, `sensitivity_layer_N`: what the train loss rises by without layer N; those of the
     depth front (trainer/depth.py) and of convergence (trainer/convergence.py) where they are asked
@@ -161,8 +163,6 @@ class Run:
             config.seed,
             aligned=distillation.enabled and distillation.top_k is not None,
         )
-        self._valid = EvalBlocks(splits.tokens("valid"), context, config.evaluation.stride)
-        self._valid_words = splits.words("valid") - 1  # the first is never a target
         teacher = find_teacher(config)
         self._model = LanguageModel(
             config.model,
@@ -172,6 +172,8 @@ class Run:
             projection_width(config, teacher),
         )
         self._model.initialize(config.seed)
+        self._parameters = self._model.own_parameters()  # before an engine shards them
+        self._evaluator = Evaluator(config, world, self._model, splits, self._alive)
         distiller = None
         if teacher is not None:
             distiller = make_distiller(
@@ -246,9 +248,11 @@ class Run:
         return finite and (limit is None or loss <= limit) and self._engine.can_go_on
 
     def _evaluate(self) -> Report:
+        last = self.step == self._config.steps
         with self._engine.whole_weights():
-            valid_ppl = self._perplexity(self._valid, self._valid_words)
-            front = self._depth_front(valid_ppl) if math.isfinite(valid_ppl) else []
+            valid_ppl, front = self._evaluator.measure(
+                front=last or self._config.evaluation.depths_at == "each"
+            )
         if not all(map(math.isfinite, (valid_ppl, *(point["valid_ppl"] for point in front)))):
             return self._ended("diverged")
         self._progress.depth_front = front
@@ -258,48 +262,7 @@ class Run:
         self._progress.forget_losses()
         self._step_seconds.clear()
         self._save()
-        if self.step == self._config.steps:
-            return self._ended("finished")
-        return self._report("evaluated")
-
-    def _depth_front(self, valid_ppl: float) -> list[DepthPoint]:
-        config = self._config.evaluation
-        due = config.depths_at == "each" or self.step == self._config.steps
-        if not (config.depths and due):
-            return []
-        some = replace(self._valid, tokens=self._valid.tokens[: SEARCH_TOKENS + 1])
-        front = depth_front(
-            self._model,
-            config,
-            valid_ppl,
-            lambda keep: self._perplexity(self._valid, self._valid_words, keep),
-            lambda keep: self._perplexity(some, some.targets, keep),
-            self._rows,
-        )
-        return self._world.on_rank_0(lambda: front)  # the others' times are not the same
-
-    @property
-    def _rows(self) -> int:
-        # Sequences that a rank computes with at a time.
-        config, world = self._config, self._world
-        return config.data.batch_size // (world.ranks * config.optim.accumulation)
-
-    def _perplexity(self, blocks: EvalBlocks, words: int, keep: Mask | None = None) -> float:
-        # Of all blocks, which hold so many words; inf where that is no number.
-        world = self._world
-        total = torch.zeros((), dtype=torch.float64, device=world.device)
-        self._model.eval()
-        for batch in blocks.batches(world.rank, world.ranks, self._rows):
-            inputs, targets = (torch.from_numpy(array).to(world.device) for array in batch)
-            total += self._model.total_nll(inputs, targets, keep)
-            self._alive()
-        self._model.train()
-        world.sum(total)
-        try:
-            ppl = math.exp(total.item() / words)
-        except OverflowError:
-            return math.inf
-        return ppl if math.isfinite(ppl) else math.inf
+        return self._ended("finished") if last else self._report("evaluated")
 
     def _record(self, valid_ppl: float, peak_memory_bytes: float) -> dict[str, float]:
         config, last = self._config, self.step - 1
@@ -314,6 +277,7 @@ class Run:
             "step_seconds": statistics.median(self._step_seconds),
             "train_seconds": self._progress.train_seconds,
             "peak_memory_bytes": peak_memory_bytes,
+            "parameters": self._parameters,
             **{
                 f"sensitivity_layer_{layer}": rise
                 for layer, rise in enumerate(self._progress.sensitivity, start=1)
@@ -353,7 +317,7 @@ class Run:
 
     def _free(self) -> None:
         self._engine.close()
-        del self._engine, self._model
+        del self._engine, self._evaluator, self._model
         gc.collect()
         release_freed(self._world.device)
 

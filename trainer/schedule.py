@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from trainer.config import OptimConfig
+from trainer.sections import OptimConfig
 
 
 def learning_rate(optim: OptimConfig, steps: int, step: int) -> float:

@@ -147,11 +147,8 @@ def leaf_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
 
 
 def check_value(model: type[BaseModel], path: str, value: Any, what: str) -> None:
-    """Raise ConfigError, beginning with `what`, unless `path` of `model` accepts `value`."""
-    fields = dict(leaf_fields(model))
-    if path not in fields:
-        raise ConfigError(f"{what}: no such train setting{nearest(path, fields)}")
-    field = fields[path]
+    """Raise ConfigError, beginning with `what`, unless its setting `path` accepts `value`."""
+    field = dict(leaf_fields(model))[path]
     try:
         TypeAdapter(_annotated(field)).validate_python(value)
     except ValidationError as error:
@@ -204,9 +201,8 @@ def _location(parts: tuple[int | str, ...], document: Any, *, missing: bool) -> 
     keys: list[str] = []
     for position, part in enumerate(parts):
         wanted = missing and position == len(parts) - 1
-        if part == "[key]" or (
-            isinstance(document, Mapping) and part not in document and not wanted
-        ):
+        known = part in document if isinstance(document, Mapping) else isinstance(part, int)
+        if part == "[key]" or not (known or wanted):
             continue
         keys.append(str(part))
         if isinstance(document, Mapping):

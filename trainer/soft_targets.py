@@ -8,14 +8,11 @@ Nothing here knows a loss or a step.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +22,12 @@ from rich.filesize import decimal
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainer.checkpoint import sync
 from trainer.model import LanguageModel
 from trainer.settings import ConfigError
 from trainer.tokens import Tokens
 
-FORMAT = 1
+FORMAT = 2  # part of every cache key
 _BATCH_BLOCKS = 16
 _LOCK_SECONDS = 1.0  # between two signs of life while another process builds
 
@@ -40,7 +38,7 @@ Alive = Callable[[], None]
 class SoftTargets:
     """Top-k cache of one teacher over one split, cut in blocks of `context` from its start."""
 
-    folder: Path
+    path: Path
     tokens: Tokens  # the split, shape (tokens,)
     context: int
     vocabulary: int
@@ -49,7 +47,7 @@ class SoftTargets:
     @property
     def size_bytes(self) -> int:
         """What it takes on disk: fp32 for k log-probabilities and the tail's, and k token ids."""
-        return self.predictions * (4 * (self.k + 1) + self._ids.itemsize * self.k)
+        return self.predictions * self._row.itemsize
 
     @property
     def predictions(self) -> int:
@@ -59,15 +57,11 @@ class SoftTargets:
     def at(self, starts: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Of the blocks that begin at `starts`: ids (N, k) and log-probabilities (N, k + 1)."""
         rows = (starts[:, None] + np.arange(self.context)).reshape(-1)
-        ids, log_probabilities = self._maps()
+        found = np.memmap(self.path, self._row, "r")[rows]
         return (
-            torch.from_numpy(ids[rows].astype(np.int64)),
-            torch.from_numpy(log_probabilities[rows]),
+            torch.from_numpy(found["ids"].astype(np.int64)),
+            torch.from_numpy(found["log_probabilities"].astype(np.float32)),
         )
-
-    def ready(self) -> bool:
-        """Whether it is there, whole."""
-        return (self.folder / "manifest.json").is_file()
 
     def build(
         self, teacher: LanguageModel, limit_bytes: int, say: Callable[[str], None], alive: Alive
@@ -76,15 +70,15 @@ class SoftTargets:
 
         Raises ConfigError when it would take more than `limit_bytes`, or than the disk has left.
         """
-        if self.ready():
+        if self.path.exists():
             return
         self._check_size(limit_bytes)
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder.with_name(f"{self.folder.name}.lock"), alive):
-            if not self.ready():
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(self.path.with_suffix(".lock"), alive):
+            if not self.path.exists():
                 say(
                     f"caching the teacher's {self.k} best of {self.predictions:,} predictions: "
-                    f"{decimal(self.size_bytes)} in {self.folder}"
+                    f"{decimal(self.size_bytes)} in {self.path}"
                 )
                 self._build(teacher, alive)
 
@@ -96,7 +90,7 @@ class SoftTargets:
                 f"distillation.cache_limit_bytes {limit_bytes}; use a smaller top_k, or no cache "
                 "(top_k: null)"
             )
-        existing = next(parent for parent in self.folder.absolute().parents if parent.exists())
+        existing = next(parent for parent in self.path.absolute().parents if parent.exists())
         free = shutil.disk_usage(existing).free
         if self.size_bytes > free:
             raise ConfigError(
@@ -106,30 +100,19 @@ class SoftTargets:
 
     @torch.inference_mode()
     def _build(self, teacher: LanguageModel, alive: Alive) -> None:
-        aside = self.folder.with_name(f"{self.folder.name}.part")
-        aside.mkdir(exist_ok=True)
-        names = ("ids.bin", "log_probabilities.bin")
-        row_bytes = (self._ids.itemsize * self.k, 4 * (self.k + 1))
+        aside = self.path.with_suffix(".part")
         batch = _BATCH_BLOCKS * self.context
-        sizes = [path.stat().st_size if (path := aside / name).exists() else 0 for name in names]
-        done = min(size // (row * batch) for size, row in zip(sizes, row_bytes, strict=True))
-        with (aside / names[0]).open("ab") as ids, (aside / names[1]).open("ab") as values:
-            for file, row in zip((ids, values), row_bytes, strict=True):
-                file.truncate(done * batch * row)
-            for first in range(done * batch, self.predictions, batch):
-                for tokens, log_probabilities in self._ask(teacher, first):
-                    ids.write(tokens.astype(self._ids).tobytes())
-                    values.write(log_probabilities.tobytes())
+        with aside.open("ab") as file:
+            done = file.tell() // (batch * self._row.itemsize) * batch
+            file.truncate(done * self._row.itemsize)
+            for first in range(done, self.predictions, batch):
+                for rows in self._ask(teacher, first):
+                    file.write(rows.tobytes())
                 alive()
-            for file in (ids, values):
-                file.flush()
-                os.fsync(file.fileno())
-        (aside / "manifest.json").write_text(json.dumps({"format": FORMAT, "k": self.k}))
-        aside.rename(self.folder)
+        sync(aside)
+        aside.rename(self.path)
 
-    def _ask(
-        self, teacher: LanguageModel, first: int
-    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    def _ask(self, teacher: LanguageModel, first: int) -> Iterator[npt.NDArray[np.void]]:
         last = min(first + _BATCH_BLOCKS * self.context, self.predictions)
         inputs = torch.from_numpy(np.asarray(self.tokens[first:last], np.int64))
         device = teacher.embedding.device
@@ -139,18 +122,16 @@ class SoftTargets:
             log_probabilities = torch.log_softmax(F.linear(rows, embedding).float(), dim=-1)
             best, ids = log_probabilities.topk(self.k, dim=-1)
             tail = log_probabilities.exp_().scatter_(1, ids, 0.0).sum(dim=1, keepdim=True).log_()
-            yield ids.cpu().numpy(), torch.cat([best, tail], dim=1).cpu().numpy()
-
-    def _maps(self) -> tuple[Tokens, npt.NDArray[np.float32]]:
-        shape, values = (-1, self.k), self.folder / "log_probabilities.bin"
-        return (
-            np.memmap(self.folder / "ids.bin", self._ids, "r").reshape(shape),
-            np.memmap(values, np.float32, "r").reshape(-1, self.k + 1),
-        )
+            said = np.empty(len(rows), self._row)
+            said["ids"] = ids.cpu().numpy()
+            said["log_probabilities"] = torch.cat([best, tail], dim=1).cpu().numpy()
+            yield said
 
     @property
-    def _ids(self) -> np.dtype[Any]:
-        return np.dtype(np.uint16 if self.vocabulary <= 2**16 else np.uint32)
+    def _row(self) -> np.dtype[np.void]:
+        # Of one prediction.
+        ids = np.uint16 if self.vocabulary <= 2**16 else np.uint32
+        return np.dtype([("ids", ids, (self.k,)), ("log_probabilities", np.float32, (self.k + 1,))])
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:

@@ -41,7 +41,7 @@ class Splits:
 
     def tokens(self, split: Split) -> Tokens:
         """The split as a read-only memory map of shape (tokens,), uint16 or int32."""
-        return np.memmap(_token_file(self.folder, split), self.vocabulary.dtype, mode="r")
+        return np.memmap(_token_file(self.folder, split), _dtype(self.vocabulary), mode="r")
 
     def words(self, split: Split) -> int:
         """Words of the text, an `<eos>` for each line counted, whatever they were cut into."""
@@ -97,9 +97,13 @@ def _write_tokens(path: Path, vocabulary: Vocabulary | BytePairs, lines: Lines) 
     words, written = words_of(lines), 0
     with path.open("wb") as file:
         while piece := list(islice(words, _PIECE_WORDS)):
-            np.fromiter(vocabulary.encode(piece), vocabulary.dtype).tofile(file)
+            np.fromiter(vocabulary.encode(piece), _dtype(vocabulary)).tofile(file)
             written += len(piece)
     return written
+
+
+def _dtype(vocabulary: Vocabulary | BytePairs) -> type[np.uint16] | type[np.int32]:
+    return np.uint16 if len(vocabulary) <= 2**16 else np.int32
 
 
 def _whole(folder: Path) -> bool:

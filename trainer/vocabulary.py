@@ -12,8 +12,6 @@ from functools import cached_property
 from itertools import chain
 from typing import ClassVar
 
-import numpy as np
-
 Lines = Iterable[Sequence[str]]
 
 UNK = "<unk>"
@@ -60,11 +58,6 @@ class Vocabulary:
         """The word of each id."""
         return [self.words[i] for i in ids]
 
-    @property
-    def dtype(self) -> type[np.uint16] | type[np.int32]:
-        """The smaller of the two token types that hold every id."""
-        return smaller_dtype(len(self))
-
     @cached_property
     def _ids(self) -> dict[str, int]:
         return {word: i for i, word in enumerate(self.words)}
@@ -73,8 +66,3 @@ class Vocabulary:
 def words_of(lines: Lines) -> Iterator[str]:
     """The words of `lines`, with `<eos>` after each line."""
     return chain.from_iterable((*words, EOS) for words in lines)
-
-
-def smaller_dtype(ids: int) -> type[np.uint16] | type[np.int32]:
-    """The smaller of the two token types that hold every id below `ids`."""
-    return np.uint16 if ids <= 2**16 else np.int32

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,6 +109,28 @@ class Desk:
             (p for p in self.ours() if p.name().startswith("ray::Rank")),
             key=lambda process: process.create_time(),
         )
+
+    @contextmanager
+    def dashboard(self) -> Iterator[Callable[[str], Any]]:
+        """`hpo dashboard`, running; gives what its own HTTP API answers about a path."""
+        process = self.start("dashboard")
+        assert process.stdout is not None
+        address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
+        assert address is not None
+
+        def ask(path: str) -> Any:
+            with urllib.request.urlopen(f"{address[0]}/api/{path}", timeout=10) as answer:  # noqa: S310 - our own
+                return json.load(answer)
+
+        def responds() -> bool:
+            with suppress(OSError):
+                return bool(ask("studies"))
+            return False
+
+        self.wait_for(responds, timeout=60)
+        yield ask
+        process.terminate()
+        process.wait(timeout=10)
 
     def wait_for(self, what: Callable[[], Any], timeout: float = 90) -> Any:
         """The first true answer of `what`."""

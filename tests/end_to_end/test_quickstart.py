@@ -8,7 +8,6 @@ import re
 import shlex
 import subprocess
 import sys
-import urllib.request
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from optuna.trial import TrialState
 from benchmarks.kneser_ney import unigram_perplexity
 from hpo.cli import app
 from tests.end_to_end.conftest import Desk
-from trainer.config import DataConfig
 from trainer.data import load_splits
+from trainer.sections import DataConfig
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -125,29 +124,10 @@ def run(desk: Desk, *arguments: str) -> None:
 
 def from_dashboard(desk: Desk) -> tuple[list[str], list[dict[str, Any]]]:
     """Names of the studies, and the first one's trials, from the dashboard's own HTTP API."""
-    dashboard = desk.start("dashboard")
-    assert dashboard.stdout is not None
-    address = re.search(r"http://127\.0\.0\.1:\d+", dashboard.stdout.readline())
-    assert address is not None
-    desk.wait_for(lambda: responds(address[0]), timeout=20)
-    studies = get(f"{address[0]}/api/studies")["study_summaries"]
-    trials = get(f"{address[0]}/api/studies/{studies[0]['study_id']}?after=0")["trials"]
-    dashboard.terminate()
-    dashboard.wait(timeout=10)
+    with desk.dashboard() as ask:
+        studies = ask("studies")["study_summaries"]
+        trials = ask(f"studies/{studies[0]['study_id']}?after=0")["trials"]
     return [study["study_name"] for study in studies], trials
-
-
-def responds(address: str) -> bool:
-    try:
-        get(f"{address}/api/studies")
-    except OSError:
-        return False
-    return True
-
-
-def get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - our own address
-        return json.load(answer)
 
 
 def unigram(cache: Path) -> float:

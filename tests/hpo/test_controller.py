@@ -72,7 +72,7 @@ class Stage:
 
     @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:
-        return optuna.load_study(study_name="played", storage=self.ledger.storage).trials
+        return optuna.load_study(study_name=self.record.name, storage=self.ledger.storage).trials
 
 
 @pytest.fixture

@@ -10,9 +10,11 @@ from optuna.trial import TrialState
 
 from hpo.fidelity import RungView, at_rungs
 from hpo.halving import Halving
+from hpo.pruners import ParkedHalving
 from storage import Reason
 
 HALVING = Halving(min_steps=10, reduction_factor=2)  # rungs at 10, 20, 40
+PARKED = ParkedHalving(name="parked_halving", min_steps=10, reduction_factor=2)
 SPACE = {"x": IntDistribution(0, 99)}
 
 
@@ -87,4 +89,4 @@ def test_a_sampler_proposes_as_if_the_trials_that_stopped_at_a_rung_were_complet
     if state is None:  # without the view they are running, and so taken for bad
         alone = study_of(*curves)
         assert proposed(alone, TPESampler(seed=0)) != expected
-    assert proposed(stopped, at_rungs(TPESampler(seed=0), HALVING, enough=10)) == expected
+    assert proposed(stopped, at_rungs(TPESampler(seed=0), PARKED)) == expected

@@ -106,7 +106,21 @@ def test_a_searched_path_that_does_not_exist_is_refused_with_the_nearest(tmp_pat
         ({"budget": {"trials": 0}}, "budget.trials: must be greater than or equal to 1, not 0"),
         ({"budget": {"trials": "many"}}, "budget.trials: must be a valid integer"),
         ({"budget": 3}, "budget: must be a valid dictionary"),
-        ({"sampler": {"name": "tpee"}}, "sampler.name: must be 'random' or 'tpe', not 'tpee'"),
+        ({"sampler": {"name": "tpee"}}, "sampler.name: there is no 'tpee'; did you mean tpe?"),
+        ({"sampler": {"name": "gp", "startup": 3}}, "sampler.startup: no such setting; did you"),
+        ({"sampler": {"name": "nsga2", "population": 1}}, "sampler.population: must be greater"),
+        ({"sampler": {"name": "grid"}}, "sampler.name: grid cannot enumerate the floats of space"),
+        ({"pruner": {"name": "asha", "unit": "tokens"}}, "pruner: unit: tokens needs min_tokens"),
+        ({"pruner": {"name": "median", "min_tokens": 9}}, "pruner: min_tokens: needs unit: tokens"),
+        ({"pruner": {"name": "threshold"}}, "pruner: needs lower, upper or both"),
+        (
+            {"pruner": {"name": "median", "metric": "valid_pl"}},
+            "pruner.metric: there is no 'valid_pl'; did you mean valid_ppl?",
+        ),
+        (
+            {"pruner": {"name": "patient", "pruner": {"name": "ashaa"}}},
+            "pruner.pruner.name: there is no 'ashaa'; did you mean asha?",
+        ),
         ({"pruner": {"name": "ashaa"}}, "pruner.name: there is no 'ashaa'; did you mean asha?"),
         ({"pruner": {"min_steps": 3}}, "pruner.name: is required and was not given"),
         (
@@ -182,7 +196,7 @@ def test_a_searched_path_that_does_not_exist_is_refused_with_the_nearest(tmp_pat
         ),
         (
             {"objectives": [{}, {"metric": "step_seconds"}], "pruner": {"name": "asha"}},
-            "pruner.name: asha needs one objective, and there are 2; use none",
+            "pruner.name: asha needs one objective, and there are 2; name a pruner.metric",
         ),
     ],
 )  # fmt: skip

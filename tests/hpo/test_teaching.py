@@ -238,8 +238,8 @@ def test_a_teacher_that_cannot_teach_every_trial_is_refused(
             "data.context": {"type": "int", "low": 16, "high": 48},
         },
     )
-    study = load_study(file)
-    study = study.model_copy(update={"resources": study.resources.model_copy(update={"ranks": 2})})
     with pytest.raises(ConfigError, match=message) as refused:
-        with_teachers(study, "study.yaml")
+        study = load_study(file)
+        two = study.resources.model_copy(update={"ranks": 2})
+        with_teachers(study.model_copy(update={"resources": two}), "study.yaml")
     assert "\n" not in str(refused.value)

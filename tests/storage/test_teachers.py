@@ -24,10 +24,10 @@ def new_study(ledger: Ledger, *teachers: TeacherRecord) -> StudyRecord:
 
 def begin(ledger: Ledger, lease: Lease) -> TeacherRecord:
     with ledger.transaction(lease) as tx:
-        tx.begin_teacher("0a1b")
+        tx.teachers.begin("0a1b")
     time.sleep(0.01)
     with ledger.transaction(lease) as tx:
-        return tx.record_teacher_step("0a1b", 10)
+        return tx.teachers.record_step("0a1b", 10)
 
 
 def test_a_study_s_teachers_are_recorded_with_it(ledger: Ledger, ledger_url: str) -> None:
@@ -44,10 +44,10 @@ def test_a_teacher_s_progress_is_read_back_as_it_was_written(
     begun = begin(ledger, lease)
     assert (begun.state, begun.attempts, begun.step) == (TeacherState.TRAINING, 1, 10)
     with ledger.transaction(lease) as tx:
-        stopped = tx.end_teacher("0a1b", TeacherState.WAITING, Reason.STOPPED)
+        stopped = tx.teachers.end("0a1b", TeacherState.WAITING, Reason.STOPPED)
     begin(ledger, lease)
     with ledger.transaction(lease) as tx:
-        ended = tx.end_teacher("0a1b", TeacherState.TRAINED)
+        ended = tx.teachers.end("0a1b", TeacherState.TRAINED)
     assert (ended.state, ended.attempts, ended.step) == (TeacherState.TRAINED, 2, 30)
     assert ended.seconds > stopped.seconds > 0
     assert (stopped.reason, ended.reason) == (Reason.STOPPED, None)
@@ -57,9 +57,9 @@ def test_a_teacher_s_progress_is_read_back_as_it_was_written(
 def test_a_teacher_whose_run_is_gone_begins_anew(ledger: Ledger) -> None:
     lease = ledger.acquire(new_study(ledger, PLANNED))
     with ledger.transaction(lease) as tx:
-        assert tx.end_teacher("0a1b", TeacherState.REUSED).seconds == 0
+        assert tx.teachers.end("0a1b", TeacherState.REUSED).seconds == 0
     with ledger.transaction(lease) as tx:
-        assert tx.begin_teacher("0a1b").step == 0
+        assert tx.teachers.begin("0a1b").step == 0
 
 
 def test_a_lost_controller_leaves_its_teacher_waiting_and_may_not_write_of_it(
@@ -75,7 +75,7 @@ def test_a_lost_controller_leaves_its_teacher_waiting_and_may_not_write_of_it(
     assert left.step == 10
     assert left.seconds > 0
     with pytest.raises(LeaseLost), ledger.transaction(dead) as tx:
-        tx.end_teacher("0a1b", TeacherState.TRAINED)
+        tx.teachers.end("0a1b", TeacherState.TRAINED)
     assert begin(ledger, heir).attempts == 2
     ledger.release(heir)
     (left,) = ledger.teachers(study)

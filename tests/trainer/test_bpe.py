@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.bpe import BytePairs
-from trainer.config import DataConfig
 from trainer.data import load_splits
+from trainer.sections import DataConfig
 from trainer.tokens import SPLITS, Split, cached_splits
 from trainer.vocabulary import EOS, UNK
 
@@ -81,9 +81,9 @@ def test_the_cache_gives_back_the_text_and_counts_its_words(tmp_path: Path) -> N
     assert splits.vocabulary.decode(splits.tokens("valid")) == [EOS, "zebra", EOS]
 
 
-def test_tokenizer_and_size_are_part_of_the_caches_key(tmp_path: Path) -> None:
+def test_tokenizer_and_size_are_part_of_the_caches_key() -> None:
     def folder(**settings: object) -> Path:
-        return load_splits(DataConfig.model_validate(settings), tmp_path).folder
+        return load_splits(DataConfig.model_validate(settings)).folder
 
     folders = [folder(), folder(tokenizer="bpe", vocabulary_size=300), folder(tokenizer="bpe")]
     assert len(set(folders)) == 3

@@ -11,17 +11,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer.processes import measured, same, train, train_here
 from trainer.batches import EvalBlocks
-from trainer.config import DepthReference, load, resolve
+from trainer.config import load, resolve
 from trainer.convergence import to_target
 from trainer.data import load_splits
-from trainer.depth import DepthPoint, every_other, front_metrics, greedy, hypervolume, mask_of
+from trainer.depth import (
+    DepthPoint,
+    depth_front,
+    every_other,
+    front_metrics,
+    greedy,
+    hypervolume,
+    mask_of,
+)
 from trainer.distributed import World
+from trainer.model import LanguageModel
 from trainer.run import Run
+from trainer.sections import DepthReference, EvaluationConfig, ModelConfig
 from trainer.settings import ConfigError
 
 Tiny = Callable[..., dict[str, Any]]
@@ -126,6 +137,18 @@ def whole(world: World, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
+def test_the_projection_to_a_teachers_width_is_no_part_of_any_depth() -> None:
+    def parameters(teacher_width: int | None) -> list[int]:
+        config = ModelConfig(layers=2, d_model=16, heads=2, d_ff=32)
+        model = LanguageModel(config, 30, 8, teacher_width=teacher_width)
+        model.initialize(seed=0)
+        evaluation = EvaluationConfig(depths=(1,))
+        front = depth_front(model, evaluation, 5.0, lambda keep: 6.0, lambda keep: 6.0, rows=1)
+        return [point["parameters"] for point in front]
+
+    assert parameters(24) == parameters(None)
+
+
 def test_a_run_ends_with_its_front_in_metrics_and_result(whole: Path) -> None:
     first, *_, last = measured(whole)
     front = front_of(whole)
@@ -147,12 +170,14 @@ def test_a_run_ends_with_its_front_in_metrics_and_result(whole: Path) -> None:
 def test_a_points_perplexity_is_that_of_the_whole_split_and_greedy_is_no_worse(
     whole: Path, world: World
 ) -> None:
-    run = Run(load(whole / "config.yaml"), world)
-    splits = load_splits(load(whole / "config.yaml").data)
-    blocks = EvalBlocks(splits.tokens("valid"), 8)
+    run = Run(config := load(whole / "config.yaml"), world)
+    blocks = EvalBlocks(load_splits(config.data).tokens("valid"), 8)
+    run._model.eval()
     for found in front_of(whole):
         keep = mask_of(found["layers"], 3)
-        assert run._perplexity(blocks, blocks.targets, keep) == found["valid_ppl"]
+        every = (map(torch.from_numpy, batch) for batch in blocks.batches(0, 1, 1))
+        nats = sum(run._model.total_nll(*batch, keep).item() for batch in every)
+        assert math.exp(nats / blocks.targets) == pytest.approx(found["valid_ppl"], rel=1e-6)
     run.close()
     by_search = {(p["depth"], p["search"]): p["valid_ppl"] for p in front_of(whole)}
     # Valid is shorter here than what the search looks at, so its first choice is the best there is.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -149,9 +150,8 @@ def test_the_teacher_itself_does_not_change_and_has_no_gradient(student: Tiny) -
     assert not once.embedding.requires_grad
 
 
-def cache_files(document: dict[str, Any]) -> dict[str, bytes]:
-    folder = distiller(document)._cache.folder
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def cached(document: dict[str, Any]) -> bytes:
+    return distiller(document)._cache.path.read_bytes()
 
 
 def test_a_cache_is_built_once_and_its_size_is_said_before(
@@ -170,7 +170,7 @@ def test_a_build_that_was_killed_is_gone_on_with(
 ) -> None:
     document = student("run", {"top_k": 5})
     monkeypatch.setenv("HPO_CACHE_DIR", str(tmp_path / "one"))
-    whole = cache_files(document)
+    whole = cached(document)
 
     monkeypatch.setenv("HPO_CACHE_DIR", str(tmp_path / "two"))
     pieces = 0
@@ -184,12 +184,12 @@ def test_a_build_that_was_killed_is_gone_on_with(
     with pytest.raises(KeyboardInterrupt):
         distiller(document, killed_at_the_third_piece)
     left = next((tmp_path / "two").rglob("*.part"))
-    with (left / "ids.bin").open("ab") as file:
+    with left.open("ab") as file:
         file.write(b"half a row")
     pieces = 3
     distiller(document, killed_at_the_third_piece)
-    assert pieces < 3 + len(whole["ids.bin"]) // (5 * 2 * 8 * 16)  # not from the start
-    assert cache_files(document) == whole
+    assert pieces < 3 + len(whole) // ((5 * 2 + 6 * 4) * 8 * 16)  # not from the start
+    assert cached(document) == whole
 
 
 def test_a_cache_past_the_limit_is_refused_and_nothing_is_written(
@@ -199,6 +199,9 @@ def test_a_cache_past_the_limit_is_refused_and_nothing_is_written(
         distiller(student("run", {"top_k": 10, "cache_limit_bytes": 1000}))
     with pytest.raises(ConfigError, match="distillation.top_k: 60 is more than"):
         distiller(student("run", {"top_k": 60}))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(ConfigError, match=r"and the disk of .* has 100 bytes left; set HPO_CACHE"):
+        distiller(student("run", {"top_k": 10}))
     assert not list(tmp_path.rglob("*.part"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from trainer.config import TrainConfig, load, resolve
 from trainer.data import load_splits
 from trainer.distributed import World
 from trainer.model import LanguageModel
+from trainer.run import Run
 from trainer.settings import ConfigError
 
 Tiny = Callable[..., dict[str, Any]]
@@ -60,6 +62,17 @@ def test_perplexity_is_that_of_one_token_at_a_time_per_word_of_the_text(
     document = tiny(tmp_path, steps=4, data=data, evaluation={"stride": stride})
     [report] = train_here(document, world)
     assert report.metrics["valid_ppl"] == pytest.approx(naive_perplexity(tmp_path), rel=1e-5)
+
+
+def test_an_evaluation_gives_a_sign_of_life_after_each_batch(
+    world: World, tiny: Tiny, tmp_path: Path
+) -> None:
+    signs: list[int] = []
+    config = resolve(tiny(tmp_path, steps=1, eval_every=1), "")
+    with closing(Run(config, world, on_evaluation_batch=lambda: signs.append(1))) as run:
+        run.advance()
+    windows = math.ceil((40 * 10 - 1) / config.data.context)
+    assert len(signs) == math.ceil(windows / (config.data.batch_size // config.optim.accumulation))
 
 
 def test_a_result_states_its_stride_and_ranks_agree_on_it(

@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 
 from tests.trainer.processes import train_here
 from trainer.batches import EvalBlocks
-from trainer.config import EvaluationConfig, load
+from trainer.config import load
 from trainer.data import load_splits
 from trainer.depth import depth_front
 from trainer.distributed import World
 from trainer.export import _weights, export, load_model, main
 from trainer.model import LanguageModel
+from trainer.sections import EvaluationConfig
 from trainer.settings import ConfigError
 
 Tiny = Callable[..., dict[str, Any]]

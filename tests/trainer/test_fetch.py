@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 
 from hpo.cli import app
 from trainer import download
-from trainer.config import DataConfig
 from trainer.corpora import CORPORA, Corpus
 from trainer.data import load_splits
 from trainer.fetch import fetch
+from trainer.sections import DataConfig
 from trainer.settings import ConfigError
 from trainer.tokens import SPLITS
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.batches import PADDING
-from trainer.config import ModelConfig
 from trainer.model import LanguageModel
+from trainer.sections import ModelConfig
 
 VOCABULARY, CONTEXT = 50, 12
 

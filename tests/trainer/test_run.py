@@ -18,6 +18,7 @@ import torch
 
 from tests.trainer.processes import files, measured, same, state, train, train_here
 from trainer.config import resolve
+from trainer.data import load_splits
 from trainer.distributed import World, deepspeed
 from trainer.run import Report, Run, StepInfo
 
@@ -41,6 +42,9 @@ def test_a_run_learns_and_says_what_it_measured(
     assert lines[-1]["tokens_per_second"] > 0
     assert lines[0]["train_seconds"] < lines[-1]["train_seconds"]
     assert 2**20 < lines[-1]["peak_memory_bytes"] < 2**32
+    vocabulary = len(load_splits(resolve(tiny(tmp_path), "").data).vocabulary)
+    shared, block = (vocabulary + 8 + 1) * 16, 4 * 16**2 + 2 * 16 * 32
+    assert lines[-1]["parameters"] == shared + 3 * block
     result = json.loads((folder / "result.json").read_text())
     assert (result["kind"], result["step"], result["valid_ppl"]) == (
         "finished",

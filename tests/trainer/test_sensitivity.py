@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from tests.trainer.processes import measured, run_ranks, same, state, train_here
-from trainer.config import ModelConfig, resolve
+from trainer.config import resolve
 from trainer.distributed import World
 from trainer.engine import Engine
 from trainer.layerdrop import Mask
 from trainer.model import LanguageModel
 from trainer.run import Run
+from trainer.sections import ModelConfig
 from trainer.sensitivity import loss_rises
 
 Tiny = Callable[..., dict[str, Any]]

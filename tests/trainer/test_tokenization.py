@@ -8,8 +8,8 @@ from pydoc_data.topics import topics
 import pytest
 
 from benchmarks.tokenization import comes_back, measure, repeat
-from trainer.config import DataConfig
 from trainer.data import load_splits
+from trainer.sections import DataConfig
 
 MB = 10**6
 

@@ -1,0 +1,1 @@
+"""What each command of `hpo` does; `hpo.cli` gives them their names."""

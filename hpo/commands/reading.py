@@ -1,0 +1,83 @@
+"""The commands that only read the ledger."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from hpo.commands.common import AsJson, Name, Storage, answer, open_ledger, say, storage_url
+
+
+def list_studies(storage: Storage = None, as_json: AsJson = False) -> None:
+    """List the studies of the ledger."""
+    from hpo import tables, views
+
+    answer(views.study_list(open_ledger(storage_url(storage))), as_json, tables.studies)
+
+
+def status(name: Name, storage: Storage = None, as_json: AsJson = False) -> None:
+    """Say how far a study is, and who runs it."""
+    from hpo import tables, views
+
+    answer(views.study_status(open_ledger(storage_url(storage)), name), as_json, tables.status)
+
+
+def list_trials(name: Name, storage: Storage = None, as_json: AsJson = False) -> None:
+    """List a study's trials."""
+    from hpo import tables, views
+
+    answer(views.trial_list(open_ledger(storage_url(storage)), name), as_json, tables.trials)
+
+
+def show(
+    name: Name,
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="The trial's number.")],
+    storage: Storage = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show everything about one trial: parameters, metrics by step, attempts and their reasons."""
+    from hpo import tables, views
+
+    ledger = open_ledger(storage_url(storage))
+    answer(views.trial_details(ledger, name, number), as_json, tables.trial)
+
+
+def best(name: Name, storage: Storage = None, as_json: AsJson = False) -> None:
+    """Show the best trial of a study, or its Pareto front."""
+    from hpo import tables, views
+
+    found = views.best_trials(open_ledger(storage_url(storage)), name)
+    answer(found, as_json, partial(tables.best, name))
+
+
+def transfer(
+    small: Annotated[str, typer.Argument(metavar="SMALL", help="The small models' study.")],
+    big: Annotated[str, typer.Argument(metavar="BIG", help="The big models' study.")],
+    storage: Storage = None,
+    big_storage: Annotated[
+        str | None,
+        typer.Option("--big-storage", metavar="URL", help="BIG's ledger, if it is another."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether a small study ranks configurations as a big one does."""
+    from hpo import correlation, tables
+
+    url = storage_url(storage)
+    ledger, others = open_ledger(url), open_ledger(big_storage or url)
+    found = correlation.rank_correlation((ledger, small), (others, big))
+    answer(found, as_json, tables.transfer)
+
+
+def dashboard(
+    storage: Storage = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65535, help="Default: a free one.")
+    ] = None,
+) -> None:
+    """Serve the Optuna dashboard on the ledger, on this machine only."""
+    from hpo.dashboard import serve
+
+    serve(open_ledger(storage_url(storage)), port, say)

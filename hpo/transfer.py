@@ -1,0 +1,130 @@
+"""Points that a study is given instead of drawing them: an earlier study's best, or a person's.
+
+Here they are chosen and held against the search space; what lies outside is named, never bent.
+Nothing here writes: the ledger enqueues what comes out, and the sampler draws what a point lacks.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import optuna
+from optuna.study import StudyDirection
+from optuna.study._multi_objective import _fast_non_domination_rank
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.conditions import same
+from hpo.constraints import is_feasible
+from hpo.space import Dimension, FloatDimension, IntDimension, Space
+from storage import Ledger, LedgerError, Point
+from trainer.sections import Count
+from trainer.settings import ConfigError, Section, nearest, parse_assignment
+
+
+class WarmStart(Section):
+    """An earlier study, whose best trials a new one tries first."""
+
+    study: str
+    storage: str | None = None  # URL of its ledger; else the new study's own. Never kept
+    top: Count = 5  # trials
+
+
+def warm_points(
+    warm: WarmStart, space: Space, url: str, source: str
+) -> tuple[list[Point], list[str]]:
+    """The earlier study's best points as far as `space` has them, and what is left out, by lines.
+
+    `url` is the new study's own ledger. Raises ConfigError, naming the study file `source`, when
+    there is nothing to start from.
+    """
+    try:
+        ledger = Ledger.open(warm.storage or url)
+        ledger.study(warm.study)
+    except LedgerError as error:
+        raise ConfigError(f"{source}: warm_start: {error}") from None
+    trials = best_trials(optuna.load_study(study_name=warm.study, storage=ledger.storage), warm.top)
+    if not trials:
+        raise ConfigError(
+            f"{source}: warm_start.study: {warm.study} has no feasible trial that is complete: "
+            "finish one first, or leave warm_start out"
+        )
+    points: dict[str, Point] = {}
+    left_out: dict[str, None] = {}
+    for trial in trials:
+        params, reasons = fitted(space, trial.params)
+        left_out.update(dict.fromkeys(f"warm start without {reason}" for reason in reasons))
+        if params:
+            origin = {"study": warm.study, "trial": trial.number}
+            points.setdefault(repr(sorted(params.items())), Point(params, origin))
+    return list(points.values()), list(left_out)
+
+
+def point_by_hand(space: Space, assignments: Sequence[str], study: str) -> Point:
+    """The point that `path=value` texts describe. Raises ConfigError unless it lies in `space`."""
+    params: dict[str, Any] = {}
+    for text in assignments:
+        path, value = parse_assignment(text)
+        if path in params:
+            raise ConfigError(f"{text}: {path} is given twice")
+        params[path] = value
+    params, reasons = fitted(space, params)
+    if reasons:
+        raise ConfigError(f"study {study}: {reasons[0]}")
+    return Point(params, {"by": "hand"})
+
+
+def best_trials(study: optuna.Study, top: int) -> list[FrozenTrial]:
+    """The best feasible COMPLETE trials; with several objectives, Pareto front after front."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    trials = [trial for trial in complete if is_feasible(trial)]
+    if not trials:
+        return []
+    signs = [-1 if d is StudyDirection.MAXIMIZE else 1 for d in study.directions]
+    losses = np.array([trial.values for trial in trials]) * signs  # (trials, objectives)
+    ranks = _fast_non_domination_rank(losses, n_below=top)
+    return [trials[i] for i in np.argsort(ranks, kind="stable")[:top]]
+
+
+def fitted(space: Space, params: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The values that lie in `space`, as it has them, and why each of the others does not."""
+    inside: dict[str, Any] = {}
+    reasons: list[str] = []
+    for path, value in params.items():
+        if path not in space:
+            reasons.append(f"{path}: is not searched{nearest(path, space)}")
+            continue
+        try:
+            inside[path] = _as_suggested(space[path], path, value)
+        except ValueError:
+            reasons.append(f"{path}: {value!r} is outside the space: {_extent(space[path])}")
+    for path in [*inside]:
+        for parent, wanted in space[path].when.items():
+            if parent in inside and not any(same(inside[parent], value) for value in wanted):
+                reasons.append(f"{path}: is not searched when {parent} is {inside[parent]!r}")
+                inside.pop(path, None)
+    return inside, reasons
+
+
+def _as_suggested(dimension: Dimension, path: str, value: Any) -> Any:
+    """`value` as a trial would have it. Raises ValueError where no trial could."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(dimension, (FloatDimension, IntDimension)) and not number:
+        raise ValueError("not a number")
+    probe = optuna.trial.FixedTrial({path: value})  # all of a Trial that a dimension uses
+    with warnings.catch_warnings(action="error"):
+        try:
+            dimension.suggest(cast(optuna.Trial, probe), path)
+        except Warning as outside:  # Optuna would go on with the value
+            raise ValueError(str(outside)) from None
+    distribution = probe.distributions[path]
+    return distribution.to_external_repr(distribution.to_internal_repr(value))
+
+
+def _extent(dimension: Dimension) -> str:
+    if isinstance(dimension, (FloatDimension, IntDimension)):
+        steps = f" in steps of {dimension.step:g}" if dimension.step else ""
+        return f"{dimension.low:g} to {dimension.high:g}{steps}"
+    return f"one of {', '.join(str(choice) for choice in dimension.choices)}"

@@ -1,0 +1,39 @@
+"""Points of a study's search space that wait to be tried, before any the sampler proposes.
+
+A point is an ordinary WAITING trial of Optuna: the next `ask` takes the oldest. It belongs to no
+controller, and counts in no budget, until a controller has asked for it. Nothing here commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+_FIXED = "fixed_params"  # Optuna's system attribute of an enqueued trial
+
+
+@dataclass(frozen=True)
+class Point:
+    """Values for some or all of the searched paths; the sampler draws those that are missing."""
+
+    params: Mapping[str, Any]
+    origin: Mapping[str, Any]  # where it comes from: a `study` and a `trial` of it, or `by` hand
+
+
+def enqueue(study: optuna.Study, points: Sequence[Point]) -> list[int]:
+    """Add `points`, in order; the numbers of their trials."""
+    for point in points:
+        study.enqueue_trial(dict(point.params), user_attrs={"origin": dict(point.origin)})
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    return [trial.number for trial in waiting[len(waiting) - len(points) :]]
+
+
+def known_params(trial: FrozenTrial) -> dict[str, Any]:
+    """The trial's parameters; of one that waits, those that its point fixes."""
+    if trial.state is TrialState.WAITING:
+        return dict(trial.system_attrs.get(_FIXED, {}))
+    return trial.params

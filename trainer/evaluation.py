@@ -1,0 +1,82 @@
+"""Measuring a model on valid: its perplexity, and that of its sub-models.
+
+All ranks measure together, each a share, and get the same. It writes nothing and decides nothing;
+what a perplexity means for the run is `trainer.run`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from trainer.batches import EvalBlocks
+from trainer.config import TrainConfig
+from trainer.depth import DepthPoint, depth_front
+from trainer.distributed import World
+from trainer.layerdrop import Mask
+from trainer.model import LanguageModel
+from trainer.tokens import Splits
+
+_SEARCH_TOKENS = 16_384  # that a greedy search compares on: it takes O(layers^2) passes
+
+
+class Evaluator:
+    """The valid split, ready to be measured on; `alive` is called after every batch."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        world: World,
+        model: LanguageModel,
+        splits: Splits,
+        alive: Callable[[], None],
+    ) -> None:
+        self._config = config.evaluation
+        self._world = world
+        self._model = model
+        self._alive = alive
+        self._blocks = EvalBlocks(
+            splits.tokens("valid"), config.data.context, config.evaluation.stride
+        )
+        self._words = splits.words("valid") - 1  # the first is never a target
+        # Sequences that a rank computes with at a time: as many as in training.
+        self._rows = config.data.batch_size // (world.ranks * config.optim.accumulation)
+
+    def measure(self, front: bool) -> tuple[float, list[DepthPoint]]:
+        """Perplexity of the whole model, and with `front` its depth front where depths are given.
+
+        A perplexity that is no number is inf, and then there is no front.
+        """
+        whole_ppl = self._perplexity(self._blocks, self._words)
+        if not (front and self._config.depths and math.isfinite(whole_ppl)):
+            return whole_ppl, []
+        some = replace(self._blocks, tokens=self._blocks.tokens[: _SEARCH_TOKENS + 1])
+        points = depth_front(
+            self._model,
+            self._config,
+            whole_ppl,
+            lambda keep: self._perplexity(self._blocks, self._words, keep),
+            lambda keep: self._perplexity(some, some.targets, keep),
+            self._rows,
+        )
+        return whole_ppl, self._world.on_rank_0(lambda: points)  # the others' times differ
+
+    def _perplexity(self, blocks: EvalBlocks, words: int, keep: Mask | None = None) -> float:
+        # Of all blocks, which hold so many words; inf where that is no number.
+        world = self._world
+        total = torch.zeros((), dtype=torch.float64, device=world.device)
+        self._model.eval()
+        for batch in blocks.batches(world.rank, world.ranks, self._rows):
+            inputs, targets = (torch.from_numpy(array).to(world.device) for array in batch)
+            total += self._model.total_nll(inputs, targets, keep)
+            self._alive()
+        self._model.train()
+        world.sum(total)
+        try:
+            ppl = math.exp(total.item() / words)
+        except OverflowError:
+            return math.inf
+        return ppl if math.isfinite(ppl) else math.inf
