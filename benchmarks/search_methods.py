@@ -36,7 +36,7 @@ SAMPLERS = ("random", "tpe", "gp", "ax")
 TUNE = "tune"
 # Model fits cost this machine seconds that the simulated clock does not count: after so many
 # proposals these go on at random.
-MODELLED = {"gp": 60, "ax": 60}
+MODELLED = {"gp": 40, "ax": 40}
 # Every dimension of the grid is ordered, and all suggestions are points of it.
 DIMENSIONS = {
     name: IntDimension(type="int", low=0, high=len(values) - 1) for name, values in GRID.items()
