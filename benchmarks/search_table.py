@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 TABLE = Path(__file__).with_name("search_table.jsonl")
 GRID: dict[str, list[Any]] = {
-    "data.batch_size": [2, 4, 8],
+    "data.batch_size": [2, 4],
     "layerdrop.p_init": [0.0, 0.2],
     "optim.warmup_steps": [0, 40],
     "model.d_model": [16, 32, 64],
