@@ -18,17 +18,20 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.halving import Halving
-from hpo.pruners import ParkedHalving, PrunerConfig
+from hpo.pruners import Asha, ParkedHalving, PrunerConfig
 from storage import Reason
 
 ENOUGH = 10  # trials at a rung; what samplers want to have seen before they model
 
 
 def at_rungs(sampler: BaseSampler, pruner: PrunerConfig) -> BaseSampler:
-    """`sampler`, shown a study as RungView does if its pruner parks trials, else as it is."""
-    if not isinstance(pruner, ParkedHalving):
-        return sampler
-    return _AtRungs(sampler, Halving(pruner.min_steps, pruner.reduction_factor))
+    """`sampler`, shown a study as RungView does if its pruner halves by the objective and steps."""
+    if isinstance(pruner, ParkedHalving):
+        return _AtRungs(sampler, Halving(pruner.min_steps, pruner.reduction_factor))
+    # Not `hyperband`, whose brackets have rungs of their own.
+    if type(pruner) is Asha and pruner.metric is None and pruner.unit == "steps":
+        return _AtRungs(sampler, Halving(pruner.minimum, pruner.reduction_factor))
+    return sampler
 
 
 class RungView(Study):
@@ -80,6 +83,8 @@ class _AtRungs(BaseSampler):
         self._halving = halving
 
     def _view(self, study: Study) -> Study:
+        if len(study.directions) > 1:
+            return study  # whose trials have no curves in Optuna's tables
         return RungView(study, self._halving)
 
     def infer_relative_search_space(

@@ -10,11 +10,12 @@ from optuna.trial import TrialState
 
 from hpo.fidelity import RungView, at_rungs
 from hpo.halving import Halving
-from hpo.pruners import ParkedHalving
+from hpo.pruners import Asha, Hyperband, NoPruner, ParkedHalving, PrunerConfig
 from storage import Reason
 
 HALVING = Halving(min_steps=10, reduction_factor=2)  # rungs at 10, 20, 40
 PARKED = ParkedHalving(name="parked_halving", min_steps=10, reduction_factor=2)
+ASHA = Asha(name="asha", min_steps=10, reduction_factor=2)
 SPACE = {"x": IntDistribution(0, 99)}
 
 
@@ -73,9 +74,9 @@ def test_a_diverged_trial_is_not_shown_with_the_value_it_had_before() -> None:
     assert seen(study, enough=3)[-1] == ("PRUNED", 0.5)
 
 
-@pytest.mark.parametrize("state", [None, TrialState.PRUNED])
+@pytest.mark.parametrize(("state", "pruner"), [(None, PARKED), (TrialState.PRUNED, ASHA)])
 def test_a_sampler_proposes_as_if_the_trials_that_stopped_at_a_rung_were_complete(
-    state: TrialState | None,
+    state: TrialState | None, pruner: Asha | ParkedHalving
 ) -> None:
     curves = [{10: float(value)} for value in range(20)]
     stopped = study_of(*curves, ends=dict.fromkeys(range(20), state) if state else {})
@@ -89,4 +90,29 @@ def test_a_sampler_proposes_as_if_the_trials_that_stopped_at_a_rung_were_complet
     if state is None:  # without the view they are running, and so taken for bad
         alone = study_of(*curves)
         assert proposed(alone, TPESampler(seed=0)) != expected
-    assert proposed(stopped, at_rungs(TPESampler(seed=0), PARKED)) == expected
+    assert proposed(stopped, at_rungs(TPESampler(seed=0), pruner)) == expected
+
+
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        NoPruner(name="none"),
+        Hyperband(name="hyperband"),
+        Asha(name="asha", metric="train_loss"),
+        Asha(name="asha", unit="tokens", min_tokens=1000),
+    ],
+)
+def test_where_a_pruner_does_not_halve_by_the_objective_and_steps_the_sampler_is_itself(
+    pruner: PrunerConfig,
+) -> None:
+    sampler = TPESampler(seed=0)
+    assert at_rungs(sampler, pruner) is sampler
+
+
+def test_several_objectives_are_left_as_they_are() -> None:
+    study = optuna.create_study(
+        directions=["minimize", "maximize"], sampler=at_rungs(TPESampler(seed=0), ASHA)
+    )
+    for _ in range(12):
+        study.tell(study.ask(SPACE), [1.0, 2.0])
+    assert 0 <= study.ask(SPACE).params["x"] <= 99
