@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import statistics
 import warnings
 from collections import defaultdict
@@ -76,6 +77,7 @@ def main(cases: Sequence[Case], processes: int, results: Path) -> None:
     runs = _kept(results)
     missing = [case for case in cases if case not in runs]
     results.parent.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = "1"  # a model fit is too small to share
     with ProcessPoolExecutor(processes) as pool:
         for done in as_completed([pool.submit(_replay, case) for case in missing]):
             case, improvements = done.result()
