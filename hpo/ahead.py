@@ -35,6 +35,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from hpo.fidelity import at_rungs
 from hpo.samplers import Random, make_sampler
 from hpo.space import suggest
 from hpo.study import StudyConfig
@@ -101,7 +102,7 @@ def make_ahead(config: StudyConfig, trials: int) -> BaseSampler:
     """The sampler of a study of `trials` trials in all: a slow one's proposals are made ahead."""
     sampler = config.sampler
     if sampler.name not in SLOW:
-        return make_sampler(sampler, config.space)
+        return at_rungs(make_sampler(sampler, config.space), config.pruner)
     recipe = Recipe(
         sampler.name,
         partial(make_sampler, sampler, config.space),

@@ -1,0 +1,125 @@
+"""What a sampler learns from trials that were stopped or parked early: curves cut at one rung.
+
+Samplers look at final values, which most trials of a halving study never have: Optuna's GP ignores
+pruned trials, and all ignore parked ones or take them for bad. As in BOHB (Falkner et al. 2018,
+arXiv 1807.01774) a sampler is shown the values of the highest rung that enough trials have
+reached, all of the same number of steps. Nothing is written: the ledger keeps what happened.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Container, Sequence
+from typing import Any
+
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.halving import Halving
+from hpo.pruners import Asha, ParkedHalving, PrunerConfig
+from storage import Reason
+
+ENOUGH = 10  # trials at a rung; what samplers want to have seen before they model
+
+
+def at_rungs(sampler: BaseSampler, pruner: PrunerConfig) -> BaseSampler:
+    """`sampler`, shown a study as RungView does if its pruner halves by the objective and steps."""
+    # Not `hyperband`, whose brackets have rungs of their own.
+    halves = type(pruner) in (Asha, ParkedHalving)
+    if isinstance(pruner, Asha) and halves and pruner.metric is None and pruner.unit == "steps":
+        return _AtRungs(sampler, Halving(pruner.minimum, pruner.reduction_factor))
+    return sampler
+
+
+class RungView(Study):
+    """A study on one objective as if its trials ended at one rung. Only to be read."""
+
+    def __init__(self, study: Study, halving: Halving, enough: int = ENOUGH) -> None:
+        self.__dict__.update(vars(study))
+        self._halving = halving
+        self._enough = enough
+
+    def _get_trials(
+        self,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+        use_cache: bool = False,
+    ) -> list[FrozenTrial]:
+        trials = super()._get_trials(deepcopy, use_cache=use_cache)
+        values = [self._values(trial) for trial in trials]
+        reached = sorted(map(len, values), reverse=True)
+        rung = reached[self._enough - 1] if len(reached) >= self._enough else 0
+        shown = [
+            self._shown(trial, at[rung - 1] if len(at) >= rung > 0 else None)
+            for trial, at in zip(trials, values, strict=True)
+        ]
+        return [trial for trial in shown if states is None or trial.state in states]
+
+    def _values(self, trial: FrozenTrial) -> list[float]:
+        # At each rung, and at the end.
+        at_rungs = self._halving.rung_values(trial.intermediate_values)
+        return [*at_rungs, *(trial.values if trial.state is TrialState.COMPLETE else ())]
+
+    def _shown(self, trial: FrozenTrial, value: float | None) -> FrozenTrial:
+        pending = not trial.state.is_finished() and trial.last_step is None
+        # Whatever it had reached, one that diverged or ran out of memory is no good.
+        ended_badly = trial.user_attrs.get("reason", Reason.PRUNED) != Reason.PRUNED
+        if pending or ended_badly or trial.state is TrialState.FAIL:
+            return trial
+        shown = copy.copy(trial)
+        shown.state = TrialState.PRUNED if value is None else TrialState.COMPLETE
+        shown.values = None if value is None else [value]
+        return shown
+
+
+class _AtRungs(BaseSampler):
+    """Another sampler, shown the view of each study."""
+
+    def __init__(self, sampler: BaseSampler, halving: Halving) -> None:
+        self._sampler = sampler
+        self._halving = halving
+
+    def _view(self, study: Study) -> Study:
+        if len(study.directions) > 1:
+            return study  # whose trials have no curves in Optuna's tables
+        return RungView(study, self._halving)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """As the sampler does."""
+        return self._sampler.infer_relative_search_space(self._view(study), trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """As the sampler does from what it is shown."""
+        return self._sampler.sample_relative(self._view(study), trial, search_space)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """As the sampler does from what it is shown."""
+        return self._sampler.sample_independent(
+            self._view(study), trial, param_name, param_distribution
+        )
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """As the sampler does."""
+        self._sampler.before_trial(study, trial)
+
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """As the sampler does."""
+        self._sampler.after_trial(study, trial, state, values)
