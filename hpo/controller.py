@@ -24,8 +24,8 @@ from hpo.judge import Assignment, Judge, Verdict
 from hpo.messages import Job, Message
 from hpo.population import Explore, Population
 from hpo.pruning import make_pruner
+from hpo.rebuilt import SpaceExhausted, check_new
 from hpo.repeats import repeat_document
-from hpo.samplers import SpaceExhausted, check_new
 from hpo.space import suggest
 from hpo.study import StudyConfig
 from hpo.teaching import TeacherAttempt, Teaching

@@ -25,8 +25,9 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo import ahead
-from hpo.ahead import PENDING, AheadSampler, Recipe, fingerprint, known
-from hpo.samplers import RebuiltSampler
+from hpo.ahead import AheadSampler
+from hpo.proposals import PENDING, Recipe, fingerprint, known
+from hpo.rebuilt import RebuiltSampler
 
 SPACE = {"x": optuna.distributions.FloatDistribution(0, 1)}
 

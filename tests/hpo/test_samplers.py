@@ -13,15 +13,8 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 from pydantic import TypeAdapter
 
-from hpo.samplers import (
-    SamplerConfig,
-    SpaceExhausted,
-    check_new,
-    check_sampler,
-    dimension_values,
-    make_sampler,
-    trial_seed,
-)
+from hpo.rebuilt import SpaceExhausted, check_new, trial_seed
+from hpo.samplers import SamplerConfig, check_sampler, dimension_values, make_sampler
 from hpo.space import Dimension, suggest
 from trainer.settings import ConfigError
 

@@ -1,0 +1,158 @@
+"""Optuna's samplers as a ledger needs them: built anew for each trial, no point proposed twice.
+
+Nothing here knows a study file.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import (
+    BaseSampler,
+    BruteForceSampler,
+    GridSampler,
+    NSGAIIISampler,
+    NSGAIISampler,
+)
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+BREEDINGS = 20  # before a copy is taken: a small space may have no other point
+
+
+class SpaceExhausted(Exception):
+    """Every point of the space was proposed before."""
+
+
+def check_new(study: Study, trial: Trial) -> None:
+    """Raise SpaceExhausted if what a finite sampler proposes for `trial` was proposed before."""
+    *earlier, asked = study.get_trials(deepcopy=False)[: trial.number + 1]
+    enqueued = "fixed_params" in asked.system_attrs
+    # The grid does not know of enqueued points, and comes to theirs again.
+    of_grid = "grid_id" in asked.system_attrs
+    proposed = [other for other in earlier if ("grid_id" in other.system_attrs) == of_grid]
+    if not enqueued and any(other.params == asked.params for other in proposed):
+        raise SpaceExhausted
+
+
+class RebuiltSampler(BaseSampler):
+    """Another sampler, built anew for each trial with a seed from (seed, trial number)."""
+
+    def __init__(self, build: Callable[[int], BaseSampler], seed: int) -> None:
+        self._build = build
+        self._seed = seed
+        self._current: tuple[int, BaseSampler] | None = None
+
+    def _for(self, trial: FrozenTrial) -> BaseSampler:
+        if self._current is None or self._current[0] != trial.number:
+            with warnings.catch_warnings():
+                # "Experimental", said again for every trial.
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                self._current = trial.number, self._build(trial_seed(self._seed, trial.number))
+        return self._current[1]
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """As the sampler of this trial does."""
+        return self._for(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """As the sampler of this trial does."""
+        return self._for(trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """As the sampler of this trial does."""
+        return self._for(trial).sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """As the sampler of this trial does."""
+        self._for(trial).before_trial(study, trial)
+
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """As the sampler of this trial does."""
+        self._for(trial).after_trial(study, trial, state, values)
+
+
+def trial_seed(seed: int, number: int) -> int:
+    """The seed of a trial's own random numbers."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+class _NeverStops:
+    # Optuna's exhaustive samplers end `Study.optimize`, and raise outside of it. Here the
+    # controller sees that a point comes again.
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        pass
+
+
+class GridOnce(_NeverStops, GridSampler):
+    """Optuna's grid, which leaves the end of the study to the controller."""
+
+    def __init__(self, values: Mapping[str, list[Any]], seed: int, other: BaseSampler) -> None:
+        super().__init__(values, seed)
+        self._other = other
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        # An enqueued trial is no point of the grid; what it leaves out is drawn.
+        source = super().sample_independent
+        if "grid_id" not in trial.system_attrs:
+            source = self._other.sample_independent
+        return source(study, trial, param_name, param_distribution)
+
+
+class BruteForceOnce(_NeverStops, BruteForceSampler):
+    """Optuna's, which leaves the end of the study to the controller."""
+
+
+class _NoCopies:
+    # Left of an Optuna genetic sampler, whose own random numbers go on from one child to the next.
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        earlier = [other.params for other in study.get_trials(deepcopy=False)[: trial.number]]
+        child: dict[str, Any] = {}
+        for _ in range(BREEDINGS):
+            child = super().sample_relative(study, trial, search_space)  # type: ignore[misc]
+            if child not in earlier:
+                break
+        return child
+
+
+class NSGA2WithoutCopies(_NoCopies, NSGAIISampler):
+    """Optuna's, which breeds no earlier trial again."""
+
+
+class NSGA3WithoutCopies(_NoCopies, NSGAIIISampler):
+    """Optuna's, which breeds no earlier trial again."""
