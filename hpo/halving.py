@@ -34,9 +34,10 @@ class Halving:
     def goes_on(self, trial: int, resource: int, curves: Mapping[int, Curve]) -> bool:
         """Whether a trial that has just reported at `resource` goes on instead of being parked."""
         before = {at: value for at, value in curves[trial].items() if at < resource}
-        reached = self._reached(curves)
-        rung = len(reached[trial])
-        return rung == len(self.rung_values(before)) or trial in self._best(rung, reached)
+        rung = len(self.rung_values(curves[trial]))
+        if rung == len(self.rung_values(before)):
+            return True
+        return trial in self._best(rung, self._reached(curves))
 
     def promotable(self, parked: Collection[int], curves: Mapping[int, Curve]) -> int | None:
         """The parked trial to go on with: of the highest rung that has one, the best."""
