@@ -9,16 +9,15 @@ reached, all of the same number of steps. Nothing is written: the ledger keeps w
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Sequence
-from typing import Any
+from collections.abc import Container
 
 from optuna import Study
-from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.halving import Halving
 from hpo.pruners import Asha, ParkedHalving, PrunerConfig
+from hpo.rebuilt import Delegate
 from storage import Reason
 
 ENOUGH = 10  # trials at a rung; what samplers want to have seen before they model
@@ -74,52 +73,17 @@ class RungView(Study):
         return shown
 
 
-class _AtRungs(BaseSampler):
+class _AtRungs(Delegate):
     """Another sampler, shown the view of each study."""
 
     def __init__(self, sampler: BaseSampler, halving: Halving) -> None:
-        self._sampler = sampler
+        self._other = sampler
         self._halving = halving
 
-    def _view(self, study: Study) -> Study:
+    def _sampler(self, trial: FrozenTrial) -> BaseSampler:
+        return self._other
+
+    def _shown(self, study: Study) -> Study:
         if len(study.directions) > 1:
             return study  # whose trials have no curves in Optuna's tables
         return RungView(study, self._halving)
-
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """As the sampler does."""
-        return self._sampler.infer_relative_search_space(self._view(study), trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """As the sampler does from what it is shown."""
-        return self._sampler.sample_relative(self._view(study), trial, search_space)
-
-    def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """As the sampler does from what it is shown."""
-        return self._sampler.sample_independent(
-            self._view(study), trial, param_name, param_distribution
-        )
-
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """As the sampler does."""
-        self._sampler.before_trial(study, trial)
-
-    def after_trial(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
-        """As the sampler does."""
-        self._sampler.after_trial(study, trial, state, values)

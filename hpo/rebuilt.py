@@ -6,6 +6,7 @@ Nothing here knows a study file.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -40,33 +41,28 @@ def check_new(study: Study, trial: Trial) -> None:
         raise SpaceExhausted
 
 
-class RebuiltSampler(BaseSampler):
-    """Another sampler, built anew for each trial with a seed from (seed, trial number)."""
+class Delegate(BaseSampler, ABC):
+    """A sampler that has another propose, and may show it the study otherwise than it is."""
 
-    def __init__(self, build: Callable[[int], BaseSampler], seed: int) -> None:
-        self._build = build
-        self._seed = seed
-        self._current: tuple[int, BaseSampler] | None = None
+    @abstractmethod
+    def _sampler(self, trial: FrozenTrial) -> BaseSampler:
+        """The one that proposes for `trial`."""
 
-    def _for(self, trial: FrozenTrial) -> BaseSampler:
-        if self._current is None or self._current[0] != trial.number:
-            with warnings.catch_warnings():
-                # "Experimental", said again for every trial.
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                self._current = trial.number, self._build(trial_seed(self._seed, trial.number))
-        return self._current[1]
+    def _shown(self, study: Study) -> Study:
+        """The study that proposals are made from."""
+        return study
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """As the sampler of this trial does."""
-        return self._for(trial).infer_relative_search_space(study, trial)
+        """As the other does."""
+        return self._sampler(trial).infer_relative_search_space(self._shown(study), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """As the sampler of this trial does."""
-        return self._for(trial).sample_relative(study, trial, search_space)
+        """As the other does."""
+        return self._sampler(trial).sample_relative(self._shown(study), trial, search_space)
 
     def sample_independent(
         self,
@@ -75,12 +71,13 @@ class RebuiltSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """As the sampler of this trial does."""
-        return self._for(trial).sample_independent(study, trial, param_name, param_distribution)
+        """As the other does."""
+        sampler, shown = self._sampler(trial), self._shown(study)
+        return sampler.sample_independent(shown, trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """As the sampler of this trial does."""
-        self._for(trial).before_trial(study, trial)
+        """As the other does, on the study itself."""
+        self._sampler(trial).before_trial(study, trial)
 
     def after_trial(
         self,
@@ -89,8 +86,25 @@ class RebuiltSampler(BaseSampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """As the sampler of this trial does."""
-        self._for(trial).after_trial(study, trial, state, values)
+        """As the other does, on the study itself."""
+        self._sampler(trial).after_trial(study, trial, state, values)
+
+
+class RebuiltSampler(Delegate):
+    """Another sampler, built anew for each trial with a seed from (seed, trial number)."""
+
+    def __init__(self, build: Callable[[int], BaseSampler], seed: int) -> None:
+        self._build = build
+        self._seed = seed
+        self._current: tuple[int, BaseSampler] | None = None
+
+    def _sampler(self, trial: FrozenTrial) -> BaseSampler:
+        if self._current is None or self._current[0] != trial.number:
+            with warnings.catch_warnings():
+                # "Experimental", said again for every trial.
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                self._current = trial.number, self._build(trial_seed(self._seed, trial.number))
+        return self._current[1]
 
 
 def trial_seed(seed: int, number: int) -> int:

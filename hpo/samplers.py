@@ -11,6 +11,7 @@ read a trial's system attribute "constraints", which its end has written.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal
@@ -52,9 +53,9 @@ class SamplerSection(Section):
     cannot: ClassVar[frozenset[str]] = frozenset()
     finite: ClassVar[bool] = False  # proposes every point of the space once, and then no other
 
+    @abstractmethod
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
         """Optuna's sampler for the trial that `trial_seed`, from (seed, trial number), is for."""
-        raise NotImplementedError
 
 
 class Random(SamplerSection):

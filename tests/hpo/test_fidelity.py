@@ -13,7 +13,7 @@ from hpo.halving import Halving
 from hpo.pruners import Asha, Hyperband, NoPruner, ParkedHalving, PrunerConfig
 from storage import Reason
 
-HALVING = Halving(min_steps=10, reduction_factor=2)  # rungs at 10, 20, 40
+HALVING = Halving(first=10, reduction_factor=2)  # rungs at 10, 20, 40
 PARKED = ParkedHalving(name="parked_halving", min_steps=10, reduction_factor=2)
 ASHA = Asha(name="asha", min_steps=10, reduction_factor=2)
 SPACE = {"x": IntDistribution(0, 99)}
