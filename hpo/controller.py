@@ -130,7 +130,10 @@ class Controller:
             if self.stopping or len(self.running) >= self.config.resources.concurrent_trials:
                 return None
             try:
-                if not self._teaching.done and (self._again or self._may_ask()):
+                if self._teaching.failure:
+                    return None
+                waiting = self._again or self._parked or self._may_ask()
+                if not self._teaching.done and waiting:
                     teaching = self._teaching.next()
                     if teaching or not self._teaching.done:
                         return teaching
@@ -154,14 +157,14 @@ class Controller:
         if self._may_ask() and not ready(self.study):
             return None  # for now
         assignment = self._ask()
-        if assignment is None and not self.running:
+        if assignment is None and not self.running and not self.stopping:
             return self._next_round() if self._population else self._end_of_halving()
         return assignment
 
     def _promoted(self) -> int | None:
         """The id of a parked trial that may go on now."""
         if self._population is not None:
-            compared = self._population.due(self._parked)
+            compared = None if self.failing else self._population.due(self._parked)
             return None if compared is None else self._parked.pop(compared)
         if not self._parked or self._judge.halving is None or self._over():
             return None
@@ -172,6 +175,9 @@ class Controller:
         """With every living member of the population parked: compare them, and go on."""
         assert self._population is not None
         may_begin = self._may_begin()
+        if self.stopping:
+            return None  # which is not for want of a budget
+        self._over()  # says whether trials are failing, with the budget spent too
         if not self._parked or self.failing:
             self._parked.clear()
             return None
@@ -195,10 +201,11 @@ class Controller:
     def _end_of_halving(self) -> Assignment | None:
         """With nothing left to wait for: carry one trial through if none was, retire the others."""
         halving, complete = self._judge.halving, (TrialState.COMPLETE,)
+        over = self._over()
         if halving is None or not self._parked or self.failing:
             self._parked.clear()
             return None
-        if not self._over() and not self.study.get_trials(deepcopy=False, states=complete):
+        if not over and not self.study.get_trials(deepcopy=False, states=complete):
             number = halving.furthest(self._parked, self._judge.curves())
             assert number is not None
             return self._readopt(self._parked.pop(number))
@@ -324,15 +331,13 @@ class Controller:
         return self._may_begin() and not (self._population and self._population.full)
 
     def _may_begin(self) -> bool:
-        if self.stopping or self._budget_spent or self._over():
-            return False
-        if self._failures >= self.config.failures.max_failures:
-            self.failing = True
-            self.gave_up = f"the last {self._failures} trials failed (failures.max_failures)"
-        return self.gave_up is None
+        return not (self.stopping or self._budget_spent or self._over())
 
     def _over(self) -> bool:
         """Whether no trial is begun or promoted any more, whatever the budget of trials."""
+        if self.gave_up is None and self._failures >= self.config.failures.max_failures:
+            self.failing = True
+            self.gave_up = f"the last {self._failures} trials failed (failures.max_failures)"
         if self.gave_up is None:
             self.gave_up = self._time_spent()
         return self.gave_up is not None
@@ -358,9 +363,10 @@ class Controller:
     ) -> None:
         number = assignment.number
         ended = verdict is not None and verdict.state is not None
+        measured = message.kind in ("evaluated", "finished")
         for observer in self._observers:
             # Of several trainings the first is followed; then comes what all of them come to.
-            if message.metrics and (assignment.repeat == 0 or ended):
+            if measured and (assignment.repeat == 0 or ended):
                 metrics = (verdict and verdict.means) or message.metrics
                 observer.report(number, message.step, metrics)
             if verdict is not None:

@@ -79,7 +79,10 @@ class CostAwareTPESampler(TPESampler):
         ]
         if len(timed) < 2:
             return None
-        seconds = [trial.user_attrs["device_seconds"] for trial in timed]
+        seconds = [  # of one training
+            trial.user_attrs["device_seconds"] / trial.user_attrs.get("repeats", 1)
+            for trial in timed
+        ]
         return CostModel(search_space, self._get_internal_repr(timed, search_space, study), seconds)
 
     def _compute_acquisition_func(

@@ -50,8 +50,9 @@ class RungView(Study):
         values = [self._values(trial) for trial in trials]
         reached = sorted(map(len, values), reverse=True)
         rung = reached[self._enough - 1] if len(reached) >= self._enough else 0
+        width = max((len(trial.constraints) for trial in trials), default=0)
         shown = [
-            self._shown(trial, at[rung - 1] if len(at) >= rung > 0 else None)
+            self._shown(trial, at[rung - 1] if len(at) >= rung > 0 else None, width)
             for trial, at in zip(trials, values, strict=True)
         ]
         return [trial for trial in shown if states is None or trial.state in states]
@@ -61,7 +62,7 @@ class RungView(Study):
         at_rungs = self._halving.rung_values(trial.intermediate_values)
         return [*at_rungs, *(trial.values if trial.state is TrialState.COMPLETE else ())]
 
-    def _shown(self, trial: FrozenTrial, value: float | None) -> FrozenTrial:
+    def _shown(self, trial: FrozenTrial, value: float | None, width: int) -> FrozenTrial:
         pending = not trial.state.is_finished() and trial.last_step is None
         # Whatever it had reached, one that diverged or ran out of memory is no good.
         ended_badly = trial.user_attrs.get("reason", Reason.PRUNED) != Reason.PRUNED
@@ -70,6 +71,13 @@ class RungView(Study):
         shown = copy.copy(trial)
         shown.state = TrialState.PRUNED if value is None else TrialState.COMPLETE
         shown.values = None if value is None else [value]
+        if trial.state is not TrialState.COMPLETE:
+            # It took less than a whole training does.
+            shown.user_attrs = {**trial.user_attrs}
+            shown.user_attrs.pop("device_seconds", None)
+            # Constraints are written at a trial's end; samplers want them of all complete ones.
+            if width:
+                shown.system_attrs = {"constraints": [0.0] * width, **trial.system_attrs}
         return shown
 
 

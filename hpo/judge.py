@@ -136,11 +136,18 @@ class Judge:
             case "stopped":
                 return Verdict(Reason.STOPPED, None)
             case "worker_lost" | "busy":
-                attempts = self._ledger.trial_attempts(assignment.attempt.trial_id)
-                lost = 1 + sum(a.reason is Reason.WORKER_LOST for a in attempts)
+                lost = 1 + self._lost(assignment.attempt.trial_id)
                 if lost > self._config.failures.max_retries:
                     return Verdict(Reason.WORKER_LOST, TrialState.FAIL)
                 return Verdict(Reason.WORKER_LOST, None, again=True)
+
+    def _lost(self, trial_id: int) -> int:
+        """Attempts that the training in progress, of perhaps several, has lost a worker in."""
+        lost = 0
+        for attempt in self._ledger.trial_attempts(trial_id):
+            finished = attempt.ended_at is not None and attempt.reason is None
+            lost = 0 if finished else lost + (attempt.reason is Reason.WORKER_LOST)
+        return lost
 
     def _at_evaluation(self, assignment: Assignment) -> Verdict | None:
         if assignment.repeat > 0:

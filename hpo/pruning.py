@@ -18,7 +18,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.objectives import check_measured, comes_late
+from hpo.objectives import HYPERVOLUME, check_measured, comes_late
 from hpo.pruners import comparison
 from hpo.space import values_of
 from storage import Ledger
@@ -38,6 +38,11 @@ def check_pruner(config: StudyConfig, evaluation: EvaluationConfig, source: str)
     compared = comparison(config.pruner)
     metric = (compared and compared.metric) or config.objectives[0].metric
     check_measured(metric, evaluation, f"{source}: pruner.metric")
+    direction = (compared and compared.direction) or next(
+        (o.direction for o in config.objectives if o.metric == metric), "minimize"
+    )
+    if metric == HYPERVOLUME and direction == "minimize":
+        raise ConfigError(f"{source}: pruner.direction: a larger {metric} is better; use maximize")
     if comes_late(metric, evaluation):
         raise ConfigError(
             f"{source}: pruner.name: {config.pruner.name} compares {metric} while trials run; set "
@@ -59,7 +64,6 @@ class Pruning:
     """Asks a study's pruner whether its running trials go on."""
 
     def __init__(self, ledger: Ledger, study: optuna.Study, config: StudyConfig) -> None:
-        self._ledger = ledger
         self._study = study
         self._config = config
         self._compared = comparison(config.pruner)
@@ -70,7 +74,9 @@ class Pruning:
             self._metric = self._compared.metric
             direction = self._compared.direction or objectives.get(self._metric, "minimize")
         self._direction = StudyDirection[direction.upper()]
-        self._recorded: dict[int, Curve] | None = None  # the metric by step, by the trial's id
+        # The metric by step, and what a step counts, by the trial's id.
+        self._curves = ledger.curves(study._study_id, self._metric) if self._compared else {}
+        self._units: dict[int, int] = {}
 
     def record(self, trial: optuna.Trial, step: int, metrics: Mapping[str, float]) -> None:
         """Know that `trial` has `metrics`, which the ledger has too, at an optimizer step."""
@@ -96,29 +102,22 @@ class Pruning:
             for trial in self._study.get_trials(deepcopy=False)
         }
 
-    @property
-    def _curves(self) -> dict[int, Curve]:
-        if self._recorded is None:
-            self._recorded = {}
-            for trial in self._study.get_trials(deepcopy=False):
-                by_step = self._ledger.metrics(trial._trial_id)
-                self._recorded[trial._trial_id] = {
-                    step: metrics[self._metric]
-                    for step, metrics in by_step.items()
-                    if self._metric in metrics
-                }
-        return self._recorded
-
     def _by_resource(self, trial: FrozenTrial) -> Curve:
-        curve, unit = self._curves.get(trial._trial_id, {}), self._unit(trial)
+        curve = self._curves.get(trial._trial_id)
+        if not curve:
+            return {}
+        unit = self._unit(trial)
         return {step * unit: curve[step] for step in sorted(curve)}
 
     def _unit(self, trial: FrozenTrial) -> int:
         """The resource of one optimizer step of `trial`."""
         if self._compared is None or self._compared.unit == "steps":
             return 1
-        document = self._config.trial_document(trial.params, "")
-        return int(get_path(document, "data.batch_size") * get_path(document, "data.context"))
+        if trial._trial_id not in self._units:
+            document = self._config.trial_document(trial.params, "")
+            tokens = get_path(document, "data.batch_size") * get_path(document, "data.context")
+            self._units[trial._trial_id] = int(tokens)
+        return self._units[trial._trial_id]
 
 
 class _View:

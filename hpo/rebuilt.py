@@ -155,7 +155,11 @@ class _NoCopies:
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        earlier = [other.params for other in study.get_trials(deepcopy=False)[: trial.number]]
+        # A dimension of one value has no place in the relative space.
+        earlier = [
+            {name: value for name, value in other.params.items() if name in search_space}
+            for other in study.get_trials(deepcopy=False)[: trial.number]
+        ]
         child: dict[str, Any] = {}
         for _ in range(BREEDINGS):
             child = super().sample_relative(study, trial, search_space)  # type: ignore[misc]

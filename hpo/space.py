@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from random import Random
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,8 @@ from trainer.settings import ConfigError, get_path
 
 # The service sets these itself for every trial.
 RESERVED = ("output_dir", "threads")
+
+_FEW = 64  # values of an integer dimension that are all tried at the start
 
 
 class FloatDimension(Conditional):
@@ -33,12 +36,20 @@ class FloatDimension(Conditional):
 
     def suggest(self, trial: optuna.Trial, path: str) -> float:
         """The trial's value of `path`."""
-        return trial.suggest_float(path, self.low, self.high, log=self.log, step=self.step)
+        return trial.suggest_float(path, self.low, self._top, log=self.log, step=self.step)
 
     def probes(self) -> list[Scalar]:
         """Values that the train setting must accept: both ends, and one that is no integer."""
         inside = self.low + (self.high - self.low) * 0.41421356
-        return [self.low, self.high, *([inside] if self.step is None else [])]
+        return [self.low, self._top, *([inside] if self.step is None else [])]
+
+    @property
+    def _top(self) -> float:
+        # The largest value on the grid, if there is one.
+        if self.step is None:
+            return self.high
+        low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))
+        return float(low + (high - low) // step * step)
 
     def example(self, random: Random) -> float:
         """Any value."""
@@ -61,11 +72,12 @@ class IntDimension(Conditional):
 
     def suggest(self, trial: optuna.Trial, path: str) -> int:
         """The trial's value of `path`."""
-        return trial.suggest_int(path, self.low, self.high, log=self.log, step=self.step)
+        return trial.suggest_int(path, self.low, self._values[-1], log=self.log, step=self.step)
 
     def probes(self) -> list[Scalar]:
-        """Values that the train setting must accept: both ends."""
-        return [self.low, self.high]
+        """Values that the train setting must accept: all if they are few, else both ends."""
+        values = self._values
+        return [*values] if len(values) <= _FEW else [values[0], values[-1]]
 
     def example(self, random: Random) -> int:
         """Any value."""

@@ -75,6 +75,16 @@ class StudyConfig(Section):
     space: Annotated[dict[str, Dimension], Field(min_length=1)]
 
     @model_validator(mode="after")
+    def _nothing_is_said_twice(self) -> StudyConfig:
+        metrics = [objective.metric for objective in self.objectives]
+        bounds = [str(constraint) for constraint in self.constraints]
+        for key, said in (("objectives", metrics), ("constraints", bounds)):
+            twice = next((one for one in said if said.count(one) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{key}: {twice} is there twice; remove one")
+        return self
+
+    @model_validator(mode="after")
     def _several_objectives_prune_by_a_named_metric(self) -> StudyConfig:
         compared = comparison(self.pruner)
         named = self.pruner.name == "none" or (compared is not None and compared.metric)

@@ -27,7 +27,9 @@ BUSY_SECONDS = 30  # how long SQLite waits for another writer
 def shown(url: str) -> str:
     """`url` without its password, for people and logs."""
     try:
-        return make_url(url).render_as_string(hide_password=True)
+        parsed = make_url(url)
+        hidden = {k: "***" if "password" in k.lower() else v for k, v in parsed.query.items()}
+        return parsed.set(query=hidden).render_as_string(hide_password=True)
     except (ArgumentError, ValueError):
         return "the storage URL"
 
@@ -118,7 +120,9 @@ def _plain_errors(url: URL) -> Iterator[None]:
         yield
     except (SQLAlchemyError, ImportError, RuntimeError, OSError) as error:
         line = " ".join(str(getattr(error, "orig", None) or error).split())
-        reason = line.replace(str(url.password), "***") if url.password else line
+        reason = line
+        for secret in (url.password, url.query.get("password")):
+            reason = reason.replace(str(secret), "***") if secret else reason
         raise LedgerError(f"{shown(str(url))}: cannot be opened: {reason}") from None
 
 

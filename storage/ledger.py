@@ -28,6 +28,7 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 from optuna.exceptions import ExperimentalWarning
+from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from sqlalchemy.orm import Session
 
@@ -63,6 +64,10 @@ class Lease:
 
 class Ledger(Reader):
     """An open ledger. Reading is in `Reader`; this is opening, leases and writing."""
+
+    def __init__(self, backend: RDBStorage, url: str) -> None:
+        super().__init__(backend, url)
+        self._writing = threading.Lock()
 
     @classmethod
     def open(cls, url: str, *, create: bool = False) -> Ledger:
@@ -190,10 +195,15 @@ class Ledger(Reader):
     @contextmanager
     def transaction(self, lease: Lease) -> Iterator[Transaction]:
         """One atomic write under `lease`, which it renews. Raises LeaseLost, writing nothing."""
-        with joined(self._sessions) as session:
+        # This process' writers, the heartbeat above all, wait here and not for the database, which
+        # gives up on them: a sampler may take its time within.
+        with self._writing, joined(self._sessions) as session:
             transaction = Transaction(self, session, lease)
             transaction.renew()
+            began = time.monotonic()
             yield transaction
+            if time.monotonic() - began > lease.seconds / 3:
+                transaction.renew()
 
     @contextmanager
     def heartbeat(self, lease: Lease, on_error: Callable[[Exception], None]) -> Iterator[None]:

@@ -143,6 +143,21 @@ class Reader:
             )
             return {row.step: dict(row.metrics) for row in rows}
 
+    def curves(self, study_id: int, metric: str) -> dict[int, dict[int, float]]:
+        """A metric of each of the study's trials that has it, by optimizer step, by trial id."""
+        found: dict[int, dict[int, float]] = defaultdict(dict)
+        with self._sessions() as session:
+            rows = session.execute(
+                sa.select(MetricsRow.trial_id, MetricsRow.step, MetricsRow.metrics)
+                .join(TRIALS, TRIALS.c.trial_id == MetricsRow.trial_id)
+                .where(TRIALS.c.study_id == study_id)
+                .order_by(MetricsRow.trial_id, MetricsRow.step)
+            )
+            for trial_id, step, metrics in rows:
+                if metric in metrics:
+                    found[trial_id][step] = metrics[metric]
+        return dict(found)
+
     def results(self, trial_id: int) -> list[dict[str, float]]:
         """The last metrics of each training of a trial that has several, in order."""
         with self._sessions() as session:

@@ -114,7 +114,10 @@ def enqueue(
 
     ledger = open_ledger(storage_url(storage))
     record = ledger.study(name)
-    point = point_by_hand(config_of(record).space, values, name)
+    config = config_of(record)
+    if config.schedule is not None:
+        fail(f"study {name} learns a schedule: points by hand have no place in its population")
+    point = point_by_hand(config.space, values, name)
     (number,) = ledger.enqueue(record, [point])
     say(f"trial {number} of {name}: {', '.join(f'{k}={v}' for k, v in point.params.items())}")
     record = ledger.study(name)

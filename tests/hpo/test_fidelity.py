@@ -116,3 +116,20 @@ def test_several_objectives_are_left_as_they_are() -> None:
     for _ in range(12):
         study.tell(study.ask(SPACE), [1.0, 2.0])
     assert 0 <= study.ask(SPACE).params["x"] <= 99
+
+
+def test_a_trial_shown_before_its_end_has_no_cost_and_breaks_no_constraint_yet() -> None:
+    study = optuna.create_study()
+    for number in range(2):
+        trial = study.ask()
+        trial.suggest_float("x", 0, 1)
+        trial.report(5.0 + number, 10)
+        trial.set_user_attr("device_seconds", 3.0)
+    study._storage.set_trial_system_attr(0, "constraints", [-1.0, 0.0])
+    study.tell(0, 5.0)
+    complete, parked = RungView(study, HALVING, enough=2).get_trials(deepcopy=False)
+    assert [t.state for t in (complete, parked)] == [TrialState.COMPLETE] * 2
+    assert list(parked.constraints.values()) == [0.0, 0.0]
+    assert "device_seconds" in complete.user_attrs
+    assert "device_seconds" not in parked.user_attrs
+    assert "device_seconds" in study.trials[1].user_attrs, "nothing was written"

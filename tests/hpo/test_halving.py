@@ -179,3 +179,44 @@ def test_a_stopped_study_keeps_its_parked_trials_for_the_resume(url: str) -> Non
     assert controller.next() is None
     assert controller.exhausted
     assert stage.trials[0].state is TrialState.RUNNING
+
+
+def test_parked_trials_are_kept_when_trials_fail_though_the_budget_is_spent(url: str) -> None:
+    stage = stage_of_nine(url, failures={"max_failures": 2})
+    controller = stage.controller()
+    for number in range(9):
+        assignment = controller.next()
+        assert assignment is not None
+        if assignment.number != number:  # one that was promoted
+            break
+        controller.handle(number, 1, Message("evaluated", 100, ppl(QUALITY[number]), first_step=0))
+    attempts = 0
+    while assignment is not None:
+        number, attempt = assignment.number, assignment.attempt.number
+        controller.handle(number, attempt, Message("error", detail="disk full"))
+        assignment = controller.next()
+        attempts += 1
+    assert attempts == 2, "max_failures"
+    assert controller.exhausted
+    states = [trial.state for trial in stage.trials]
+    assert states.count(TrialState.FAIL) == 2
+    assert states.count(TrialState.RUNNING) == len(states) - 2, "the others wait for a resume"
+
+
+def test_a_stop_that_comes_in_the_middle_prunes_no_parked_trial(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_of_nine(url)
+    controller = stage.controller()
+    for number in (0, 1):
+        assert controller.next() is not None
+        controller.handle(number, 1, Message("evaluated", 100, ppl(5.0 + number), first_step=0))
+    curves = controller._judge.curves
+
+    def stopped_meanwhile() -> Any:
+        controller.stopping = True
+        return curves()
+
+    monkeypatch.setattr(controller._judge, "curves", stopped_meanwhile)
+    assert controller.next() is None
+    assert [trial.state for trial in stage.trials] == [TrialState.RUNNING] * 2

@@ -274,3 +274,24 @@ def test_a_misspelt_path_never_passes(path: str, data: st.DataObject) -> None:
     if wrong not in train_paths() and not wrong.startswith("deepspeed."):
         with pytest.raises(ConfigError, match="no such train setting"):
             check_space(space, "study.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"constraints": [{"metric": "valid_ppl", "max": 9}] * 2}, "valid_ppl <= 9 is there twice"),
+        ({"objectives": [{"metric": "valid_ppl"}] * 2}, "objectives: valid_ppl is there twice"),
+    ],
+)
+def test_what_is_said_twice_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    assert said in refusal(tmp_path, **changes)
+
+
+def test_a_range_may_end_between_two_steps() -> None:
+    space = TypeAdapter(dict[str, Dimension]).validate_python(
+        {
+            "optim.warmup_steps": {"type": "int", "low": 10, "high": 95, "step": 20},
+            "model.dropout": {"type": "float", "low": 0.0, "high": 0.5, "step": 0.2},
+        }
+    )
+    assert [d.probes()[-1] for d in space.values()] == [90, 0.4]
