@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from hpo.ahead import reported
 from hpo.constraints import violations
 from hpo.halving import Curve, Halving
 from hpo.messages import Message
@@ -116,6 +117,7 @@ class Judge:
         new = message.step > assignment.reported_step
         if len(self._metrics) == 1 and value is not None and new:
             assignment.trial.report(value, message.step)
+            reported(self._study, assignment.attempt.trial_id, message.step)
         self._pruning.record(assignment.trial, message.step, message.metrics)
         assignment.reported_step = max(assignment.reported_step, message.step)
 

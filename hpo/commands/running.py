@@ -109,6 +109,7 @@ def enqueue(
     storage: Storage = None,
 ) -> None:
     """Have a study, running or not, try a point of yours before it asks its sampler."""
+    from hpo.space import is_complete
     from hpo.transfer import point_by_hand
     from hpo.views import config_of
 
@@ -118,6 +119,8 @@ def enqueue(
     if config.schedule is not None:
         fail(f"study {name} learns a schedule: points by hand have no place in its population")
     point = point_by_hand(config.space, values, name)
+    if is_complete(config.space, point.params):
+        config.check_params(dict(point.params))
     (number,) = ledger.enqueue(record, [point])
     say(f"trial {number} of {name}: {', '.join(f'{k}={v}' for k, v in point.params.items())}")
     record = ledger.study(name)
