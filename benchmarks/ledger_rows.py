@@ -40,9 +40,9 @@ def grow(url: str, trials: int) -> None:
         for name in TABLES:
             connection.execute(_cloning(schema, name, trials, postgres))
         connection.execute(sa.update(schema.tables["hpo_studies"]).values(reserved_trials=trials))
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        # PostgreSQL does so by itself in the time that so many trials take.
-        connection.exec_driver_sql("VACUUM ANALYZE" if postgres else "ANALYZE")
+    if postgres:  # which does so by itself in the time that so many trials take
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM ANALYZE")
     engine.dispose()
 
 

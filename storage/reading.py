@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, cast
 
 import sqlalchemy as sa
 from optuna.storages import BaseStorage, RDBStorage, get_storage
+from optuna.storages._rdb.models import TrialModel
 from optuna.trial import TrialState
 from sqlalchemy.orm import Session, scoped_session
 
@@ -26,6 +28,7 @@ from storage.reasons import Reason
 from storage.records import Attempt, Controller, StudyRecord, TeacherRecord
 from storage.session import JoinedSession
 from storage.teachers import teacher_record
+from storage.trials import named
 
 STUDIES = sa.table("studies", sa.column("study_id"), sa.column("study_name"))
 TRIALS = sa.table("trials", sa.column("trial_id"), sa.column("study_id"), sa.column("state"))
@@ -133,6 +136,17 @@ class Reader:
         states = (TrialState.WAITING,)
         return len(self.storage.get_all_trials(study.study_id, deepcopy=False, states=states))
 
+    def states(self, study: int, unfinished: Sequence[int], newest: int) -> dict[int, TrialState]:
+        """States of the trials `unfinished` and of all of the study after the `newest`, by id."""
+        newer = (TrialModel.study_id == study) & (TrialModel.trial_id > newest)
+        with self._sessions() as session:
+            rows = session.execute(
+                sa.select(TrialModel.trial_id, TrialModel.state)
+                .where(newer | named(unfinished))
+                .order_by(TrialModel.trial_id)
+            )
+            return {row.trial_id: row.state for row in rows}
+
     def metrics(self, trial_id: int) -> dict[int, dict[str, Any]]:
         """Metrics of one trial by optimizer step, in order."""
         with self._sessions() as session:
@@ -143,14 +157,18 @@ class Reader:
             )
             return {row.step: dict(row.metrics) for row in rows}
 
-    def curves(self, study_id: int, metric: str) -> dict[int, dict[int, float]]:
-        """A metric of each of the study's trials that has it, by optimizer step, by trial id."""
+    def curves(self, study_id: int, metric: str, *, finished: bool) -> dict[int, dict[int, float]]:
+        """A metric of each trial of the study that has it, by optimizer step, by trial id.
+
+        Of trials that are `finished`, or of those that are not.
+        """
         found: dict[int, dict[int, float]] = defaultdict(dict)
+        states = [state for state in TrialState if state.is_finished() == finished]
         with self._sessions() as session:
             rows = session.execute(
                 sa.select(MetricsRow.trial_id, MetricsRow.step, MetricsRow.metrics)
-                .join(TRIALS, TRIALS.c.trial_id == MetricsRow.trial_id)
-                .where(TRIALS.c.study_id == study_id)
+                .join(TrialModel, TrialModel.trial_id == MetricsRow.trial_id)
+                .where(TrialModel.study_id == study_id, TrialModel.state.in_(states))
                 .order_by(MetricsRow.trial_id, MetricsRow.step)
             )
             for trial_id, step, metrics in rows:

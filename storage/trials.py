@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 import gc
 import json
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from sys import intern
@@ -33,11 +33,18 @@ from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.orm import Session
 
-NAMED = 1_000  # so many trials are named one by one, more by what they have in common
+FEW = 1_000  # trials, whose rows are read by their ids
 
 _distribution = lru_cache(maxsize=1_000)(json_to_distribution)  # trials share theirs
 _report = TrialIntermediateValueModel.stored_repr_to_intermediate_value
 _value = TrialValueModel.stored_repr_to_value
+
+
+def named(trial_ids: Sequence[int]) -> sa.ColumnElement[bool]:
+    """That a trial is one of these: written out, for a database takes only so many parameters."""
+    return TrialModel.trial_id.in_(
+        sa.bindparam("named", trial_ids, expanding=True, literal_execute=True)
+    )
 
 
 class TrialStorage(RDBStorage):
@@ -58,15 +65,12 @@ class TrialStorage(RDBStorage):
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
         wanted = TrialModel.study_id == study_id
+        if trial_id_greater_than > -1:
+            # Each side by an index of its own: SQLite would go through the whole study.
+            newer = wanted & (TrialModel.trial_id > trial_id_greater_than)
+            wanted = sa.or_(newer, named(sorted(included_trial_ids)))
         if states is not None:
             wanted &= TrialModel.state.in_(cast(Iterable[TrialState], states))
-        if trial_id_greater_than > -1:
-            # Written out: a database takes only so many parameters.
-            named = sa.bindparam(
-                "named", sorted(included_trial_ids), expanding=True, literal_execute=True
-            )
-            newer = TrialModel.trial_id > trial_id_greater_than
-            wanted &= sa.or_(newer, TrialModel.trial_id.in_(named))
         return self._read(wanted)
 
     def _read(self, wanted: sa.ColumnElement[bool]) -> list[FrozenTrial]:
@@ -75,7 +79,7 @@ class TrialStorage(RDBStorage):
             ids: Any = list(trials)
             if not ids:
                 return []
-            if len(ids) > NAMED:
+            if len(ids) > FEW:
                 ids = sa.select(TrialModel.trial_id).where(wanted)
             with _no_cycles_looked_for():
                 _fill(session, trials, ids)
