@@ -7,8 +7,6 @@ ended it. Never writes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from optuna.trial import FrozenTrial, TrialState
 
 from storage import Ledger
@@ -23,17 +21,15 @@ class CompleteTrials:
         self._unfinished: set[int] = set()
         self._newest = 0  # trial looked at
 
-    def new(self) -> Iterator[FrozenTrial]:
+    def new(self) -> list[FrozenTrial]:
         """Those that were not complete, or not there, when this was called before."""
         storage = self._ledger.storage
         if not self._newest:  # one after the other would take minutes in a big study
             storage.get_all_trials(self._study_id, deepcopy=False)
         states = self._ledger.states(self._study_id, sorted(self._unfinished), self._newest)
-        for trial_id, state in states.items():
-            self._newest = max(self._newest, trial_id)
-            if not state.is_finished():
-                self._unfinished.add(trial_id)
-                continue
-            self._unfinished.discard(trial_id)
-            if state is TrialState.COMPLETE:
-                yield storage.get_trial(trial_id)
+        complete = [t for t, state in states.items() if state is TrialState.COMPLETE]
+        found = [storage.get_trial(trial_id) for trial_id in complete]
+        # Only now: where reading fails, they are still new the next time.
+        self._newest = max(states, default=self._newest)
+        self._unfinished = {t for t, state in states.items() if not state.is_finished()}
+        return found

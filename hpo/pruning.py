@@ -151,17 +151,20 @@ class _Peers:
     def __init__(self, complete: CompleteTrials, curve_of: Callable[[FrozenTrial], Curve]) -> None:
         self._complete = complete
         self._curve_of = curve_of
+        self._new: list[FrozenTrial] = []  # not shown yet
         self._shown: list[FrozenTrial] = []  # by number
         self._resources: set[int] = set()  # they have values at, if their curves go so far
 
     def at(self, resources: Collection[int]) -> list[FrozenTrial]:
         """All, with values at `resources`, and some. The list is not to be changed."""
-        for trial in self._complete.new():
-            shown = copy.copy(trial)
-            shown.intermediate_values = curve = self._curve_of(trial)
+        self._new += self._complete.new()
+        while self._new:
+            shown = copy.copy(self._new[-1])
+            shown.intermediate_values = curve = self._curve_of(shown)
             shown.values = [curve[max(curve)]] if curve else None
             _lay_out(shown, self._resources)
             insort(self._shown, shown, key=lambda other: other.number)
+            self._new.pop()
         more = set(resources) - self._resources
         if more:
             for shown in self._shown:

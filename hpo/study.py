@@ -60,6 +60,7 @@ class Failures(Section):
     max_retries: Annotated[int, Field(ge=0)] = 2  # attempts more, after a trial's worker was lost
     max_failures: Count = 3  # failed trials in a row that stop the study
     hang_seconds: Positive = 600.0  # without any progress, a gang is killed
+    outage_seconds: Positive = 600.0  # the database or the disk away: after that the service leaves
 
 
 class StudyConfig(Section):

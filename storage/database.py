@@ -21,8 +21,9 @@ from storage.session import JoinedSession
 from storage.trials import TrialStorage
 
 VERSION_TABLE = "hpo_alembic_version"
-HEAD = "0004"
+HEAD = "0005"
 BUSY_SECONDS = 30  # how long SQLite waits for another writer
+IDLE_SECONDS = 60  # how long a transaction may do nothing in PostgreSQL; a sampler's time counts
 
 
 def shown(url: str) -> str:
@@ -50,7 +51,9 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
         )
         if storage.engine.dialect.name == "sqlite":
             sa.event.listen(storage.engine, "connect", _set_up_sqlite)
-            storage.engine.dispose()
+        else:
+            sa.event.listen(storage.engine, "connect", _set_up_postgresql)
+        storage.engine.dispose()
         storage.scoped_session = scoped_session(
             sessionmaker(bind=storage.engine, class_=JoinedSession)
         )
@@ -105,7 +108,10 @@ def _check_sqlite_file(url: URL, create: bool) -> None:
 def _engine_options(url: URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": BUSY_SECONDS}}
-    return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+    # A server gone without a word is noticed in seconds, not by TCP's own quarter of an hour.
+    noticed = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+    connect = {"connect_timeout": 10, "tcp_user_timeout": 15_000, **noticed}
+    return {"pool_pre_ping": True, "connect_args": connect}
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:
@@ -113,6 +119,13 @@ def _set_up_sqlite(connection: Any, _: object) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _set_up_postgresql(connection: Any, _: object) -> None:
+    # A controller that is stopped in the middle of a transaction holds up all others until then.
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+    connection.commit()
 
 
 @contextmanager

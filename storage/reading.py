@@ -23,15 +23,16 @@ from storage.models import (
     ResultRow,
     StudyRow,
     TeacherRow,
+    WaitingRow,
 )
 from storage.reasons import Reason
-from storage.records import Attempt, Controller, StudyRecord, TeacherRecord
+from storage.records import Attempt, Controller, StudyRecord, TeacherRecord, Waiting
 from storage.session import JoinedSession
 from storage.teachers import teacher_record
 from storage.trials import named
 
 STUDIES = sa.table("studies", sa.column("study_id"), sa.column("study_name"))
-TRIALS = sa.table("trials", sa.column("trial_id"), sa.column("study_id"), sa.column("state"))
+TRIALS = sa.table("trials", sa.column("trial_id"), sa.column("study_id"), sa.column("number"))
 
 
 class Reader:
@@ -45,6 +46,11 @@ class Reader:
         self.url = url
         self._sessions = cast(scoped_session[JoinedSession], backend.scoped_session)
         self._dialect: str = backend.engine.dialect.name
+
+    @property
+    def on_a_server(self) -> bool:
+        """Whether controllers on several machines can write: SQLite's file is for one."""
+        return self._dialect != "sqlite"
 
     def studies(self) -> list[StudyRecord]:
         """Every study that this program made, oldest first."""
@@ -111,25 +117,36 @@ class Reader:
             )
             return [self._attempt(row) for row in rows]
 
-    def orphans(self, study: StudyRecord) -> list[int]:
-        """Ids of RUNNING trials that no live controller executes, oldest first."""
-        open_attempt = (
-            sa.exists()
-            .where(AttemptRow.trial_id == TRIALS.c.trial_id, AttemptRow.ended_at.is_(None))
-            .where(ControllerRow.id == AttemptRow.controller_id, ControllerRow.state == "active")
-        )
+    def waiting(self, study: StudyRecord) -> list[Waiting]:
+        """RUNNING trials that wait for their next attempt, oldest first."""
         with self._sessions() as session:
-            return list(
-                session.scalars(
-                    sa.select(TRIALS.c.trial_id)
-                    .where(
-                        TRIALS.c.study_id == study.study_id,
-                        sa.cast(TRIALS.c.state, sa.String) == "RUNNING",
-                    )
-                    .where(~open_attempt)
-                    .order_by(TRIALS.c.trial_id)
+            rows = session.execute(
+                sa.select(
+                    WaitingRow.trial_id,
+                    TRIALS.c.number,
+                    WaitingRow.due_at - clock(self._dialect),
+                    WaitingRow.parked,
                 )
+                .join(TRIALS, TRIALS.c.trial_id == WaitingRow.trial_id)
+                .where(TRIALS.c.study_id == study.study_id)
+                .order_by(WaitingRow.trial_id)
             )
+            return [Waiting(*row) for row in rows]
+
+    def open_attempts(self, study: StudyRecord) -> list[Attempt]:
+        """The attempts that the study's active controllers are executing."""
+        with self._sessions() as session:
+            rows = session.scalars(
+                sa.select(AttemptRow)
+                .join(ControllerRow, ControllerRow.id == AttemptRow.controller_id)
+                .where(
+                    ControllerRow.study_id == study.study_id,
+                    ControllerRow.state == "active",
+                    AttemptRow.ended_at.is_(None),
+                )
+                .order_by(AttemptRow.id)
+            )
+            return [self._attempt(row) for row in rows]
 
     def waiting_trials(self, study: StudyRecord) -> int:
         """How many points are enqueued that no controller has asked for yet."""
@@ -185,6 +202,14 @@ class Reader:
                 .order_by(ResultRow.repeat)
             )
             return [dict(row.metrics) for row in rows]
+
+    def seconds(self, study: StudyRecord) -> float:
+        """Wall-clock time in which the study had a controller; that of several at once, once."""
+        total = until = 0.0
+        for one in sorted(self.controllers(study), key=lambda one: one.started_at):
+            total += max(0.0, one.seen_at - max(until, one.started_at))
+            until = max(until, one.seen_at)
+        return total
 
     def device_seconds(self, study: StudyRecord) -> float:
         """Cost of all attempts of the study so far, those that still run up to now."""
@@ -249,5 +274,5 @@ def _study(row: StudyRow, name: str) -> StudyRecord:
         row.created_at,
         row.budget_trials,
         row.reserved_trials,
-        row.stop_requested_at is not None,
+        row.stop_requested_at,
     )
