@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, cast
 
 import sqlalchemy as sa
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.storages._rdb.models import TrialModel
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.orm import Session, scoped_session
 
 from storage.database import clock
@@ -42,6 +42,7 @@ class Reader:
     """
 
     def __init__(self, backend: RDBStorage, url: str) -> None:
+        self._backend = backend
         self.storage: BaseStorage = get_storage(backend)
         self.url = url
         self._sessions = cast(scoped_session[JoinedSession], backend.scoped_session)
@@ -148,10 +149,19 @@ class Reader:
             )
             return [self._attempt(row) for row in rows]
 
-    def waiting_trials(self, study: StudyRecord) -> int:
-        """How many points are enqueued that no controller has asked for yet."""
-        states = (TrialState.WAITING,)
-        return len(self.storage.get_all_trials(study.study_id, deepcopy=False, states=states))
+    def trials(self, study: StudyRecord, *states: TrialState) -> list[FrozenTrial]:
+        """The study's trials in any of these states, by number. No others are read, or kept."""
+        return self._backend.get_all_trials(study.study_id, deepcopy=False, states=states)
+
+    def trial_counts(self, study: StudyRecord) -> Counter[str]:
+        """How many trials the study has in each state."""
+        with self._sessions() as session:
+            rows = session.execute(
+                sa.select(TrialModel.state, sa.func.count())
+                .where(TrialModel.study_id == study.study_id)
+                .group_by(TrialModel.state)
+            )
+            return Counter({state.name: count for state, count in rows})
 
     def states(self, study: int, unfinished: Sequence[int], newest: int) -> dict[int, TrialState]:
         """States of the trials `unfinished` and of all of the study after the `newest`, by id."""
@@ -212,14 +222,16 @@ class Reader:
         return total
 
     def device_seconds(self, study: StudyRecord) -> float:
-        """Cost of all attempts of the study so far, those that still run up to now."""
+        """Cost of all attempts of the study so far.
+
+        Of those that have not ended, up to when their controllers were last seen.
+        """
+        until = sa.func.coalesce(AttemptRow.ended_at, ControllerRow.seen_at)
         with self._sessions() as session:
-            now = clock(self._dialect)
-            seconds = sa.func.coalesce(AttemptRow.ended_at, now) - AttemptRow.started_at
             spent = session.scalar(
-                sa.select(sa.func.sum(seconds * AttemptRow.devices))
-                .join(TRIALS, TRIALS.c.trial_id == AttemptRow.trial_id)
-                .where(TRIALS.c.study_id == study.study_id)
+                sa.select(sa.func.sum((until - AttemptRow.started_at) * AttemptRow.devices))
+                .join(ControllerRow, ControllerRow.id == AttemptRow.controller_id)
+                .where(ControllerRow.study_id == study.study_id)
             )
             return float(spent or 0.0)
 
