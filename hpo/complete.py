@@ -26,7 +26,7 @@ class CompleteTrials:
         storage = self._ledger.storage
         if not self._newest:  # one after the other would take minutes in a big study
             storage.get_all_trials(self._study_id, deepcopy=False)
-        states = self._ledger.states(self._study_id, sorted(self._unfinished), self._newest)
+        states = self._ledger.states(self._study_id, self._unfinished, self._newest)
         complete = [t for t, state in states.items() if state is TrialState.COMPLETE]
         found = [storage.get_trial(trial_id) for trial_id in complete]
         # Only now: where reading fails, they are still new the next time.

@@ -83,6 +83,7 @@ class Pruning:
         self._units: dict[int, int] = {}  # what a step counts, by the trial's id
         peers = _Peers(CompleteTrials(ledger, study._study_id), self._by_resource)
         self._view = _View(study._storage, self._direction, peers)
+        self._viewed = optuna.Study(study.study_name, self._view, pruner=study.pruner)  # type: ignore[arg-type]
 
     def should_prune(self, trial: optuna.Trial) -> bool:
         """Whether `trial` should stop where it is."""
@@ -93,8 +94,7 @@ class Pruning:
         if max(judged.intermediate_values, default=0) < self._compared.minimum:
             return False
         self._view.judged = judged
-        study = optuna.Study(self._study.study_name, self._view, pruner=self._study.pruner)  # type: ignore[arg-type]
-        return study.pruner.prune(study, judged)
+        return self._viewed.pruner.prune(self._viewed, judged)
 
     def curves(self) -> dict[int, Curve]:
         """Every trial's values of the metric by resource, to be made small, by its number."""

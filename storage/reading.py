@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any, cast
 
 import sqlalchemy as sa
@@ -29,7 +29,7 @@ from storage.reasons import Reason
 from storage.records import Attempt, Controller, StudyRecord, TeacherRecord, Waiting
 from storage.session import JoinedSession
 from storage.teachers import teacher_record
-from storage.trials import named
+from storage.trials import newer_or_named
 
 STUDIES = sa.table("studies", sa.column("study_id"), sa.column("study_name"))
 TRIALS = sa.table("trials", sa.column("trial_id"), sa.column("study_id"), sa.column("number"))
@@ -163,13 +163,14 @@ class Reader:
             )
             return Counter({state.name: count for state, count in rows})
 
-    def states(self, study: int, unfinished: Sequence[int], newest: int) -> dict[int, TrialState]:
-        """States of the trials `unfinished` and of all of the study after the `newest`, by id."""
-        newer = (TrialModel.study_id == study) & (TrialModel.trial_id > newest)
+    def states(
+        self, study_id: int, unfinished: Collection[int], newest: int
+    ) -> dict[int, TrialState]:
+        """States of the trials `unfinished`, and of all of the study after the `newest`, by id."""
         with self._sessions() as session:
             rows = session.execute(
                 sa.select(TrialModel.trial_id, TrialModel.state)
-                .where(newer | named(unfinished))
+                .where(newer_or_named(study_id, newest, unfinished))
                 .order_by(TrialModel.trial_id)
             )
             return {row.trial_id: row.state for row in rows}

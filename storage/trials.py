@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 import gc
 import json
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from sys import intern
@@ -40,11 +40,17 @@ _report = TrialIntermediateValueModel.stored_repr_to_intermediate_value
 _value = TrialValueModel.stored_repr_to_value
 
 
-def named(trial_ids: Sequence[int]) -> sa.ColumnElement[bool]:
-    """That a trial is one of these: written out, for a database takes only so many parameters."""
-    return TrialModel.trial_id.in_(
-        sa.bindparam("named", trial_ids, expanding=True, literal_execute=True)
+def newer_or_named(study_id: int, than: int, trial_ids: Collection[int]) -> sa.ColumnElement[bool]:
+    """That a trial is one of these, or of the study and newer than trial `than`.
+
+    Each by an index of its own: of a whole, SQLite would go through the study. The ids are written
+    out: a database takes only so many parameters.
+    """
+    newer = (TrialModel.study_id == study_id) & (TrialModel.trial_id > than)
+    ids: sa.BindParameter[int] = sa.bindparam(
+        "ids", sorted(trial_ids), expanding=True, literal_execute=True
     )
+    return newer | TrialModel.trial_id.in_(ids) if trial_ids else newer
 
 
 class TrialStorage(RDBStorage):
@@ -66,9 +72,7 @@ class TrialStorage(RDBStorage):
     ) -> list[FrozenTrial]:
         wanted = TrialModel.study_id == study_id
         if trial_id_greater_than > -1:
-            # Each side by an index of its own: SQLite would go through the whole study.
-            newer = wanted & (TrialModel.trial_id > trial_id_greater_than)
-            wanted = sa.or_(newer, named(sorted(included_trial_ids)))
+            wanted = newer_or_named(study_id, trial_id_greater_than, included_trial_ids)
         if states is not None:
             wanted &= TrialModel.state.in_(cast(Iterable[TrialState], states))
         return self._read(wanted)
