@@ -16,7 +16,6 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["trial_id"], ["trials.trial_id"], ondelete="CASCADE"),
     )
     op.add_column("hpo_teachers", sa.Column("controller_id", sa.Integer))
-    op.create_index("ix_hpo_metrics_at", "hpo_metrics", ["at"])
     op.create_index(
         "ix_hpo_attempts_open",
         "hpo_attempts",
