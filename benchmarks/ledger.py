@@ -38,11 +38,11 @@ from hpo.judge import Assignment
 
 SIZES = (1_000, 10_000, 100_000)
 PRUNERS = ("none", "median")
-PLAYED = 100  # trials that each side runs, in turn
+PLAYED = 80  # trials that each side runs, in turn
 WARMED = 5  # more, not counted
 CROWDED = 10_000  # trials: the ledger that many workers report to
-WORKERS_STEPS = (300, 600, 1000)
-INTERVAL = 5.0  # seconds between a worker's reports; one that waits longer holds its worker up
+WORKERS_STEPS = (500, 1000)
+INTERVAL = 8.0  # seconds between a worker's reports; one that waits longer holds its worker up
 RESUMED_IN = 20.0  # seconds: the goal for every ledger
 OUR_PART = 20.0  # milliseconds: the goal for an ask and tell, and for a report
 FLAT = 5.0  # milliseconds more for the largest ledger than for the smallest count as none
