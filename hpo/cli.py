@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from hpo.commands import data, reading, running
+from hpo.commands import copying, data, reading, running
 from hpo.commands.common import fail
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command()(running.start)
 app.command()(running.resume)
 app.command()(running.stop)
 app.command()(running.enqueue)
+app.command()(copying.copy)
 app.command("list")(reading.list_studies)
 app.command()(reading.status)
 app.command("trials")(reading.list_trials)
