@@ -53,14 +53,15 @@ def check_place(config: StudyConfig, runs: Path, ray_address: str | None) -> Non
     if ray_address is None:
         check_machine(config, local_cpus(), _local_gpus(config), "this machine")
     else:
-        _check_cluster(config, ray_address)
+        check_machine(config, *cluster_resources(ray_address), "the Ray cluster")
     folder = runs.absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"--runs {runs}: {there} is not a folder that can be written to")
 
 
-def _check_cluster(config: StudyConfig, ray_address: str) -> None:
+def cluster_resources(ray_address: str) -> tuple[float, float]:
+    """CPUs and GPUs of the Ray cluster at `ray_address`. Raises ConfigError if it is not ours."""
     from hpo import dispatch
 
     host, _, port = ray_address.rpartition(":")
@@ -68,14 +69,13 @@ def _check_cluster(config: StudyConfig, ray_address: str) -> None:
         # Ray itself would try for minutes where nobody answers.
         socket.create_connection((host, int(port)), timeout=10).close()
         with Quiet(), dispatch.ray_session(ray_address, "hpo-check"):
-            cpus, gpus = dispatch.cluster_size()
+            return dispatch.cluster_size()
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"--ray-address {ray_address}: no Ray cluster of ours answers there, or "
             f"$RAY_AUTH_TOKEN is not its token: {reason}"
         ) from None
-    check_machine(config, cpus, gpus, "the Ray cluster")
 
 
 def run_study(

@@ -16,7 +16,7 @@ import pytest
 from optuna.trial import TrialState
 
 from hpo import views
-from hpo.commands.copying import copy
+from hpo.commands.operating import copy
 from hpo.controller import Controller
 from hpo.messages import Message
 from storage import Ledger, Reason
