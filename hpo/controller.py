@@ -356,7 +356,10 @@ class Controller:
         for observer in self._observers:
             observer.teacher(teacher)
         if teacher.detail:
-            logger.warning("teacher %s: %s: %s", teacher.key, teacher.reason, teacher.detail)
+            about = {"teacher": teacher.key, "attempt": teacher.attempts}
+            logger.warning(
+                "teacher %s: %s: %s", teacher.key, teacher.reason, teacher.detail, extra=about
+            )
 
     def _tell_observers(
         self, assignment: Assignment, message: Message, verdict: Verdict | None
@@ -373,4 +376,5 @@ class Controller:
                 state = verdict.state or TrialState.RUNNING
                 observer.end(number, state.name, verdict.reason and verdict.reason.value)
         if verdict is not None and verdict.reason in (Reason.ERROR, Reason.WORKER_LOST):
-            logger.warning("trial %d: %s: %s", number, verdict.reason, message.detail)
+            about = {"trial": number, "attempt": assignment.attempt.number}
+            logger.warning("trial %d: %s: %s", number, verdict.reason, message.detail, extra=about)

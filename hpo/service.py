@@ -24,6 +24,8 @@ from rich.console import Console
 from hpo.constraints import is_feasible
 from hpo.controller import LEDGER_ERRORS, Controller
 from hpo.live import Board
+from hpo.logs import LogObserver, logged
+from hpo.metrics import metrics_served
 from hpo.study import StudyConfig, check_machine, local_cpus
 from hpo.tracking import check_tracking, make_tracker
 from storage import Lease, LeaseHeld, Ledger, StudyRecord
@@ -86,10 +88,12 @@ def run_study(
     runs: Path,
     ray_address: str | None = None,
     trials: int | None = None,
+    metrics_port: int | None = None,
 ) -> Ending:
     """Run the study until it is done, stopped or given up; `trials` is its new budget, if given.
 
-    Raises LeaseHeld while another controller runs it. `check_place` was asked before.
+    Its metrics are served on `metrics_port`, if given. Raises LeaseHeld while another controller
+    runs it. `check_place` and `check_port` were asked before.
     """
     lease = _acquire(ledger, record, trials)
     record = ledger.study(record.name)
@@ -99,7 +103,14 @@ def run_study(
             quiet.keep_in(folder / "log.txt")
             logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
             console = Console(file=quiet.output)
-            return _run(ledger, record, config, lease, folder.parent, ray_address, console)
+            with (
+                logged(folder, record.name, lease.controller_id),
+                metrics_served(ledger, record, config, metrics_port),
+            ):
+                logger.info("process %d on %s runs it", os.getpid(), socket.gethostname())
+                ending = _run(ledger, record, config, lease, folder.parent, ray_address, console)
+                logger.info(ending.message)
+                return ending
     finally:
         # A ledger that cannot be reached is why we leave; the lease then runs out by itself.
         with contextlib.suppress(*LEDGER_ERRORS):
@@ -126,7 +137,9 @@ def _run(
         from hpo.pbt import make_explore
 
         explore = make_explore(config.schedule, config.space, config.sampler.seed)
-    controller = Controller(ledger, record, config, lease, runs, (board, tracker), explore)
+    controller = Controller(
+        ledger, record, config, lease, runs, (board, LogObserver(), tracker), explore
+    )
     _recall(board, controller.study)
     guard = _Guard(ledger, record, controller, board)
     with ExitStack() as stack:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from hpo.commands.common import (
+    MetricsPort,
     Name,
     RayAddress,
     Runs,
@@ -47,8 +48,10 @@ def start(
     trials: Trials = None,
     runs: Runs = Path("runs"),
     ray_address: RayAddress = None,
+    metrics_port: MetricsPort = None,
 ) -> None:
     """Start a new study and run it until its budget is spent."""
+    from hpo.metrics import check_port
     from hpo.service import check_place
     from hpo.study import find_study_file, load_study
     from hpo.teachers import with_teachers
@@ -59,10 +62,12 @@ def start(
     # The quickstart may be started again and again.
     config = _named(config, url, may_rename=study is None and name is None)
     config, teachers = with_teachers(config, str(path))
+    check_port(metrics_port)
     check_place(config, runs, ray_address)
     points = _warm_points(config, url, str(path))
     ledger = open_ledger(url, create=True)
-    _run(ledger, _create(ledger, config, teachers, points), runs, ray_address)
+    record = _create(ledger, config, teachers, points)
+    _run(ledger, record, runs, ray_address, None, metrics_port)
 
 
 def resume(
@@ -71,17 +76,20 @@ def resume(
     trials: Trials = None,
     runs: Runs = Path("runs"),
     ray_address: RayAddress = None,
+    metrics_port: MetricsPort = None,
 ) -> None:
     """Go on with a study that was stopped or killed, from its ledger alone."""
+    from hpo.metrics import check_port
     from hpo.service import check_place
     from hpo.views import config_of
 
     ledger = open_ledger(storage_url(storage))
     record = ledger.study(name)
+    check_port(metrics_port)
     check_place(config_of(record), runs, ray_address)
     if trials is not None and trials < record.reserved_trials:
         fail(f"--trials {trials}: study {name} has {record.reserved_trials} trials already")
-    _run(ledger, record, runs, ray_address, trials)
+    _run(ledger, record, runs, ray_address, trials, metrics_port)
 
 
 def stop(name: Name, storage: Storage = None) -> None:
@@ -186,13 +194,20 @@ def _run(
     record: StudyRecord,
     runs: Path,
     ray_address: str | None,
-    trials: int | None = None,
+    trials: int | None,
+    metrics_port: int | None,
 ) -> NoReturn:
     from hpo import tables, views
     from hpo.service import run_study
 
     ending = run_study(
-        ledger, record, views.config_of(record), runs=runs, ray_address=ray_address, trials=trials
+        ledger,
+        record,
+        views.config_of(record),
+        runs=runs,
+        ray_address=ray_address,
+        trials=trials,
+        metrics_port=metrics_port,
     )
     if ending.status == 0:
         tables.best(record.name, views.best_trials(ledger, record.name))
