@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from storage.database import (
     _version,
     clock,
 )
+from storage.errors import LedgerError
 
 ROUND_TRIPS = 5
 
@@ -42,7 +44,10 @@ def probe(url: str) -> Probe | None:
     """
     parsed = _parse(url)
     _check_sqlite_file(parsed, create=True)
-    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
+    file = Path(parsed.database or "")
+    if parsed.get_backend_name() == "sqlite" and not file.exists():
+        if not os.access(file.parent, os.W_OK | os.X_OK):
+            raise LedgerError(f"{file}: the folder {file.parent} cannot be written to")
         return None
     with _plain_errors(parsed):
         engine = sa.create_engine(parsed, **_engine_options(parsed))

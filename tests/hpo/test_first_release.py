@@ -21,6 +21,7 @@ from hpo.controller import Controller
 from hpo.messages import Message
 from storage import Ledger, Reason
 from tests.conftest import empty_database
+from trainer.settings import ConfigError
 
 DUMP = Path(__file__).with_name("first_release.sql")
 
@@ -79,3 +80,12 @@ def test_it_goes_on_with_the_trial_that_ran_where_it_is_or_copied(
     assert [attempt.reason for attempt in last] == [Reason.CONTROLLER_LOST, None]
     assert trials[7].value == 190.0
     assert [*trials[7].intermediate_values] == [20, 40, 60, 160]
+
+
+def test_a_copy_that_no_study_could_be_called_is_refused_and_nothing_made(
+    first_release: str, tmp_path: Path
+) -> None:
+    for name in ("../x", "x" * 300):
+        with pytest.raises(ConfigError, match="study: String should match pattern"):
+            copy("first", to=f"sqlite:///{tmp_path}/to.db", new_name=name, storage=first_release)
+    assert not (tmp_path / "to.db").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 import time
 from dataclasses import replace
 from datetime import datetime
@@ -103,14 +104,32 @@ def copied(source: Ledger, to: str) -> dict[str, int]:
     return copy_study(source, study, to, name=study.name, document=study.document)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("made") / "full.db"
+    full_study(Ledger.open(f"sqlite:///{file}", create=True))
+    return file
+
+
+@pytest.fixture
+def ledger(made: Path, tmp_path: Path) -> Ledger:
+    """One that holds the full study, in `from.db`."""
+    with sqlite3.connect(made) as source, sqlite3.connect(tmp_path / "from.db") as target:
+        source.backup(target)
+    return Ledger.open(f"sqlite:///{tmp_path}/from.db")
+
+
 @pytest.mark.parametrize("to", BACKENDS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_copy_says_all_that_the_study_says(
     request: pytest.FixtureRequest, backend: str, to: str, tmp_path: Path
 ) -> None:
-    source = Ledger.open(empty_database(request, backend, tmp_path / "from.db"), create=True)
+    if backend == "sqlite":
+        source: Ledger = request.getfixturevalue("ledger")
+    else:
+        source = Ledger.open(empty_database(request, backend, tmp_path), create=True)
+        full_study(source)
     url = empty_database(request, to, tmp_path / "to.db")
-    full_study(source)
     before = said(source, "full")
     new_study(Ledger.open(url, create=True), "another")
     counts = copied(source, url)
@@ -133,7 +152,7 @@ def test_a_copy_says_all_that_the_study_says(
 def test_a_copied_study_goes_on_and_may_be_copied_back_under_another_name(
     ledger: Ledger, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    first = full_study(ledger)
+    first = ledger.study("full")
     to = empty_database(request, "postgresql", tmp_path)
     copied(ledger, to)
     target = Ledger.open(to)
@@ -156,15 +175,10 @@ def test_a_copied_study_goes_on_and_may_be_copied_back_under_another_name(
     assert states["back"] == ["COMPLETE", "RUNNING", "RUNNING"]
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger.open(f"sqlite:///{tmp_path}/from.db", create=True)
-
-
 def test_a_taken_name_and_a_study_that_is_being_run_are_refused(
     ledger: Ledger, tmp_path: Path
 ) -> None:
-    study = full_study(ledger)
+    study = ledger.study("full")
     with pytest.raises(StudyExists, match="a study full; --as"):
         copied(ledger, f"sqlite:///{tmp_path}/from.db")
     ledger.acquire(study, seconds=30)
@@ -174,7 +188,6 @@ def test_a_taken_name_and_a_study_that_is_being_run_are_refused(
 
 
 def test_a_copy_that_fails_in_the_middle_leaves_nothing(ledger: Ledger, tmp_path: Path) -> None:
-    full_study(ledger)
     to = f"sqlite:///{tmp_path}/to.db"
 
     def fail(_: Any, __: Any, statement: str, *rest: Any) -> None:
@@ -192,7 +205,6 @@ def test_a_copy_that_fails_in_the_middle_leaves_nothing(ledger: Ledger, tmp_path
 
 
 def test_what_is_not_read_back_as_it_was_written_is_no_copy(ledger: Ledger, tmp_path: Path) -> None:
-    full_study(ledger)
     to = f"sqlite:///{tmp_path}/to.db"
     with Ledger.open(to, create=True)._sessions() as session:
         change = "UPDATE trial_params SET param_value = param_value + 1e-9"
@@ -206,7 +218,6 @@ def test_what_is_not_read_back_as_it_was_written_is_no_copy(ledger: Ledger, tmp_
 
 
 def test_a_table_that_a_later_version_adds_is_copied(ledger: Ledger, tmp_path: Path) -> None:
-    full_study(ledger)
     to = f"sqlite:///{tmp_path}/to.db"
     for each in (ledger, Ledger.open(to, create=True)):
         with each._sessions() as session:
