@@ -25,6 +25,8 @@ from rich.console import Console
 from hpo.constraints import is_feasible
 from hpo.controller import LEDGER_ERRORS, Controller
 from hpo.live import Board
+from hpo.logs import LogObserver, logged
+from hpo.metrics import metrics_served
 from hpo.study import StudyConfig, check_machine, local_cpus
 from hpo.tracking import check_tracking, make_tracker
 from storage import Lease, LeaseHeld, LeaseLost, Ledger, StudyRecord
@@ -55,14 +57,15 @@ def check_place(config: StudyConfig, runs: Path, ray_address: str | None) -> Non
     if ray_address is None:
         check_machine(config, local_cpus(), _local_gpus(config), "this machine")
     else:
-        _check_cluster(config, ray_address)
+        check_machine(config, *cluster_resources(ray_address), "the Ray cluster")
     folder = runs.absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"--runs {runs}: {there} is not a folder that can be written to")
 
 
-def _check_cluster(config: StudyConfig, ray_address: str) -> None:
+def cluster_resources(ray_address: str) -> tuple[float, float]:
+    """CPUs and GPUs of the Ray cluster at `ray_address`. Raises ConfigError if it is not ours."""
     from hpo import dispatch
 
     host, _, port = ray_address.rpartition(":")
@@ -70,14 +73,13 @@ def _check_cluster(config: StudyConfig, ray_address: str) -> None:
         # Ray itself would try for minutes where nobody answers.
         socket.create_connection((host, int(port)), timeout=10).close()
         with Quiet(), dispatch.ray_session(ray_address, "hpo-check"):
-            cpus, gpus = dispatch.cluster_size()
+            return dispatch.cluster_size()
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"--ray-address {ray_address}: no Ray cluster of ours answers there, or "
             f"$RAY_AUTH_TOKEN is not its token: {reason}"
         ) from None
-    check_machine(config, cpus, gpus, "the Ray cluster")
 
 
 def run_study(
@@ -89,17 +91,19 @@ def run_study(
     ray_address: str | None = None,
     trials: int | None = None,
     join: bool = False,
+    metrics_port: int | None = None,
 ) -> Ending:
     """Run the study until it is done, stopped or given up; `trials` is its new budget, if given.
 
     Beside its other controllers, if it is to `join` them; else raises LeaseHeld while there is one.
-    `check_place` was asked before.
+    Its metrics are served on `metrics_port`, if given. `check_place` and `check_port` were asked
+    before.
     """
     # A population is compared by one controller.
     join = join and config.schedule is None
     lease = _acquire(ledger, record, trials, join=join)
     while True:
-        ending = _run_under(ledger, record, config, lease, runs, ray_address)
+        ending = _run_under(ledger, record, config, lease, runs, ray_address, metrics_port)
         if ending is not None:
             return ending
         # Paused past its lease (a laptop's lid, a SIGSTOP), it found its trials taken.
@@ -117,6 +121,7 @@ def _run_under(
     lease: Lease,
     runs: Path,
     ray_address: str | None,
+    metrics_port: int | None,
 ) -> Ending | None:
     """Run the study under one lease; None if that was lost."""
     record = ledger.study(record.name)
@@ -126,7 +131,14 @@ def _run_under(
             quiet.keep_in(folder / "log.txt")
             logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
             console = Console(file=quiet.output)
-            return _run(ledger, record, config, lease, folder.parent, ray_address, console)
+            with (
+                logged(folder, record.name, lease.controller_id),
+                metrics_served(ledger, record, config, metrics_port),
+            ):
+                logger.info("process %d on %s runs it", os.getpid(), socket.gethostname())
+                ending = _run(ledger, record, config, lease, folder.parent, ray_address, console)
+                logger.info(ending.message if ending else "its lease was lost")
+                return ending
     finally:
         # A ledger that cannot be reached is why we leave; the lease then runs out by itself.
         with contextlib.suppress(*LEDGER_ERRORS):
@@ -153,7 +165,9 @@ def _run(
         from hpo.pbt import make_explore
 
         explore = make_explore(config.schedule, config.space, config.sampler.seed)
-    controller = Controller(ledger, record, config, lease, runs, (board, tracker), explore)
+    controller = Controller(
+        ledger, record, config, lease, runs, (board, LogObserver(), tracker), explore
+    )
     _recall(board, controller.study)
     guard = _Guard(ledger, record, lease, controller, board)
     with ExitStack() as stack:

@@ -43,6 +43,16 @@ RayAddress = Annotated[
         "--ray-address", metavar="HOST:PORT", help="Join this Ray cluster instead of a local one."
     ),
 ]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        "--metrics-port",
+        min=1,
+        max=65535,
+        metavar="PORT",
+        help="Serve Prometheus metrics there, on this machine only.",
+    ),
+]
 
 
 def storage_url(storage: str | None, in_file: str | None = None) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from hpo.commands.common import (
+    MetricsPort,
     Name,
     RayAddress,
     Runs,
@@ -47,8 +48,10 @@ def start(
     trials: Trials = None,
     runs: Runs = Path("runs"),
     ray_address: RayAddress = None,
+    metrics_port: MetricsPort = None,
 ) -> None:
     """Start a new study and run it until its budget is spent."""
+    from hpo.metrics import check_port
     from hpo.service import check_place
     from hpo.study import find_study_file, load_study
     from hpo.teachers import with_teachers
@@ -59,10 +62,12 @@ def start(
     # The quickstart may be started again and again.
     config = _named(config, url, may_rename=study is None and name is None)
     config, teachers = with_teachers(config, str(path))
+    check_port(metrics_port)
     check_place(config, runs, ray_address)
     points = _warm_points(config, url, str(path))
     ledger = open_ledger(url, create=True)
-    _run(ledger, _create(ledger, config, teachers, points), runs, ray_address)
+    record = _create(ledger, config, teachers, points)
+    _run(ledger, record, runs, ray_address, None, metrics_port)
 
 
 def resume(
@@ -71,6 +76,7 @@ def resume(
     trials: Trials = None,
     runs: Runs = Path("runs"),
     ray_address: RayAddress = None,
+    metrics_port: MetricsPort = None,
     same_machine: Annotated[
         bool,
         typer.Option(
@@ -80,11 +86,13 @@ def resume(
     ] = False,
 ) -> None:
     """Go on with a study, from its ledger alone; with PostgreSQL, beside whoever runs it now."""
+    from hpo.metrics import check_port
     from hpo.service import check_place
     from hpo.views import config_of
 
     ledger = open_ledger(storage_url(storage))
     record = ledger.study(name)
+    check_port(metrics_port)
     check_place(config_of(record), runs, ray_address)
     if trials is not None and trials < record.reserved_trials:
         fail(f"--trials {trials}: study {name} has {record.reserved_trials} trials already")
@@ -92,7 +100,7 @@ def resume(
     if join:
         for other in _controllers(ledger, record):
             say(f"study {name} is being run by {other}, too: joining it")
-    _run(ledger, record, runs, ray_address, trials, join=join)
+    _run(ledger, record, runs, ray_address, trials, metrics_port, join=join)
 
 
 def stop(name: Name, storage: Storage = None) -> None:
@@ -200,7 +208,8 @@ def _run(
     record: StudyRecord,
     runs: Path,
     ray_address: str | None,
-    trials: int | None = None,
+    trials: int | None,
+    metrics_port: int | None,
     *,
     join: bool = False,
 ) -> NoReturn:
@@ -215,6 +224,7 @@ def _run(
         ray_address=ray_address,
         trials=trials,
         join=join,
+        metrics_port=metrics_port,
     )
     if ending.status == 0:
         tables.best(record.name, views.best_trials(ledger, record.name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sqlite3
@@ -12,6 +13,7 @@ from optuna.trial import TrialState
 
 from storage import LeaseHeld, Ledger
 from tests.end_to_end.conftest import Desk
+from tests.hpo.test_metrics import free_port, scrape
 from tests.wandb_files import offline_runs
 
 
@@ -33,9 +35,11 @@ def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(desk: Desk) -> No
     assert [a["reason"] for a in shown["attempts"]] == ["stopped"]
     assert desk.json("status", "tiny")["controller"] is None
 
-    second = desk.start("resume", "tiny")
+    port = free_port()
+    second = desk.start("resume", "tiny", "--metrics-port", str(port))
     desk.wait_for(lambda: max(desk.steps(0)) >= 200)
     assert desk.json("status", "tiny")["controller"].startswith(f"process {second.pid} on")
+    assert scrape(port)["hpo_trials", "RUNNING"] == 1
     refused = desk.hpo("resume", "tiny", status=2)
     assert f"is being run by process {second.pid}" in refused
     assert "is stopped" in desk.hpo("stop", "tiny")
@@ -55,6 +59,10 @@ def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(desk: Desk) -> No
     assert wandb_steps(desk) == {"tiny-0000": list(range(100, 801, 100)),
                                  "tiny-0001": list(range(100, 801, 100))}  # fmt: skip
     reading_commands_agree(desk)
+    log = [json.loads(line) for line in (desk.folder / "runs/tiny/log.jsonl").open()]
+    assert {line["study"] for line in log} == {"tiny"}
+    begun = [(line["trial"], line["attempt"]) for line in log if "begins" in line["message"]]
+    assert begun == [(0, 1), (0, 2), (0, 3), (1, 1)]
 
     out = desk.hpo("resume", "tiny")
     assert "study tiny is done" in out
