@@ -1,0 +1,124 @@
+"""Where the product commits to its ledger, read from its code, and dying there.
+
+A place is a `with` statement at whose end a transaction commits. Commits themselves are seen where
+SQLAlchemy makes them, on the database's connection: so one that no such statement makes is seen too.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from sqlalchemy.engine.default import DefaultDialect
+
+import hpo
+
+ROOT = Path(hpo.__file__).parents[1]
+PACKAGES = ("hpo", "storage")
+BEGINNINGS = frozenset({"joined", "begin"})  # a `with` of them commits: several of Optuna's, one
+JOINED = "storage/session.py"  # where commits pass through that others make
+
+Moment = Literal["before", "after"]
+
+
+@dataclass(frozen=True)
+class Write:
+    """A `with` statement that may commit."""
+
+    file: str
+    function: str
+    lines: range  # of its head
+    begins: str  # the function that it calls
+    lends: bool  # it yields in between: whoever uses its function in a `with` is who commits
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.function}"
+
+
+@dataclass(frozen=True)
+class FailPoint:
+    """A moment at which a process dies: around the n-th commit (from 1) of a place."""
+
+    place: str
+    moment: Moment
+    occurrence: int
+
+    def __str__(self) -> str:
+        return f"{self.moment} commit {self.occurrence} of {self.place}"
+
+
+@functools.cache
+def writes() -> tuple[list[Write], list[Write]]:
+    """Every statement of the product that commits: for itself, and for those who use it."""
+    files = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+    found = [write for file in files for write in _withs(file)]
+    lenders: list[Write] = []
+    beginnings, known = set(BEGINNINGS), 0
+    while len(beginnings) > known:
+        known = len(beginnings)
+        lenders = [w for w in found if w.lends and w.begins in beginnings]
+        beginnings |= {w.function.split(".")[-1] for w in lenders}
+    return [w for w in found if w.begins in beginnings and not w.lends], lenders
+
+
+def _withs(file: Path) -> Iterator[Write]:
+    """Every `with` of a file whose head is a call."""
+
+    def visit(node: ast.AST, scope: tuple[str, ...]) -> Iterator[Write]:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            scope = (*scope, node.name)
+        for call in (item.context_expr for item in getattr(node, "items", ())):
+            if isinstance(node, ast.With) and isinstance(call, ast.Call):
+                lines = range(node.lineno, node.body[0].lineno)
+                begins = ast.unparse(call.func).split(".")[-1]
+                lends = any(isinstance(inner, ast.Yield) for inner in ast.walk(node))
+                yield Write(str(file.relative_to(ROOT)), ".".join(scope), lines, begins, lends)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, scope)
+
+    return visit(ast.parse(file.read_text()), ())
+
+
+def watch(doom: FailPoint | None = None) -> Counter[str]:
+    """Count this process's commits by their places from now on, and die at `doom`."""
+    written, lent = ({(w.file, n): str(w) for w in ws for n in w.lines} for ws in writes())
+    seen: Counter[str] = Counter()
+    commit = DefaultDialect.do_commit
+
+    def counted(dialect: DefaultDialect, connection: Any) -> None:
+        # SQLite says whether there is anything to commit: Optuna commits what it only read, too.
+        if not getattr(connection, "in_transaction", True):
+            return commit(dialect, connection)
+        place = _place(written, lent)
+        seen[place] += 1
+        due = doom is not None and (place, seen[place]) == (doom.place, doom.occurrence)
+        if due and doom.moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        commit(dialect, connection)
+        if due:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    DefaultDialect.do_commit = counted
+    return seen
+
+
+def _place(written: dict[tuple[str, int], str], lent: dict[tuple[str, int], str]) -> str:
+    """The innermost statement of the product that the caller's commit belongs to."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        file = Path(frame.f_code.co_filename)
+        if file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in PACKAGES:
+            at = str(file.relative_to(ROOT)), frame.f_lineno
+            if at[0] != JOINED and at not in lent:
+                return written.get(at, f"{at[0]}:{frame.f_code.co_qualname}, on its own")
+        frame = frame.f_back
+    return "outside the product"

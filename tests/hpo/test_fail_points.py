@@ -1,0 +1,149 @@
+"""Killed before and after every commit of the product, and resumed: the ledger ends the same.
+
+The commits are those that the product's code holds (fail_points.py), and what is killed are studies
+that together make each of them (plays.py).
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from storage import Ledger
+from tests.hpo.fail_points import FailPoint, Moment, watch, writes
+from tests.hpo.plays import PLAYS, play_to_the_end
+
+DATABASE = "storage/database.py"  # what opens a ledger: its commits are of a new one
+OPTUNA_S_TABLES = f"{DATABASE}:open_storage, on its own"  # Optuna makes them, in its own commits
+PLACES = [*(str(write) for write in writes()[0]), OPTUNA_S_TABLES]
+NEW, MADE = "short", [name for name in PLAYS if name != "short"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A play in a process of its own, which may die on the way."""
+
+    play: str
+    url: str
+    folder: Path
+    doom: FailPoint | None = None
+
+    def perform(self) -> None:
+        """Play, and leave in the folder how it ended, or what went wrong."""
+        seen = watch(self.doom)
+        try:
+            told = play_to_the_end(self.play, self.url, self.folder)
+            ending: Any = {"told": told, "seen": seen}
+        except BaseException:
+            ending = traceback.format_exc()
+        (self.folder / "ending.json").write_text(json.dumps(ending, default=str))
+
+    @property
+    def ending(self) -> Any:
+        """What it left."""
+        return json.loads((self.folder / "ending.json").read_text())
+
+
+class Processes:
+    """Plays each case in a fork of one process, in which all that a play needs is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self._empty = folder / "empty"
+        self._empty.mkdir()
+        Ledger.open(f"sqlite:///{self._empty}/hpo.db", create=True)
+        undisturbed = [self.case(name, folder / name) for name in PLAYS]
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, theirs = spawn.Pipe()
+        self._parent = spawn.Process(target=_serve, args=(theirs, undisturbed))
+        self._parent.start()
+        self._pipe.recv()
+        self.endings = {case.play: case.ending for case in undisturbed}
+
+    def case(self, play: str, folder: Path, doom: FailPoint | None = None) -> Case:
+        """The play in a new folder, with an empty ledger, or none at all for the one that is."""
+        if play == NEW:
+            folder.mkdir()
+        else:
+            shutil.copytree(self._empty, folder)
+        return Case(play, f"sqlite:///{folder}/hpo.db", folder, doom)
+
+    def perform(self, case: Case) -> int:
+        """The exit status, or minus the signal that killed it."""
+        self._pipe.send(case)
+        status: int = self._pipe.recv()
+        return status
+
+    def commits(self, place: str) -> list[tuple[str, int]]:
+        """The first commit of a place, and one in the middle, in each play that makes any."""
+        found = []
+        for play in [NEW] if place.startswith(DATABASE) else MADE:
+            count = self.endings[play]["seen"].get(place, 0)
+            found += [(play, nth) for nth in sorted({min(1, count), (count + 1) // 2}) if nth]
+        return found
+
+    def close(self) -> None:
+        """End the parent of all."""
+        self._pipe.close()
+        self._parent.join()
+
+
+def _serve(pipe: Connection, undisturbed: list[Case]) -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    for case in undisturbed:
+        case.perform()
+    pipe.send(None)
+    while True:
+        try:
+            case = pipe.recv()
+        except EOFError:
+            return
+        child = os.fork()
+        if not child:
+            case.perform()
+            os._exit(0)
+        pipe.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    made = Processes(tmp_path_factory.mktemp("plays"))
+    yield made
+    made.close()
+
+
+def check_killed_and_resumed(processes: Processes, case: Case) -> None:
+    """Have `case` die where it is to, go on with it, and compare how that ends."""
+    told = f"{case.play} play, killed {case.doom}"
+    assert processes.perform(case) == -signal.SIGKILL, told
+    resumed = replace(case, doom=None)
+    assert processes.perform(resumed) == 0, told
+    assert isinstance(resumed.ending, dict), f"{told}: {resumed.ending}"
+    assert resumed.ending["told"] == processes.endings[case.play]["told"], told
+
+
+def test_every_write_is_one_of_the_list_and_some_play_makes_it(processes: Processes) -> None:
+    made = {place for ending in processes.endings.values() for place in ending["seen"]}
+    assert made == set(PLACES)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("place", PLACES)
+def test_killed_around_a_commit_and_resumed_a_study_ends_as_if_it_had_not_been(
+    processes: Processes, tmp_path: Path, place: str, moment: Moment
+) -> None:
+    for play, nth in processes.commits(place):
+        doom = FailPoint(place, moment, nth)
+        case = processes.case(play, tmp_path / f"{play}-{nth}", doom)
+        check_killed_and_resumed(processes, case)
