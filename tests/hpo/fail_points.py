@@ -1,4 +1,4 @@
-"""Where the product commits to its ledger, read from its code, and dying there.
+"""Where the product commits to its ledger, read from its code, and what can befall it there.
 
 A place is a `with` statement at whose end a transaction commits. Commits themselves are seen where
 SQLAlchemy makes them, on the database's connection: so one that no such statement makes is seen too.
@@ -10,7 +10,9 @@ import ast
 import functools
 import os
 import signal
+import sqlite3
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,14 +48,21 @@ class Write:
 
 @dataclass(frozen=True)
 class FailPoint:
-    """A moment at which a process dies: around the n-th commit (from 1) of a place."""
+    """A moment around the n-th commit (from 1) of a place, and what befalls the process then."""
 
     place: str
     moment: Moment
-    occurrence: int
+    nth: int
+    kills: bool = True  # else the commit raises: it was refused, or its answer was lost
 
     def __str__(self) -> str:
-        return f"{self.moment} commit {self.occurrence} of {self.place}"
+        return f"{self.moment} commit {self.nth} of {self.place}"
+
+    def strike(self) -> None:
+        """Let it happen."""
+        if self.kills:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise sqlite3.OperationalError(f"lost {self}")
 
 
 @functools.cache
@@ -89,7 +98,7 @@ def _withs(file: Path) -> Iterator[Write]:
 
 
 def watch(doom: FailPoint | None = None) -> Counter[str]:
-    """Count this process's commits by their places from now on, and die at `doom`."""
+    """Count this process's commits by their places from now on; at `doom` it strikes."""
     written, lent = ({(w.file, n): str(w) for w in ws for n in w.lines} for ws in writes())
     seen: Counter[str] = Counter()
     commit = DefaultDialect.do_commit
@@ -99,13 +108,15 @@ def watch(doom: FailPoint | None = None) -> Counter[str]:
         if not getattr(connection, "in_transaction", True):
             return commit(dialect, connection)
         place = _place(written, lent)
-        seen[place] += 1
-        due = doom is not None and (place, seen[place]) == (doom.place, doom.occurrence)
+        # What other threads write comes by the clock: only the first is sure to come again.
+        if not seen[place] or threading.current_thread() is threading.main_thread():
+            seen[place] += 1
+        due = doom is not None and (place, seen[place]) == (doom.place, doom.nth)
         if due and doom.moment == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+            doom.strike()
         commit(dialect, connection)
         if due:
-            os.kill(os.getpid(), signal.SIGKILL)
+            doom.strike()
 
     DefaultDialect.do_commit = counted
     return seen

@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 
+from hpo import controller, judge, outage
 from hpo.controller import Controller
 from hpo.judge import Assignment
 from hpo.messages import Message
@@ -36,6 +38,7 @@ from storage import (
 from trainer.config import TrainConfig
 
 LEASE_SECONDS = 0.03  # how long a play waits for the one that was killed
+BEAT_SECONDS = 0.05  # between two beats of a heart: the first finds that lease run out
 STEPS = 200
 NAME = "played"
 
@@ -53,7 +56,8 @@ class Play:
     points: tuple[Point, ...] = ()  # to be tried first
     by_hand: tuple[Point, ...] = ()  # added after the first trial
     teachers: tuple[str, ...] = ()  # keys; one that is called `ready` is found trained
-    beats: bool = False  # whether a lease is renewed between two writes
+    joins: bool = False  # whether a controller's successor has its heart take the trials over
+    loses_database: bool = False  # whether the database is away for the first trial
 
     def config(self) -> StudyConfig:
         """The study file."""
@@ -129,7 +133,7 @@ PLAYS = {
         interrupted,
         points=(Point({"optim.lr": 1e-3}, {"study": "earlier", "trial": 7}),),
         by_hand=(Point({"optim.lr": 2e-3}, {"by": "hand"}),),
-        beats=True,
+        joins=True,
     ),
     "halving": Play(
         {
@@ -144,6 +148,7 @@ PLAYS = {
     ),
     "repeats": Play({"budget": {"trials": 3}, "repeats": 2}, by_parameters),
     "teachers": Play({"budget": {"trials": 1}}, by_parameters, teachers=("ready", "taught")),
+    "away": Play({"budget": {"trials": 2}}, by_parameters, loses_database=True),
     "short": Play({"budget": {"trials": 1}}, by_parameters),
 }
 
@@ -168,17 +173,15 @@ class _Stage:
         controller = Controller(
             self.ledger, self.record, self.config, lease, self.folder, explore=explore
         )
-        if self.play.beats and lease.controller_id == 1:
-            self._beat(lease)
         while not controller.exhausted:
-            attempt = controller.next()
-            if attempt is None:
-                time.sleep(0.001)
-            elif isinstance(attempt, TeacherAttempt):
-                self._teach(controller, attempt)
-            elif not self._train(controller, attempt):
-                return True
             self._enqueue()
+            controller.mend()
+            attempt = controller.next()
+            if isinstance(attempt, TeacherAttempt):
+                self._teach(controller, attempt)
+            elif isinstance(attempt, Assignment):
+                if not self._train(controller, attempt):
+                    return True
         if controller.broken:
             raise controller.broken
         self.ledger.release(lease)
@@ -187,35 +190,61 @@ class _Stage:
     def _acquire(self) -> Lease:
         while True:
             try:
-                return self.ledger.acquire(self.record, seconds=LEASE_SECONDS)
+                lease = self.ledger.acquire(
+                    self.record, seconds=LEASE_SECONDS, join=self.play.joins
+                )
             except LeaseHeld as held:
                 time.sleep(held.expires_in)
+            else:
+                if self.play.joins:
+                    self._succeed(lease)
+                return lease
 
-    def _beat(self, lease: Lease) -> None:
+    def _succeed(self, lease: Lease) -> None:
+        """If a controller has died: wait for a heart that beats, until all such are reaped."""
+
+        def states() -> list[str]:
+            others = (c for c in self.ledger.controllers(self.record) if c.controller_id != lease.controller_id)
+            return [other.state for other in others]
+
         def seen() -> float:
-            return self.ledger.controllers(self.record)[0].seen_at
+            return self.ledger.controllers(self.record)[-1].seen_at
 
         before, errors = seen(), list[Exception]()
-        with self.ledger.heartbeat(lease, errors.append):
-            while seen() == before and not errors:
+        if not {"active", "lost"} & {*states()}:
+            return
+        with self.ledger.heartbeat(replace(lease, seconds=3 * BEAT_SECONDS), errors.append):
+            while (seen() == before or "active" in states()) and not errors:
                 time.sleep(0.001)
+
+    @contextmanager
+    def _database_away(self, attempt: Assignment) -> Iterator[None]:
+        """Have the file's folder elsewhere meanwhile."""
+        engine: Any = self.ledger.storage._backend.engine  # type: ignore[attr-defined]
+        if not self.play.loses_database or attempt.number > 0:
+            yield
+            return
+        engine.dispose()
+        here = Path(engine.url.database).parent
+        away = here.rename(here.with_suffix(".away"))
+        yield
+        away.rename(here)
 
     def _train(self, controller: Controller, attempt: Assignment) -> bool:
         """Play one attempt; whether its controller is still alive."""
-        step, goes_on = attempt.reported_step, True
-        if attempt.repeat:
-            step = 0
         attempts = self.ledger.trial_attempts(attempt.attempt.trial_id)
         had = Counter(earlier.reason for earlier in attempts[:-1])
-        while goes_on:
-            step += 100
-            message = self.play.says(attempt, step, had)
-            if message is None:
-                return False
-            if message.kind == "stopped":
-                self.ledger.request_stop(self.record)
-                controller.stopping = True
-            goes_on = controller.handle(attempt.number, attempt.attempt.number, message)
+        with self._database_away(attempt):
+            step, goes_on = 0 if attempt.repeat else attempt.reported_step, True
+            while goes_on:
+                step += 100
+                message = self.play.says(attempt, step, had)
+                if message is None:
+                    return False
+                if message.kind == "stopped":
+                    self.ledger.request_stop(self.record)
+                    controller.stopping = True
+                goes_on = controller.handle(attempt.number, attempt.attempt.number, message)
         return True
 
     def _teach(self, controller: Controller, lesson: TeacherAttempt) -> None:
@@ -234,6 +263,8 @@ class _Stage:
 
 def play_to_the_end(name: str, url: str, folder: Path) -> Told:
     """Begin the play, or go on with it, with as many controllers as it takes; how it ended."""
+    # Whoever waits in a play waits for nothing.
+    judge.FIRST_BACKOFF_SECONDS = outage.FIRST_SECONDS = controller.LOOK_SECONDS = 0.0
     play = PLAYS[name]
     ledger = Ledger.open(url, create=True)
     stage = _Stage(play, ledger, _study(ledger, play, folder), folder)
@@ -287,10 +318,10 @@ def told(ledger: Ledger) -> Told:
     record = ledger.study(NAME)
     return {
         "reserved": record.reserved_trials,
-        "stop requested": record.stop_requested,
         "study": ledger.storage.get_study_user_attrs(record.study_id),
         "controllers": [c.state for c in ledger.controllers(record) if c.state == "active"],
-        "orphans": ledger.orphans(record),
+        "waiting": ledger.waiting(record),
+        "executed": ledger.open_attempts(record),
         "teachers": [(t.key, t.state, t.step, t.reason) for t in ledger.teachers(record)],
         "trials": [_of_trial(ledger, trial) for trial in trials(ledger)],
     }

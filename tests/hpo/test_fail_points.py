@@ -6,6 +6,7 @@ that together make each of them (plays.py).
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -73,11 +74,12 @@ class Processes:
 
     def case(self, play: str, folder: Path, doom: FailPoint | None = None) -> Case:
         """The play in a new folder, with an empty ledger, or none at all for the one that is."""
+        database = folder / "database"
         if play == NEW:
-            folder.mkdir()
+            database.mkdir(parents=True)
         else:
-            shutil.copytree(self._empty, folder)
-        return Case(play, f"sqlite:///{folder}/hpo.db", folder, doom)
+            shutil.copytree(self._empty, database)
+        return Case(play, f"sqlite:///{database}/hpo.db", folder, doom)
 
     def perform(self, case: Case) -> int:
         """The exit status, or minus the signal that killed it."""
@@ -103,6 +105,7 @@ def _serve(pipe: Connection, undisturbed: list[Case]) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     for case in undisturbed:
         case.perform()
+    gc.freeze()  # a fork then copies less
     pipe.send(None)
     while True:
         try:
@@ -123,14 +126,11 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     made.close()
 
 
-def check_killed_and_resumed(processes: Processes, case: Case) -> None:
-    """Have `case` die where it is to, go on with it, and compare how that ends."""
-    told = f"{case.play} play, killed {case.doom}"
-    assert processes.perform(case) == -signal.SIGKILL, told
-    resumed = replace(case, doom=None)
-    assert processes.perform(resumed) == 0, told
-    assert isinstance(resumed.ending, dict), f"{told}: {resumed.ending}"
-    assert resumed.ending["told"] == processes.endings[case.play]["told"], told
+def check_same_end(processes: Processes, case: Case, what: str) -> None:
+    """Play `case` to its end, which must be that of the same play undisturbed."""
+    assert processes.perform(case) == 0, what
+    assert isinstance(case.ending, dict), f"{what}: {case.ending}"
+    assert case.ending["told"] == processes.endings[case.play]["told"], what
 
 
 def test_every_write_is_one_of_the_list_and_some_play_makes_it(processes: Processes) -> None:
@@ -146,4 +146,16 @@ def test_killed_around_a_commit_and_resumed_a_study_ends_as_if_it_had_not_been(
     for play, nth in processes.commits(place):
         doom = FailPoint(place, moment, nth)
         case = processes.case(play, tmp_path / f"{play}-{nth}", doom)
-        check_killed_and_resumed(processes, case)
+        assert processes.perform(case) == -signal.SIGKILL, f"{play}: {doom}"
+        check_same_end(processes, replace(case, doom=None), f"{play}: killed {doom}")
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("place", [place for place in PLACES if place.startswith("hpo/")])
+def test_a_connection_lost_around_a_commit_is_waited_out_to_the_same_end(
+    processes: Processes, tmp_path: Path, place: str, moment: Moment
+) -> None:
+    for play, nth in processes.commits(place):
+        doom = FailPoint(place, moment, nth, kills=False)
+        case = processes.case(play, tmp_path / f"{play}-{nth}", doom)
+        check_same_end(processes, case, f"{play}: {doom}")
