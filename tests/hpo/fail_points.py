@@ -50,13 +50,13 @@ class Write:
 class FailPoint:
     """A moment around the n-th commit (from 1) of a place, and what befalls the process then."""
 
-    place: str
+    place: str | None  # None: any that is listed
     moment: Moment
     nth: int
     kills: bool = True  # else the commit raises: it was refused, or its answer was lost
 
     def __str__(self) -> str:
-        return f"{self.moment} commit {self.nth} of {self.place}"
+        return f"{self.moment} commit {self.nth} of {self.place or 'any'}"
 
     def strike(self) -> None:
         """Let it happen."""
@@ -111,7 +111,7 @@ def watch(doom: FailPoint | None = None) -> Counter[str]:
         # What other threads write comes by the clock: only the first is sure to come again.
         if not seen[place] or threading.current_thread() is threading.main_thread():
             seen[place] += 1
-        due = doom is not None and (place, seen[place]) == (doom.place, doom.nth)
+        due = doom is not None and _due(doom, place, seen)
         if due and doom.moment == "before":
             doom.strike()
         commit(dialect, connection)
@@ -120,6 +120,13 @@ def watch(doom: FailPoint | None = None) -> Counter[str]:
 
     DefaultDialect.do_commit = counted
     return seen
+
+
+def _due(doom: FailPoint, place: str, seen: Counter[str]) -> bool:
+    if doom.place is not None:
+        return (place, seen[place]) == (doom.place, doom.nth)
+    listed = {str(write) for write in writes()[0]}
+    return place in listed and sum(seen[one] for one in listed) == doom.nth
 
 
 def _place(written: dict[tuple[str, int], str], lent: dict[tuple[str, int], str]) -> str:

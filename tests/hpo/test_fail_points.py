@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -24,11 +25,13 @@ import pytest
 
 from storage import Ledger
 from tests.hpo.fail_points import FailPoint, Moment, watch, writes
-from tests.hpo.plays import PLAYS, play_to_the_end
+from tests.hpo.plays import PLAYS, Told, play_to_the_end
 
 DATABASE = "storage/database.py"  # what opens a ledger: its commits are of a new one
 OPTUNA_S_TABLES = f"{DATABASE}:open_storage, on its own"  # Optuna makes them, in its own commits
 PLACES = [*(str(write) for write in writes()[0]), OPTUNA_S_TABLES]
+REPORTS = "hpo/controller.py:Controller._write_trial"
+DECIDE = ("halving", "population")  # here evaluations decide; those of an outage do not
 NEW, MADE = "short", [name for name in PLAYS if name != "short"]
 
 
@@ -88,12 +91,11 @@ class Processes:
         return status
 
     def commits(self, place: str) -> list[tuple[str, int]]:
-        """The first commit of a place, and one in the middle, in each play that makes any."""
-        found = []
-        for play in [NEW] if place.startswith(DATABASE) else MADE:
-            count = self.endings[play]["seen"].get(place, 0)
-            found += [(play, nth) for nth in sorted({min(1, count), (count + 1) // 2}) if nth]
-        return found
+        """Commits of a place, by play and number: the first one, and one amid each of few plays."""
+        plays = [NEW] if place.startswith(DATABASE) else MADE
+        made = Counter({play: self.endings[play]["seen"].get(place, 0) for play in plays})
+        most = [(play, count) for play, count in made.most_common(3) if count]
+        return sorted({(most[0][0], 1), *((play, (count + 1) // 2) for play, count in most)})
 
     def close(self) -> None:
         """End the parent of all."""
@@ -158,4 +160,32 @@ def test_a_connection_lost_around_a_commit_is_waited_out_to_the_same_end(
     for play, nth in processes.commits(place):
         doom = FailPoint(place, moment, nth, kills=False)
         case = processes.case(play, tmp_path / f"{play}-{nth}", doom)
-        check_same_end(processes, case, f"{play}: {doom}")
+        if place == REPORTS and play in DECIDE:
+            assert processes.perform(case) == 0
+            check_all_is_told(case.ending["told"])
+        else:
+            check_same_end(processes, case, f"{play}: {doom}")
+
+
+def check_all_is_told(told: Told) -> None:
+    """Nothing is lost, or left: as much as holds where an evaluation could not decide."""
+    assert told["reserved"] == len(told["trials"])
+    assert not told["waiting"] + told["executed"] + told["controllers"]
+    for trial in told["trials"]:
+        assert trial["state"] in ("COMPLETE", "PRUNED")
+        assert trial["curve"] == {step: m["valid_ppl"] for step, m in trial["metrics"].items()}
+
+
+@pytest.mark.parametrize("play", ["endings", "halving", "population"])
+def test_with_every_controller_killed_at_its_fifth_write_a_study_ends_the_same(
+    processes: Processes, ledger_url: str, tmp_path: Path, play: str
+) -> None:
+    folder = tmp_path / "play"
+    folder.mkdir()
+    for life in range(99):
+        doom = FailPoint(None, ("before", "after")[life % 2], 5)
+        case = Case(play, ledger_url, folder, doom)
+        if processes.perform(case) == 0:
+            break
+    assert life > 3
+    assert case.ending["told"] == processes.endings[play]["told"]
