@@ -1,7 +1,7 @@
 """Where the product commits to its ledger, read from its code, and what can befall it there.
 
 A place is a `with` statement at whose end a transaction commits. Commits themselves are seen where
-SQLAlchemy makes them, on the database's connection: so one that no such statement makes is seen too.
+SQLAlchemy makes them, on the database's connection: one that no such statement makes is seen too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sqlalchemy.engine.default import DefaultDialect
 import hpo
 
 ROOT = Path(hpo.__file__).parents[1]
-PACKAGES = ("hpo", "storage")
+PACKAGES = ("hpo/", "storage/")
 BEGINNINGS = frozenset({"joined", "begin"})  # a `with` of them commits: several of Optuna's, one
 JOINED = "storage/session.py"  # where commits pass through that others make
 
@@ -105,11 +105,9 @@ def watch(doom: FailPoint | None = None) -> Counter[str]:
 
     def counted(dialect: DefaultDialect, connection: Any) -> None:
         # SQLite says whether there is anything to commit: Optuna commits what it only read, too.
-        if not getattr(connection, "in_transaction", True):
-            return commit(dialect, connection)
-        place = _place(written, lent)
+        place = _place(written, lent) if getattr(connection, "in_transaction", True) else ""
         # What other threads write comes by the clock: only the first is sure to come again.
-        if not seen[place] or threading.current_thread() is threading.main_thread():
+        if place and (not seen[place] or threading.current_thread() is threading.main_thread()):
             seen[place] += 1
         due = doom is not None and _due(doom, place, seen)
         if due and doom.moment == "before":
@@ -133,10 +131,9 @@ def _place(written: dict[tuple[str, int], str], lent: dict[tuple[str, int], str]
     """The innermost statement of the product that the caller's commit belongs to."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        file = Path(frame.f_code.co_filename)
-        if file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in PACKAGES:
-            at = str(file.relative_to(ROOT)), frame.f_lineno
-            if at[0] != JOINED and at not in lent:
-                return written.get(at, f"{at[0]}:{frame.f_code.co_qualname}, on its own")
+        file = frame.f_code.co_filename.removeprefix(f"{ROOT}/")
+        if file.startswith(PACKAGES) and file != JOINED and (file, frame.f_lineno) not in lent:
+            alone = f"{file}:{frame.f_code.co_qualname}, on its own"
+            return written.get((file, frame.f_lineno), alone)
         frame = frame.f_back
     return "outside the product"

@@ -122,7 +122,7 @@ def by_parameters(attempt: Assignment, step: int, had: Counter[Reason | None]) -
 PLAYS = {
     "endings": Play(
         {
-            "budget": {"trials": 8},
+            "budget": {"trials": 7},
             "pruner": {"name": "median", "startup_trials": 1},
             "failures": {"max_retries": 1},
         },
@@ -137,7 +137,7 @@ PLAYS = {
     ),
     "halving": Play(
         {
-            "budget": {"trials": 5},
+            "budget": {"trials": 4},
             "pruner": {"name": "parked_halving", "min_steps": 100, "reduction_factor": 2},
         },
         ever_worse,
@@ -179,9 +179,8 @@ class _Stage:
             attempt = controller.next()
             if isinstance(attempt, TeacherAttempt):
                 self._teach(controller, attempt)
-            elif isinstance(attempt, Assignment):
-                if not self._train(controller, attempt):
-                    return True
+            elif attempt is not None and not self._train(controller, attempt):
+                return True
         if controller.broken:
             raise controller.broken
         self.ledger.release(lease)
@@ -203,18 +202,17 @@ class _Stage:
     def _succeed(self, lease: Lease) -> None:
         """If a controller has died: wait for a heart that beats, until all such are reaped."""
 
-        def states() -> list[str]:
-            others = (c for c in self.ledger.controllers(self.record) if c.controller_id != lease.controller_id)
-            return [other.state for other in others]
+        def states() -> set[str]:
+            return {c.state for c in self.ledger.controllers(self.record)[:-1]}
 
-        def seen() -> float:
+        def seen_at() -> float:
             return self.ledger.controllers(self.record)[-1].seen_at
 
-        before, errors = seen(), list[Exception]()
-        if not {"active", "lost"} & {*states()}:
+        before, errors = seen_at(), list[Exception]()
+        if states() <= {"released"}:
             return
         with self.ledger.heartbeat(replace(lease, seconds=3 * BEAT_SECONDS), errors.append):
-            while (seen() == before or "active" in states()) and not errors:
+            while (seen_at() == before or "active" in states()) and not errors:
                 time.sleep(0.001)
 
     @contextmanager
