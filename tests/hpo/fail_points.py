@@ -15,7 +15,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -41,9 +41,10 @@ class Write:
     lines: range  # of its head
     begins: str  # the function that it calls
     lends: bool  # it yields in between: whoever uses its function in a `with` is who commits
+    nth: int = 1  # of its function's
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.function}"
+        return f"{self.file}:{self.function}" + (f" ({self.nth})" if self.nth > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,12 @@ def writes() -> tuple[list[Write], list[Write]]:
         known = len(beginnings)
         lenders = [w for w in found if w.lends and w.begins in beginnings]
         beginnings |= {w.function.split(".")[-1] for w in lenders}
-    return [w for w in found if w.begins in beginnings and not w.lends], lenders
+    own, of_function = list[Write](), Counter[str]()
+    for write in found:
+        if write.begins in beginnings and not write.lends:
+            of_function[str(write)] += 1
+            own.append(replace(write, nth=of_function[str(write)]))
+    return own, lenders
 
 
 def _withs(file: Path) -> Iterator[Write]:
