@@ -281,6 +281,8 @@ class Controller:
         assignment = self.running.get(number)
         if assignment is None or assignment.attempt.number != attempt:
             return False
+        if kept:  # Optuna's object remembers a report whose commit was refused as made
+            assignment.trial = optuna.Trial(self.study, assignment.attempt.trial_id)
         with self._ledger.transaction(self._lease) as transaction:
             verdict: Verdict | None
             if kept and not transaction.is_open(assignment.attempt):

@@ -64,7 +64,8 @@ class Teaching:
             teacher = self._waiting[0]
             folder = Path(teacher.folder)
             if is_trained(folder, teacher.steps):
-                self._found(self._waiting.popleft())
+                self._found(teacher)
+                self._waiting.popleft()
             elif in_use(folder) or (attempt := self._begin(teacher)) is None:
                 self._wait(teacher)
                 return None
