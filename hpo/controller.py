@@ -70,11 +70,14 @@ class Controller:
         record: StudyRecord,
         config: StudyConfig,
         lease: Lease,
-        runs: Path,
+        runs: Path | str,
         observers: Sequence[Observer] = (),
         explore: Explore | None = None,
     ) -> None:
-        """`explore` says who exploits whom, in a study that learns a schedule."""
+        """`runs`, a folder or a URL, is where trial folders go.
+
+        `explore` says who exploits whom, in a study that learns a schedule.
+        """
         self.config = config
         self.study = optuna.load_study(
             study_name=record.name,
@@ -185,7 +188,7 @@ class Controller:
         with self._ledger.transaction(self._lease) as transaction:
             begun = self._population.compare(transaction, may_begin)
             for loser, child in begun:
-                folder = str(self._folder(child.number))
+                folder = self._folder(child.number)
                 self._ledger.storage.set_trial_user_attr(child._trial_id, "run_dir", folder)
                 if loser in self._parked:  # and not one that had ended early
                     trial = optuna.Trial(self.study, self._parked[loser])
@@ -292,13 +295,13 @@ class Controller:
         if self._population is not None:
             self._population.enter(trial)
         folder = self._folder(trial.number)
-        trial.set_user_attr("run_dir", str(folder))
+        trial.set_user_attr("run_dir", folder)
         attempt = transaction.begin_attempt(trial._trial_id, devices=self.config.resources.ranks)
-        document = self.config.trial_document(params, str(folder))
+        document = self.config.trial_document(params, folder)
         return Assignment(trial.number, trial, attempt, document, params)
 
-    def _folder(self, number: int) -> Path:
-        return self._runs / self._record.name / f"trial-{number:04d}"
+    def _folder(self, number: int) -> str:
+        return f"{self._runs}/{self._record.name}/trial-{number:04d}"
 
     def _sort_in(self, trial_id: int) -> None:
         """Take over a RUNNING trial that no controller executes: parked, or to go on at once."""

@@ -65,14 +65,10 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
             message = self._next()
         except GangFailure as failure:
             self._gang, self._started = None, False
+            if failure.kind == "worker_lost":
+                raise  # Tune then finds the next attempt another place: a node may be gone
             message = Message(failure.kind, detail=failure.detail)
         return {"message": message, "done": message.kind != "evaluated"}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: a trial's checkpoints are in its run folder, written by its ranks."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: see `save_checkpoint`."""
 
     def cleanup(self) -> None:
         """Tune lets this actor go."""
@@ -106,7 +102,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         if self._gang is None:
             self._gang = Gang(ray.util.get_current_placement_group(), **self._assignment["gang"])
         self._first_step, history = self._gang.start(
-            self._assignment["job"], self._assignment["document"]
+            self._assignment["job"], self._assignment["attempt"], self._assignment["document"]
         )
         self._started = True
         # Evaluations that were checkpointed, but whose report a killed controller never wrote.
@@ -194,9 +190,20 @@ class ControllerScheduler(_Adapter, FIFOScheduler):  # type: ignore[misc]
         self._handle(trial, result["message"])
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """The actor that drives the gang is gone, its node with it perhaps."""
-        detail = f"the gang's own actor was lost: {trial.get_error()}"
-        self._handle(trial, Message("worker_lost", detail=detail))
+        """The gang is lost, or the actor that drives it, its node with it perhaps."""
+        self._handle(trial, Message("worker_lost", detail=trial.get_error()))
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """In the order they came. Once the study stops, none waits for a place any more."""
+        if self._controller.stopping:
+            for trial in tune_controller.get_trials():
+                if trial.status == trial.PENDING:
+                    tune_controller.stop_trial(trial)
+        return super().choose_trial_to_run(tune_controller)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """It was stopped before it had a place."""
+        self._handle(trial, Message("stopped"))
 
     def _handle(self, trial: Any, message: Message) -> bool:
         return self._controller.handle(trial.config["job"], trial.config["attempt"], message)
@@ -214,7 +221,13 @@ def run_attempts(controller: Controller, scratch: Path) -> None:
             trial_name_creator=_tune_name,
             trial_dirname_creator=_tune_name,
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=str(scratch.absolute()), verbose=0),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(scratch.absolute()),
+            # Ranks write their runs' checkpoints; Tune's own would want a disk that nodes share.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+        ),
     )
     tuner.fit()
 

@@ -27,7 +27,8 @@ from hpo.live import Board
 from hpo.study import StudyConfig, check_machine, local_cpus
 from hpo.tracking import check_tracking, make_tracker
 from storage import Lease, LeaseHeld, Ledger, StudyRecord
-from trainer.settings import ConfigError
+from trainer.settings import ConfigError, is_url
+from trainer.store import StoreError, check_writable
 from trainer.terminal import Quiet
 
 logger = logging.getLogger("hpo.service")
@@ -44,8 +45,8 @@ class Ending:
     message: str  # one line for the person
 
 
-def check_place(config: StudyConfig, runs: Path, ray_address: str | None) -> None:
-    """Raise ConfigError unless a trial fits, `runs` can be a folder, and wandb, if asked, is there.
+def check_place(config: StudyConfig, runs: str, ray_address: str | None) -> None:
+    """Raise ConfigError unless a trial fits, `runs` can be written, and wandb, if asked, is there.
 
     Asked before anything is written to the ledger.
     """
@@ -54,7 +55,17 @@ def check_place(config: StudyConfig, runs: Path, ray_address: str | None) -> Non
         check_machine(config, local_cpus(), _local_gpus(config), "this machine")
     else:
         _check_cluster(config, ray_address)
-    folder = runs.absolute()
+    _check_runs(runs)
+
+
+def _check_runs(runs: str) -> None:
+    if is_url(runs):
+        try:
+            check_writable(runs)
+        except (ConfigError, StoreError) as error:
+            raise ConfigError(f"--runs {error}") from None
+        return
+    folder = Path(runs).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"--runs {runs}: {there} is not a folder that can be written to")
@@ -83,7 +94,7 @@ def run_study(
     record: StudyRecord,
     config: StudyConfig,
     *,
-    runs: Path,
+    runs: str,
     ray_address: str | None = None,
     trials: int | None = None,
 ) -> Ending:
@@ -93,13 +104,15 @@ def run_study(
     """
     lease = _acquire(ledger, record, trials)
     record = ledger.study(record.name)
-    folder = (runs / record.name).absolute()
+    # A controller's own files stay here: its log, and what wandb has not sent yet.
+    local = Path("runs" if is_url(runs) else runs).absolute()
     try:
         with Quiet() as quiet:
-            quiet.keep_in(folder / "log.txt")
+            quiet.keep_in(local / record.name / "log.txt")
             logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
             console = Console(file=quiet.output)
-            return _run(ledger, record, config, lease, folder.parent, ray_address, console)
+            place = runs.rstrip("/") if is_url(runs) else str(local)
+            return _run(ledger, record, config, lease, place, local, ray_address, console)
     finally:
         # A ledger that cannot be reached is why we leave; the lease then runs out by itself.
         with contextlib.suppress(*LEDGER_ERRORS):
@@ -111,13 +124,14 @@ def _run(
     record: StudyRecord,
     config: StudyConfig,
     lease: Lease,
-    runs: Path,
+    runs: str,
+    local: Path,
     ray_address: str | None,
     console: Console,
 ) -> Ending:
     from hpo import dispatch
 
-    tracker = make_tracker(config.tracking, record.name, record.uid, runs / record.name)
+    tracker = make_tracker(config.tracking, record.name, record.uid, local / record.name)
     board = Board(
         console, record.name, config.objectives[0], record.budget_trials, config.constraints
     )
@@ -131,7 +145,7 @@ def _run(
     guard = _Guard(ledger, record, controller, board)
     with ExitStack() as stack:
         stack.callback(tracker.close)
-        scratch = runs / record.name / f".tune-{lease.controller_id}"
+        scratch = local / record.name / f".tune-{lease.controller_id}"
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         stack.enter_context(ledger.heartbeat(lease, controller.abandon))
         namespace = f"hpo-{record.uid}-{lease.controller_id}"

@@ -19,6 +19,7 @@ from hpo.messages import Message
 from hpo.study import StudyConfig
 from storage import Lease, Ledger, Reason, StudyRecord, TeacherRecord, TeacherState
 from trainer.lock import in_use
+from trainer.settings import is_url
 from trainer.teacher import is_trained
 
 
@@ -62,10 +63,9 @@ class Teaching:
         """The next attempt; None when there is none at the moment, or none any more."""
         while self._waiting and self.attempt is None and self.failure is None:
             teacher = self._waiting[0]
-            folder = Path(teacher.folder)
-            if is_trained(folder, teacher.steps):
+            if is_trained(teacher.folder, teacher.steps):
                 self._found(self._waiting.popleft())
-            elif in_use(folder):
+            elif not is_url(teacher.folder) and in_use(Path(teacher.folder)):
                 self._wait(teacher)
                 return None
             else:

@@ -179,7 +179,7 @@ def anchor_runs(document: Document, folder: Path) -> None:
 
 
 def absolute(path: str, folder: Path) -> str:
-    """The path that `path`, relative to `folder`, or from a home folder, stands for; a URL as is."""
+    """The path that `path`, relative to `folder`, or from a home folder, stands for, or the URL."""
     return path if is_url(path) else os.path.abspath(folder / os.path.expanduser(path))
 
 

@@ -33,8 +33,8 @@ def fork_point(
         for key, before, now in changed_settings(load(parent / "config.yaml"), config, free):
             if key not in CHANGEABLE and key.partition(".")[0] != "fork":
                 raise ConfigError(
-                    f"fork.run: in {config.fork.run}/config.yaml {key} is {before}, and here {now}; "
-                    f"a fork may only change {' and '.join(sorted(CHANGEABLE))}"
+                    f"fork.run: in {config.fork.run}/config.yaml {key} is {before}, and here "
+                    f"{now}; a fork may only change {' and '.join(sorted(CHANGEABLE))}"
                 )
         return checkpoint_at(parent / "checkpoints", config.fork.step)
 

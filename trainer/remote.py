@@ -4,8 +4,8 @@
     URL/checkpoints/attempt-0002/claimed
     URL/checkpoints/attempt-0002/step-00000400/state.safetensors, progress.json
 
-A checkpoint's `progress.json`, which has the size and sha256 of the other, is uploaded last: without
-it there is none. Runs are only read here, and nothing here imports torch.
+A checkpoint's `progress.json`, which has the size and sha256 of the other, is uploaded last: until
+then there is no checkpoint. Runs are only read here, and nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from filelock import FileLock
 
 from trainer.data import cache_dir
-from trainer.settings import is_url
+from trainer.settings import ConfigError, is_url
 from trainer.store import Store
 
 PARTS = ("state.safetensors", "progress.json")  # of a checkpoint; the second says it is whole
@@ -76,9 +76,14 @@ def parent_folder(run: str, step: int) -> Iterator[Path]:
 
 
 def teacher_folder(url: str) -> Path:
-    """A folder of this node's cache with the ended run at `url`, brought once for all its gangs."""
+    """A folder of this node's cache with the ended run at `url`, brought once for all its gangs.
+
+    Raises ConfigError where no run has ended there.
+    """
     store = Store(url)
-    ending = store.read("result.json") or b""
+    ending = store.read("result.json")
+    if ending is None:
+        raise ConfigError(f"distillation.teacher: {url}: no run has ended there; name one that has")
     key = hashlib.sha256(url.encode() + ending).hexdigest()[:16]
     folder = cache_dir() / "teachers" / f"at-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)

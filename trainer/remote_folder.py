@@ -1,9 +1,9 @@
 """A run's folder that is kept at a URL: a scratch folder of this node, uploaded as it is written.
 
-No lock holds between nodes. Instead each attempt at a run claims its number and writes under it, and
-one that finds a higher number claimed gives up before it writes: the ledger numbers attempts, and
-its lease decides who runs. The newest attempt's newest checkpoint is gone on from. Rank 0 has the
-whole state, whatever the ZeRO stage, so its node alone has such a folder.
+No lock holds between nodes. Instead each attempt at a run claims its number and writes under it,
+and one that finds a higher number claimed gives up before it writes: the ledger numbers attempts,
+and its lease decides who runs. The newest attempt's newest checkpoint is gone on from. Rank 0 has
+the whole state, whatever the ZeRO stage, so its node alone has such a folder.
 """
 
 from __future__ import annotations
@@ -141,8 +141,9 @@ class RemoteFolder(RunFolder):
     def _prune(self, step: int) -> None:
         # What older attempts claimed or left half written goes too; what newer ones did is theirs.
         there = [found for found in checkpoints(self._store) if found[0] <= self._attempt]
-        by_step = sorted((its_step, attempt) for attempt, its_step in there if its_step <= step)
-        kept = {kept_checkpoint(a, s) for s, a in by_step[-self._config.keep_checkpoints :]}
+        newest = {its_step: attempt for attempt, its_step in there if its_step <= step}
+        steps = sorted(newest)[-self._config.keep_checkpoints :]
+        kept = {kept_checkpoint(newest[kept_step], kept_step) for kept_step in steps}
         names = [
             name
             for name in self._store.names("checkpoints")

@@ -32,7 +32,7 @@ class Store:
         """`alive` is called as parts of a file come or go. Raises ConfigError and StoreError."""
         if set(url) & set("@?#"):
             raise ConfigError(
-                f"{url.partition('://')[0]}://...: a URL here is scheme://bucket/prefix and no more; "
+                f"{url.partition('://')[0]}://...: give scheme://bucket/prefix and no more; "
                 "credentials and endpoints come from the environment"
             )
         self.url = url.rstrip("/")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -45,7 +44,7 @@ def start(
         str | None, typer.Option("--name", metavar="NAME", help="Another name for the study.")
     ] = None,
     trials: Trials = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = "runs",
     ray_address: RayAddress = None,
 ) -> None:
     """Start a new study and run it until its budget is spent."""
@@ -58,7 +57,7 @@ def start(
     url = storage_url(storage, config.storage)
     # The quickstart may be started again and again.
     config = _named(config, url, may_rename=study is None and name is None)
-    config, teachers = with_teachers(config, str(path))
+    config, teachers = with_teachers(config, str(path), runs)
     check_place(config, runs, ray_address)
     points = _warm_points(config, url, str(path))
     ledger = open_ledger(url, create=True)
@@ -69,7 +68,7 @@ def resume(
     name: Name,
     storage: Storage = None,
     trials: Trials = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = "runs",
     ray_address: RayAddress = None,
 ) -> None:
     """Go on with a study that was stopped or killed, from its ledger alone."""
@@ -184,7 +183,7 @@ def _create(
 def _run(
     ledger: Ledger,
     record: StudyRecord,
-    runs: Path,
+    runs: str,
     ray_address: str | None,
     trials: int | None = None,
 ) -> NoReturn:
