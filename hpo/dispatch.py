@@ -21,6 +21,7 @@ os.environ.update(
     TUNE_DISABLE_SIGINT_HANDLER="1",
     TUNE_GLOBAL_CHECKPOINT_S="1000000000",
     TUNE_MAX_PENDING_TRIALS_PG="1000",
+    TUNE_PRINT_ALL_TRIAL_ERRORS="0",
     TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S="0",
     RAY_AIR_NEW_OUTPUT="0",
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
@@ -191,7 +192,8 @@ class ControllerScheduler(_Adapter, FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """The gang is lost, or the actor that drives it, its node with it perhaps."""
-        self._handle(trial, Message("worker_lost", detail=trial.get_error()))
+        why = Path(trial.error_file).read_text().rpartition(f"{GangFailure.__name__}: ")[2]
+        self._handle(trial, Message("worker_lost", detail=why.strip()))
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """In the order they came. Once the study stops, none waits for a place any more."""
