@@ -39,6 +39,7 @@ from storage import (
     TeacherRecord,
     Transaction,
 )
+from trainer.store import StoreError
 
 logger = logging.getLogger("hpo.controller")
 
@@ -141,7 +142,7 @@ class Controller:
                     if teaching or not self._teaching.done:
                         return teaching
                 assignment = self._next_trial()
-            except LEDGER_ERRORS as error:
+            except (*LEDGER_ERRORS, StoreError) as error:
                 self.abandon(error)
                 return None
             if assignment is None:
