@@ -258,6 +258,16 @@ def cluster_size() -> tuple[float, float]:
     return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
 
 
+def places(resources: Resources) -> int:
+    """Ranks for which the nodes of that Ray have room, each rank on one of them."""
+    wanted = {"CPU": resources.cpus_per_rank, "GPU": resources.gpus_per_rank}
+    return sum(
+        min(int(node["Resources"].get(kind, 0) // n) for kind, n in wanted.items() if n)
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+
+
 def _named(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name != "step"}
 

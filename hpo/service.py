@@ -80,6 +80,7 @@ def _check_cluster(config: StudyConfig, ray_address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
         with Quiet(), dispatch.ray_session(ray_address, "hpo-check"):
             cpus, gpus = dispatch.cluster_size()
+            places = dispatch.places(config.resources)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
@@ -87,6 +88,11 @@ def _check_cluster(config: StudyConfig, ray_address: str) -> None:
             f"$RAY_AUTH_TOKEN is not its token: {reason}"
         ) from None
     check_machine(config, cpus, gpus, "the Ray cluster")
+    if places < config.resources.ranks:
+        raise ConfigError(
+            f"study {config.study}: resources.ranks: {config.resources.ranks} ranks need as many "
+            f"places, and the Ray cluster's nodes have {places}: one rank cannot be shared by two"
+        )
 
 
 def run_study(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainer.checkpoint import Progress, checkpoint_at
 from trainer.config import TrainConfig, load
-from trainer.remote import parent_folder
+from trainer.remote import run_here
 from trainer.settings import ConfigError
 
 CHANGEABLE = {"optim.lr", "layerdrop.p_init"}
@@ -29,7 +29,7 @@ def fork_point(
     """
     if config.fork is None:
         return None
-    with parent_folder(config.fork.run, config.fork.step) as parent:
+    with run_here(config.fork.run, config.fork.step) as parent:
         for key, before, now in changed_settings(load(parent / "config.yaml"), config, free):
             if key not in CHANGEABLE and key.partition(".")[0] != "fork":
                 raise ConfigError(

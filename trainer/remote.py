@@ -65,12 +65,15 @@ def has_finished(url: str, steps: int) -> bool:
 
 
 @contextmanager
-def parent_folder(run: str, step: int) -> Iterator[Path]:
-    """The folder of `run`, which has its checkpoint at `step`, for as long as the block runs."""
+def run_here(run: str, step: int | None = None) -> Iterator[Path]:
+    """The folder of `run`; of one at a URL a copy, for as long as the block runs.
+
+    A copy has the config and one checkpoint: the newest attempt's at `step`, or else its last.
+    """
     if not is_url(run):
         yield Path(run)
         return
-    with TemporaryDirectory(prefix="hpo-parent-") as folder:
+    with TemporaryDirectory(prefix="hpo-run-") as folder:
         _bring_run(Store(run), Path(folder), step)
         yield Path(folder)
 

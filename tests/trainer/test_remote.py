@@ -17,6 +17,7 @@ from trainer.checkpoint import CheckpointError
 from trainer.config import resolve
 from trainer.data import cache_dir
 from trainer.distributed import World
+from trainer.export import export
 from trainer.folder import FolderInUse
 from trainer.remote import local_checkpoint
 from trainer.remote_folder import open_folder
@@ -199,6 +200,7 @@ def test_a_teacher_that_is_kept_elsewhere_is_brought_to_a_node_once(
 ) -> None:
     train_here(at(f"{url}/teacher", tiny(tmp_path)), world)
     cache = node("second")
+    assert export(f"{url}/teacher", 2, tmp_path / "model")[1].startswith("step 12, layers")
     distillation = {"enabled": True, "teacher": f"{url}/teacher", "top_k": 4}
     for student in ("one", "two"):
         document = tiny(tmp_path / student, distillation=distillation, steps=4)
