@@ -8,7 +8,6 @@ the whole state, whatever the ZeRO stage, so its node alone has such a folder.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import shutil
@@ -17,6 +16,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from tempfile import mkdtemp
 
 from torch import Tensor
 
@@ -65,10 +65,7 @@ class RemoteFolder(RunFolder):
         self._attempt = attempt or self._newest_attempt() + 1
         self._check_newest()
         store.write(self._claim, f"{socket.gethostname()}\n".encode())
-        scratch = cache_dir() / "scratch"
-        _sweep(scratch)
-        key = hashlib.sha256(store.url.encode()).hexdigest()[:16]
-        super().__init__(config, scratch / f"{key}-{self._attempt:04}")
+        super().__init__(config, _new_scratch_folder())
 
     def resume(self) -> tuple[dict[str, Tensor], Progress] | None:
         """As a RunFolder's, from the newest attempt's newest checkpoint that reads."""
@@ -154,9 +151,12 @@ class RemoteFolder(RunFolder):
         self._store.delete(sorted(names, key=lambda name: not name.endswith(PARTS[-1])))
 
 
-def _sweep(scratch: Path) -> None:
-    """Take away what processes of this node that were killed have left."""
-    for folder in scratch.glob("*"):
+def _new_scratch_folder() -> Path:
+    # What killed processes have left is taken away first.
+    scratch = cache_dir() / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    for folder in scratch.iterdir():
         with suppress(FileNotFoundError):  # another process sweeps too
             if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS and not in_use(folder):
                 shutil.rmtree(folder, ignore_errors=True)
+    return Path(mkdtemp(dir=scratch))
