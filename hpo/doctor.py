@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from trainer.settings import is_url
+from trainer.store import check_writable
+
 CLOCK_SECONDS = 5.0  # a clock that is further off is worth a word
 ROUND_TRIP_SECONDS = 0.05  # the controller waits for several with each report
 FSYNC_SECONDS = 0.5  # of a MiB
@@ -34,7 +37,7 @@ class Place:
     """What is looked at: as a study would be given it."""
 
     storage: str  # URL
-    runs: Path
+    runs: str  # a folder, or a URL
     ray_address: str | None = None
 
 
@@ -96,7 +99,10 @@ def database(place: Place) -> Finding:
 
 def runs_folder(place: Place) -> Finding:
     """The disk of the run folders: takes writes, has room, keeps what it is told to."""
-    folder = place.runs.absolute()
+    if is_url(place.runs):
+        check_writable(place.runs)
+        return Finding("ok", f"{place.runs}: takes objects")
+    folder = Path(place.runs).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=there) as file:

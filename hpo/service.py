@@ -30,7 +30,8 @@ from hpo.metrics import metrics_served
 from hpo.study import StudyConfig, check_machine, local_cpus
 from hpo.tracking import check_tracking, make_tracker
 from storage import Lease, LeaseHeld, LeaseLost, Ledger, StudyRecord
-from trainer.settings import ConfigError
+from trainer.settings import ConfigError, is_url
+from trainer.store import StoreError, check_writable
 from trainer.terminal import Quiet
 
 logger = logging.getLogger("hpo.service")
@@ -48,8 +49,8 @@ class Ending:
     message: str  # one line for the person
 
 
-def check_place(config: StudyConfig, runs: Path, ray_address: str | None) -> None:
-    """Raise ConfigError unless a trial fits, `runs` can be a folder, and wandb, if asked, is there.
+def check_place(config: StudyConfig, runs: str, ray_address: str | None) -> None:
+    """Raise ConfigError unless a trial fits, `runs` can be written, and wandb, if asked, is there.
 
     Asked before anything is written to the ledger.
     """
@@ -57,8 +58,18 @@ def check_place(config: StudyConfig, runs: Path, ray_address: str | None) -> Non
     if ray_address is None:
         check_machine(config, local_cpus(), _local_gpus(config), "this machine")
     else:
-        check_machine(config, *cluster_resources(ray_address), "the Ray cluster")
-    folder = runs.absolute()
+        _check_cluster(config, ray_address)
+    _check_runs(runs)
+
+
+def _check_runs(runs: str) -> None:
+    if is_url(runs):
+        try:
+            check_writable(runs)
+        except (ConfigError, StoreError) as error:
+            raise ConfigError(f"--runs {error}") from None
+        return
+    folder = Path(runs).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"--runs {runs}: {there} is not a folder that can be written to")
@@ -68,12 +79,34 @@ def cluster_resources(ray_address: str) -> tuple[float, float]:
     """CPUs and GPUs of the Ray cluster at `ray_address`. Raises ConfigError if it is not ours."""
     from hpo import dispatch
 
+    with _visited(ray_address):
+        return dispatch.cluster_size()
+
+
+def _check_cluster(config: StudyConfig, ray_address: str) -> None:
+    from hpo import dispatch
+
+    wanted = config.resources
+    with _visited(ray_address):
+        (cpus, gpus), places = dispatch.cluster_size(), dispatch.places(wanted)
+    check_machine(config, cpus, gpus, "the Ray cluster")
+    if places < wanted.ranks:
+        raise ConfigError(
+            f"study {config.study}: resources.ranks: {wanted.ranks} ranks need as many "
+            f"places, and the Ray cluster's nodes have {places}: one rank cannot be shared by two"
+        )
+
+
+@contextmanager
+def _visited(ray_address: str) -> Iterator[None]:
+    from hpo import dispatch
+
     host, _, port = ray_address.rpartition(":")
     try:
         # Ray itself would try for minutes where nobody answers.
         socket.create_connection((host, int(port)), timeout=10).close()
         with Quiet(), dispatch.ray_session(ray_address, "hpo-check"):
-            return dispatch.cluster_size()
+            yield
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
@@ -87,7 +120,7 @@ def run_study(
     record: StudyRecord,
     config: StudyConfig,
     *,
-    runs: Path,
+    runs: str,
     ray_address: str | None = None,
     trials: int | None = None,
     join: bool = False,
@@ -119,24 +152,26 @@ def _run_under(
     record: StudyRecord,
     config: StudyConfig,
     lease: Lease,
-    runs: Path,
+    runs: str,
     ray_address: str | None,
     metrics_port: int | None,
 ) -> Ending | None:
     """Run the study under one lease; None if that was lost."""
     record = ledger.study(record.name)
-    folder = (runs / record.name).absolute()
+    # A controller's own files stay here: its log, and what wandb has not sent yet.
+    local = Path("runs" if is_url(runs) else runs).absolute()
     try:
         with Quiet() as quiet:
-            quiet.keep_in(folder / "log.txt")
+            quiet.keep_in(local / record.name / "log.txt")
             logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
             console = Console(file=quiet.output)
+            place = runs.rstrip("/") if is_url(runs) else str(local)
             with (
-                logged(folder, record.name, lease.controller_id),
+                logged(local / record.name, record.name, lease.controller_id),
                 metrics_served(ledger, record, config, metrics_port),
             ):
                 logger.info("process %d on %s runs it", os.getpid(), socket.gethostname())
-                ending = _run(ledger, record, config, lease, folder.parent, ray_address, console)
+                ending = _run(ledger, record, config, lease, place, local, ray_address, console)
                 logger.info(ending.message if ending else "its lease was lost")
                 return ending
     finally:
@@ -150,13 +185,14 @@ def _run(
     record: StudyRecord,
     config: StudyConfig,
     lease: Lease,
-    runs: Path,
+    runs: str,
+    local: Path,
     ray_address: str | None,
     console: Console,
 ) -> Ending | None:
     from hpo import dispatch
 
-    tracker = make_tracker(config.tracking, record.name, record.uid, runs / record.name)
+    tracker = make_tracker(config.tracking, record.name, record.uid, local / record.name)
     board = Board(
         console, record.name, config.objectives[0], record.budget_trials, config.constraints
     )
@@ -172,7 +208,7 @@ def _run(
     guard = _Guard(ledger, record, lease, controller, board)
     with ExitStack() as stack:
         stack.callback(tracker.close)
-        scratch = runs / record.name / f".tune-{lease.controller_id}"
+        scratch = local / record.name / f".tune-{lease.controller_id}"
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         stack.enter_context(ledger.heartbeat(lease, controller.report_error))
         namespace = f"hpo-{record.uid}-{lease.controller_id}"

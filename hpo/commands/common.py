@@ -26,8 +26,12 @@ Storage = Annotated[
     ),
 ]
 Runs = Annotated[
-    Path,
-    typer.Option("--runs", metavar="FOLDER", help="Where trial folders go."),
+    str,
+    typer.Option(
+        "--runs",
+        metavar="FOLDER|URL",
+        help="Where trial folders go; s3://bucket/prefix, say, where nodes share no disk.",
+    ),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The study's name.")]
 AsJson = Annotated[

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -53,7 +52,7 @@ def copy(
 
 def doctor(
     storage: Storage = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = "runs",
     ray_address: RayAddress = None,
     as_json: AsJson = False,
 ) -> None:

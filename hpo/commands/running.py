@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -46,7 +45,7 @@ def start(
         str | None, typer.Option("--name", metavar="NAME", help="Another name for the study.")
     ] = None,
     trials: Trials = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = "runs",
     ray_address: RayAddress = None,
     metrics_port: MetricsPort = None,
 ) -> None:
@@ -61,7 +60,7 @@ def start(
     url = storage_url(storage, config.storage)
     # The quickstart may be started again and again.
     config = _named(config, url, may_rename=study is None and name is None)
-    config, teachers = with_teachers(config, str(path))
+    config, teachers = with_teachers(config, str(path), runs)
     check_port(metrics_port)
     check_place(config, runs, ray_address)
     points = _warm_points(config, url, str(path))
@@ -74,7 +73,7 @@ def resume(
     name: Name,
     storage: Storage = None,
     trials: Trials = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = "runs",
     ray_address: RayAddress = None,
     metrics_port: MetricsPort = None,
     same_machine: Annotated[
@@ -206,7 +205,7 @@ def _create(
 def _run(
     ledger: Ledger,
     record: StudyRecord,
-    runs: Path,
+    runs: str,
     ray_address: str | None,
     trials: int | None,
     metrics_port: int | None,
