@@ -32,7 +32,7 @@ from storage.teachers import teacher_record
 from storage.trials import newer_or_named
 
 STUDIES = sa.table("studies", sa.column("study_id"), sa.column("study_name"))
-TRIALS = sa.table("trials", sa.column("trial_id"), sa.column("study_id"), sa.column("number"))
+TRIALS = sa.table("trials", *map(sa.column, ("trial_id", "study_id", "number", "state")))
 
 
 class Reader:

@@ -25,7 +25,7 @@ def joined(stage: Stage, seconds: float = 30) -> Controller:
     """One controller more, with a ledger of its own as another process has."""
     ledger = Ledger.open(stage.ledger.url)
     lease = ledger.acquire(stage.record, seconds=seconds, join=True)
-    return Controller(ledger, stage.record, stage.config, lease, Path("/runs"))
+    return Controller(ledger, stage.record, stage.config, lease, "/runs")
 
 
 class TestTwoControllers:
@@ -137,7 +137,7 @@ pauses = sys.argv[2] == "pauses"
 print("ready", flush=True)
 while True:
     lease = ledger.acquire(record, seconds=1.0, join=True)
-    controller = Controller(ledger, record, config_of(record), lease, Path("/runs"))
+    controller = Controller(ledger, record, config_of(record), lease, "/runs")
     with ledger.heartbeat(lease, controller.report_error):
         while not controller.exhausted:
             assignment = controller.next()
