@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
         results += [
             _goal(f"{kind}, pruner {pruner}: our part p95, {sizes[-1]:,} less {sizes[0]:,} trials",
                   parts[-1][pruner] - parts[0][pruner], "ms", FLAT)
-            for pruner in PRUNERS
+            for pruner in PRUNERS if len(sizes) > 1
         ]  # fmt: skip
     report("ledger", results)
 

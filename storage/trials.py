@@ -112,7 +112,8 @@ def _fill(session: Session, trials: dict[int, FrozenTrial], ids: Any) -> None:
     def rows(model: Any, *columns: Any) -> Iterable[Any]:
         (key,) = sa.inspect(model).primary_key
         query = sa.select(model.trial_id, *columns).where(model.trial_id.in_(ids)).order_by(key)
-        return session.execute(query)
+        # Another controller may have added a trial since.
+        return (row for row in session.execute(query) if row[0] in trials)
 
     param = TrialParamModel
     for trial_id, name, value, text in rows(
