@@ -220,7 +220,7 @@ class Judge:
         trial, trial_id = assignment.trial, assignment.attempt.trial_id
         if message.detail:
             trial.set_user_attr("detail", message.detail.strip().splitlines()[-1][:500])
-        results = self._ledger.results(trial_id)
+        results = self._ledger.results(trial_id) if self._config.repeats > 1 else []
         if len(results) > 1:
             trial.set_user_attr("repeats", len(results))
             trial.set_user_attr("standard_errors", standard_errors(results, self._metrics))
@@ -252,7 +252,7 @@ class Judge:
     ) -> list[float]:
         """A trial's violations by what its trainings came to, or else by its last metrics."""
         known: dict[str, float] = {}
-        for metrics in self._ledger.metrics(trial_id).values():
+        for metrics in self._ledger.metrics(trial_id).values() if self._config.constraints else ():
             known |= metrics
         return violations(
             self._config.constraints,

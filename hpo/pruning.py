@@ -10,14 +10,15 @@ objective's by step, for the dashboard and for tpe.
 from __future__ import annotations
 
 import copy
-from bisect import bisect_right
-from collections.abc import Collection
+from bisect import bisect_right, insort
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.complete import CompleteTrials
 from hpo.objectives import HYPERVOLUME, check_measured, comes_late
 from hpo.pruners import comparison
 from hpo.space import values_of
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from hpo.study import StudyConfig
 
 Curve = dict[int, float]  # value by resource, in order
-
-OVERLAP_SECONDS = 60.0  # that are read twice
 
 
 def check_pruner(config: StudyConfig, evaluation: EvaluationConfig, source: str) -> None:
@@ -66,6 +65,7 @@ class Pruning:
     """Asks a study's pruner whether its running trials go on."""
 
     def __init__(self, ledger: Ledger, study: optuna.Study, config: StudyConfig) -> None:
+        self._ledger = ledger
         self._study = study
         self._config = config
         self._compared = comparison(config.pruner)
@@ -76,47 +76,63 @@ class Pruning:
             self._metric = self._compared.metric
             direction = self._compared.direction or objectives.get(self._metric, "minimize")
         self._direction = StudyDirection[direction.upper()]
-        self._ledger = ledger
-        # The metric by step, and what a step counts, by the trial's id.
-        self._curves: dict[int, Curve] = {}
-        self._read_at = 0.0
-        self._units: dict[int, int] = {}
+        # Whether Optuna's intermediate values are what is compared.
+        self._told = list(objectives) == [self._metric]
+        self._finished: dict[int, Curve] | None = None  # of finished trials, by id, where not
+        self._small: dict[int, Curve] = {}  # of finished trials, by number, as halving wants them
+        self._units: dict[int, int] = {}  # what a step counts, by the trial's id
+        peers = _Peers(CompleteTrials(ledger, study._study_id), self._by_resource)
+        self._view = _View(study._storage, self._direction, peers)
+        self._viewed = optuna.Study(study.study_name, self._view, pruner=study.pruner)  # type: ignore[arg-type]
 
     def should_prune(self, trial: optuna.Trial) -> bool:
         """Whether `trial` should stop where it is."""
         if self._compared is None:
             return False
-        self._read()
-        curve = self._by_resource(self._study._storage.get_trial(trial._trial_id))
-        if max(curve, default=0) < self._compared.minimum:
+        judged = copy.copy(self._study._storage.get_trial(trial._trial_id))
+        judged.intermediate_values = self._by_resource(judged)
+        if max(judged.intermediate_values, default=0) < self._compared.minimum:
             return False
-        view = _View(self._study._storage, self._direction, self._by_resource, list(curve))
-        study = optuna.Study(self._study.study_name, view, pruner=self._study.pruner)  # type: ignore[arg-type]
-        return study.pruner.prune(study, view.get_trial(trial._trial_id))
+        self._view.judged = judged
+        return self._viewed.pruner.prune(self._viewed, judged)
 
     def curves(self) -> dict[int, Curve]:
         """Every trial's values of the metric by resource, to be made small, by its number."""
-        self._read()
         sign = -1 if self._direction is StudyDirection.MAXIMIZE else 1
-        return {
-            trial.number: {at: sign * value for at, value in self._by_resource(trial).items()}
-            for trial in self._study.get_trials(deepcopy=False)
-        }
+        read = self._ledger.curves
+        running = {} if self._told else read(self._study._study_id, self._metric, finished=False)
+        found: dict[int, Curve] = {}
+        for trial in self._study.get_trials(deepcopy=False):
+            small = self._small.get(trial.number)
+            if small is None:
+                curve = self._by_resource(trial, running)
+                small = {at: sign * value for at, value in curve.items()}
+                if trial.state.is_finished():
+                    self._small[trial.number] = small
+            found[trial.number] = small
+        return found
 
-    def _read(self) -> None:
-        """What any controller of the study has reported since the last time."""
-        # A transaction may commit later than it took the time.
-        since, self._read_at = self._read_at - OVERLAP_SECONDS, self._ledger.now()
-        news = self._ledger.curves(self._study._study_id, self._metric, since)
-        for trial_id, curve in news.items():
-            self._curves.setdefault(trial_id, {}).update(curve)
+    def _by_resource(self, trial: FrozenTrial, running: Mapping[int, Curve] | None = None) -> Curve:
+        curve = trial.intermediate_values if self._told else self._curve(trial, running)
+        unit, steps = self._unit(trial), sorted(curve)
+        if unit == 1 and steps == list(curve):
+            return curve
+        return {step * unit: curve[step] for step in steps}
 
-    def _by_resource(self, trial: FrozenTrial) -> Curve:
-        curve = self._curves.get(trial._trial_id)
-        if not curve:
-            return {}
-        unit = self._unit(trial)
-        return {step * unit: curve[step] for step in sorted(curve)}
+    def _curve(self, trial: FrozenTrial, running: Mapping[int, Curve] | None) -> Curve:
+        """The metric by optimizer step, of the ledger; `running` has it of unfinished trials."""
+        ended = trial.state.is_finished()
+        if running is not None and not ended:
+            return running.get(trial._trial_id, {})
+        if self._finished is None:
+            self._finished = self._ledger.curves(self._study._study_id, self._metric, finished=True)
+        if trial._trial_id in self._finished:
+            return self._finished[trial._trial_id]
+        metrics = self._ledger.metrics(trial._trial_id)
+        curve = {step: each[self._metric] for step, each in metrics.items() if self._metric in each}
+        if ended:
+            self._finished[trial._trial_id] = curve
+        return curve
 
     def _unit(self, trial: FrozenTrial) -> int:
         """The resource of one optimizer step of `trial`."""
@@ -129,19 +145,61 @@ class Pruning:
         return self._units[trial._trial_id]
 
 
+class _Peers:
+    """The complete trials as a pruner is shown them, with values where others were judged."""
+
+    def __init__(self, complete: CompleteTrials, curve_of: Callable[[FrozenTrial], Curve]) -> None:
+        self._complete = complete
+        self._curve_of = curve_of
+        self._new: list[FrozenTrial] = []  # not shown yet
+        self._shown: list[FrozenTrial] = []  # by number
+        self._resources: set[int] = set()  # they have values at, if their curves go so far
+
+    def at(self, resources: Collection[int]) -> list[FrozenTrial]:
+        """All, with values at `resources`, and some. The list is not to be changed."""
+        self._new += self._complete.new()
+        while self._new:
+            shown = copy.copy(self._new[-1])
+            shown.intermediate_values = curve = self._curve_of(shown)
+            shown.values = [curve[max(curve)]] if curve else None
+            _lay_out(shown, self._resources)
+            insort(self._shown, shown, key=lambda other: other.number)
+            self._new.pop()
+        more = set(resources) - self._resources
+        if more:
+            for shown in self._shown:
+                _lay_out(shown, more)
+            self._resources |= more
+        return self._shown
+
+
+def _lay_out(trial: FrozenTrial, resources: Collection[int]) -> None:
+    """Give `trial` its last value at each of `resources` that its curve passes."""
+    curve = trial.intermediate_values
+    missing = [at for at in resources if at not in curve]
+    if not missing or not curve:
+        return
+    reached = sorted(curve)
+    trial.intermediate_values = curve | {
+        at: curve[reached[bisect_right(reached, at) - 1]]
+        for at in missing
+        if reached[0] <= at <= reached[-1]
+    }
+
+
 class _View:
     """A storage whose study has one direction, and whose trials have other curves.
 
-    Everything else, the rungs of successive halving too, is the storage's own.
+    They are those of the trial that is judged, and of the complete ones where it has values; from
+    trials of other states pruners want no values. Everything else, the rungs of successive halving
+    too, is the storage's own.
     """
 
-    def __init__(
-        self, storage: Any, direction: StudyDirection, curve_of: Any, resources: list[int]
-    ) -> None:
+    def __init__(self, storage: Any, direction: StudyDirection, peers: _Peers) -> None:
         self._storage = storage
         self._direction = direction
-        self._curve_of = curve_of
-        self._resources = resources
+        self._peers = peers
+        self.judged: FrozenTrial
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)
@@ -149,31 +207,23 @@ class _View:
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
         return [self._direction]
 
-    def get_trial(self, trial_id: int) -> FrozenTrial:
-        return self._shown(self._storage.get_trial(trial_id))
-
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Collection[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        trials = self._storage.get_all_trials(study_id, deepcopy=False, states=states)
-        return [self._shown(trial) for trial in trials]
+        if states == (TrialState.COMPLETE,):
+            return self._peers.at(self.judged.intermediate_values)
+        trials: list[FrozenTrial] = self._storage.get_all_trials(
+            study_id, deepcopy=False, states=states
+        )
+        return trials
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
-        complete = self.get_all_trials(study_id, states=(TrialState.COMPLETE,))
-        known = [trial for trial in complete if trial.values]
+        resources = self.judged.intermediate_values
+        known = [trial for trial in self._peers.at(resources) if trial.values]
         if not known:
             raise ValueError("no trial is complete")
         sign = -1 if self._direction is StudyDirection.MAXIMIZE else 1
-        return min(known, key=lambda trial: sign * (trial.value or 0.0))
-
-    def _shown(self, trial: FrozenTrial) -> FrozenTrial:
-        shown, curve = copy.copy(trial), self._curve_of(trial)
-        reached = list(curve)
-        shown.intermediate_values = {
-            at: curve[reached[bisect_right(reached, at) - 1]]
-            for at in self._resources
-            if reached and reached[0] <= at <= reached[-1]
-        }
-        done = trial.state is TrialState.COMPLETE and reached
-        shown.values = [curve[reached[-1]]] if done else None
-        return shown
+        best = copy.copy(min(known, key=lambda trial: sign * (trial.value or 0.0)))
+        values = best.intermediate_values
+        best.intermediate_values = {at: values[at] for at in resources if at in values}
+        return best

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.constraints import Constraint, broken, is_feasible
 from hpo.study import StudyConfig, restore_study
-from storage import Ledger, StudyRecord, TeacherRecord
+from storage import Attempt, Ledger, StudyRecord, TeacherRecord
 from storage.points import known_params
 from trainer.settings import ConfigError
 
@@ -27,33 +27,38 @@ def study_list(ledger: Ledger) -> list[View]:
 def study_status(ledger: Ledger, name: str) -> View:
     """How far the study is, who runs it, its best trial, and its trials that run."""
     study = _Study(ledger, ledger.study(name))
-    running = [trial for trial in study.trials if trial.state is TrialState.RUNNING]
-    cost = sum(a.device_seconds for attempts in study.attempts.values() for a in attempts)
+    running = ledger.trials(study.record, TrialState.RUNNING)
     return {
         **study.summary(),
         "best": study.best(),
         "running": [study.view(trial) for trial in running],
         "teachers": [_teacher(teacher) for teacher in ledger.teachers(study.record)],
-        "device_seconds": round(cost, 3),
+        "device_seconds": round(ledger.device_seconds(study.record), 3),
     }
 
 
 def trial_list(ledger: Ledger, name: str) -> list[View]:
     """A line for each trial of the study."""
     study = _Study(ledger, ledger.study(name))
-    return [study.view(trial) for trial in study.trials]
+    attempts = ledger.attempts(study.record)
+    return [
+        study.view(trial, attempts.get(trial._trial_id, []))
+        for trial in ledger.trials(study.record, *TrialState)
+    ]
 
 
 def trial_details(ledger: Ledger, name: str, number: int) -> View:
     """Everything about one trial. Raises ConfigError if the study has none of that number."""
     study = _Study(ledger, ledger.study(name))
-    if not 0 <= number < len(study.trials):
-        last = len(study.trials) - 1
-        have = f"it has trials 0 to {last}" if study.trials else "it has none yet"
+    trials = sum(ledger.trial_counts(study.record).values())
+    if not 0 <= number < trials:
+        have = f"it has trials 0 to {trials - 1}" if trials else "it has none yet"
         raise ConfigError(f"study {name}: no trial {number}; {have}")
-    trial = study.trials[number]
+    storage, study_id = ledger.storage, study.record.study_id
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
+    trial, attempts = storage.get_trial(trial_id), ledger.trial_attempts(trial_id)
     return {
-        **study.view(trial),
+        **study.view(trial, attempts),
         "run_dir": trial.user_attrs.get("run_dir"),
         "parent": trial.user_attrs.get("parent"),
         "parent_step": trial.user_attrs.get("parent_step"),
@@ -66,11 +71,11 @@ def trial_details(ledger: Ledger, name: str, number: int) -> View:
                 "device_seconds": round(attempt.device_seconds, 3),
                 "detail": attempt.detail,
             }
-            for attempt in study.attempts.get(trial._trial_id, [])
+            for attempt in attempts
         ],
-        "repeats": ledger.results(trial._trial_id),
-        "metrics": ledger.metrics(trial._trial_id),
-        "depth_front": ledger.depth_front(trial._trial_id),
+        "repeats": ledger.results(trial_id),
+        "metrics": ledger.metrics(trial_id),
+        "depth_front": ledger.depth_front(trial_id),
     }
 
 
@@ -104,39 +109,46 @@ def _teacher(teacher: TeacherRecord) -> View:
 
 
 class _Study:
-    """One study, read once."""
+    """One study: of a big one, no more is read than is said."""
 
     def __init__(self, ledger: Ledger, record: StudyRecord) -> None:
         self.record = record
-        self.trials = ledger.storage.get_all_trials(record.study_id, deepcopy=False)
-        self.attempts = ledger.attempts(record)
-        self.controllers = ledger.controllers(record)
+        self._ledger = ledger
         document = yaml.safe_load(record.document)
         self.objectives: list[View] = document["objectives"]
         # An older version's document has none.
         self.constraints = [Constraint(**each) for each in document.get("constraints", [])]
 
     def summary(self) -> View:
-        states = Counter(trial.state.name for trial in self.trials)
-        alive = [c for c in self.controllers if c.alive]
+        states = self._ledger.trial_counts(self.record)
+        alive = [c for c in self._ledger.controllers(self.record) if c.alive]
         return {
             "study": self.record.name,
-            "trials": len(self.trials) - states["WAITING"],
+            "trials": sum(states.values()) - states["WAITING"],
             "budget": self.record.budget_trials,
             "states": dict(states),
             "controller": ", ".join(f"process {c.pid} on {c.host}" for c in alive) or None,
         }
 
     def best(self) -> View | None:
-        complete = [t for t in self.trials if t.state is TrialState.COMPLETE and is_feasible(t)]
-        if not complete or len(self.objectives) > 1:
+        if len(self.objectives) > 1:
+            return None
+        if not self.constraints:  # and so every complete trial is feasible
+            try:
+                return self.view(self._ledger.storage.get_best_trial(self.record.study_id))
+            except ValueError:
+                return None
+        complete = self._ledger.trials(self.record, TrialState.COMPLETE)
+        feasible = [trial for trial in complete if is_feasible(trial)]
+        if not feasible:
             return None
         sign = 1 if self.objectives[0]["direction"] == "minimize" else -1
-        return self.view(min(complete, key=lambda t: sign * (t.values or [math.inf])[0]))
+        return self.view(min(feasible, key=lambda t: sign * (t.values or [math.inf])[0]))
 
-    def view(self, trial: FrozenTrial) -> View:
+    def view(self, trial: FrozenTrial, attempts: Sequence[Attempt] | None = None) -> View:
+        if attempts is None:
+            attempts = self._ledger.trial_attempts(trial._trial_id)
         names = [objective["metric"] for objective in self.objectives]
-        attempts = self.attempts.get(trial._trial_id, [])
         values = trial.values
         if values is None and trial.intermediate_values and len(names) == 1:
             values = [trial.intermediate_values[max(trial.intermediate_values)]]

@@ -18,6 +18,7 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 
 from storage.errors import LedgerError
 from storage.session import JoinedSession
+from storage.trials import TrialStorage
 
 VERSION_TABLE = "hpo_alembic_version"
 HEAD = "0005"
@@ -45,7 +46,7 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
     _check_sqlite_file(parsed, create)
     with _plain_errors(parsed):
         _check_version(_read_version(parsed), create)
-        storage = RDBStorage(
+        storage = TrialStorage(
             parsed.render_as_string(hide_password=False), engine_kwargs=_engine_options(parsed)
         )
         if storage.engine.dialect.name == "sqlite":

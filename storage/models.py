@@ -107,7 +107,6 @@ class MetricsRow(Base):
     """All metrics of a trial at one optimizer step."""
 
     __tablename__ = "hpo_metrics"
-    __table_args__ = (Index("ix_hpo_metrics_at", "at"),)
 
     trial_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Collection
 from typing import Any, cast
 
 import sqlalchemy as sa
 from optuna.storages import BaseStorage, RDBStorage, get_storage
-from optuna.trial import TrialState
+from optuna.storages._rdb.models import TrialModel
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.orm import Session, scoped_session
 
 from storage.database import clock
@@ -27,6 +29,7 @@ from storage.reasons import Reason
 from storage.records import Attempt, Controller, StudyRecord, TeacherRecord, Waiting
 from storage.session import JoinedSession
 from storage.teachers import teacher_record
+from storage.trials import newer_or_named
 
 STUDIES = sa.table("studies", sa.column("study_id"), sa.column("study_name"))
 TRIALS = sa.table("trials", *map(sa.column, ("trial_id", "study_id", "number", "state")))
@@ -39,6 +42,7 @@ class Reader:
     """
 
     def __init__(self, backend: RDBStorage, url: str) -> None:
+        self._backend = backend
         self.storage: BaseStorage = get_storage(backend)
         self.url = url
         self._sessions = cast(scoped_session[JoinedSession], backend.scoped_session)
@@ -48,11 +52,6 @@ class Reader:
     def on_a_server(self) -> bool:
         """Whether controllers on several machines can write: SQLite's file is for one."""
         return self._dialect != "sqlite"
-
-    def now(self) -> float:
-        """Seconds since 1970 by the database's clock."""
-        with self._sessions() as session:
-            return self._now(session)
 
     def studies(self) -> list[StudyRecord]:
         """Every study that this program made, oldest first."""
@@ -150,10 +149,31 @@ class Reader:
             )
             return [self._attempt(row) for row in rows]
 
-    def waiting_trials(self, study: StudyRecord) -> int:
-        """How many points are enqueued that no controller has asked for yet."""
-        states = (TrialState.WAITING,)
-        return len(self.storage.get_all_trials(study.study_id, deepcopy=False, states=states))
+    def trials(self, study: StudyRecord, *states: TrialState) -> list[FrozenTrial]:
+        """The study's trials in any of these states, by number. No others are read, or kept."""
+        return self._backend.get_all_trials(study.study_id, deepcopy=False, states=states)
+
+    def trial_counts(self, study: StudyRecord) -> Counter[str]:
+        """How many trials the study has in each state."""
+        with self._sessions() as session:
+            rows = session.execute(
+                sa.select(TrialModel.state, sa.func.count())
+                .where(TrialModel.study_id == study.study_id)
+                .group_by(TrialModel.state)
+            )
+            return Counter({state.name: count for state, count in rows})
+
+    def states(
+        self, study_id: int, unfinished: Collection[int], newest: int
+    ) -> dict[int, TrialState]:
+        """States of the trials `unfinished`, and of all of the study after the `newest`, by id."""
+        with self._sessions() as session:
+            rows = session.execute(
+                sa.select(TrialModel.trial_id, TrialModel.state)
+                .where(newer_or_named(study_id, newest, unfinished))
+                .order_by(TrialModel.trial_id)
+            )
+            return {row.trial_id: row.state for row in rows}
 
     def metrics(self, trial_id: int) -> dict[int, dict[str, Any]]:
         """Metrics of one trial by optimizer step, in order."""
@@ -165,17 +185,18 @@ class Reader:
             )
             return {row.step: dict(row.metrics) for row in rows}
 
-    def curves(self, study_id: int, metric: str, since: float = 0.0) -> dict[int, dict[int, float]]:
-        """A metric of each of the study's trials that has it, by optimizer step, by trial id.
+    def curves(self, study_id: int, metric: str, *, finished: bool) -> dict[int, dict[int, float]]:
+        """A metric of each trial of the study that has it, by optimizer step, by trial id.
 
-        Only what was reported at `since`, by the database's clock, or later.
+        Of trials that are `finished`, or of those that are not.
         """
         found: dict[int, dict[int, float]] = defaultdict(dict)
+        states = [state for state in TrialState if state.is_finished() == finished]
         with self._sessions() as session:
             rows = session.execute(
                 sa.select(MetricsRow.trial_id, MetricsRow.step, MetricsRow.metrics)
-                .join(TRIALS, TRIALS.c.trial_id == MetricsRow.trial_id)
-                .where(TRIALS.c.study_id == study_id, MetricsRow.at >= since)
+                .join(TrialModel, TrialModel.trial_id == MetricsRow.trial_id)
+                .where(TrialModel.study_id == study_id, TrialModel.state.in_(states))
                 .order_by(MetricsRow.trial_id, MetricsRow.step)
             )
             for trial_id, step, metrics in rows:
@@ -202,14 +223,16 @@ class Reader:
         return total
 
     def device_seconds(self, study: StudyRecord) -> float:
-        """Cost of all attempts of the study so far, those that still run up to now."""
+        """Cost of all attempts of the study so far.
+
+        Of those that have not ended, up to when their controllers were last seen.
+        """
+        until = sa.func.coalesce(AttemptRow.ended_at, ControllerRow.seen_at)
         with self._sessions() as session:
-            now = clock(self._dialect)
-            seconds = sa.func.coalesce(AttemptRow.ended_at, now) - AttemptRow.started_at
             spent = session.scalar(
-                sa.select(sa.func.sum(seconds * AttemptRow.devices))
-                .join(TRIALS, TRIALS.c.trial_id == AttemptRow.trial_id)
-                .where(TRIALS.c.study_id == study.study_id)
+                sa.select(sa.func.sum((until - AttemptRow.started_at) * AttemptRow.devices))
+                .join(ControllerRow, ControllerRow.id == AttemptRow.controller_id)
+                .where(ControllerRow.study_id == study.study_id)
             )
             return float(spent or 0.0)
 

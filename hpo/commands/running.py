@@ -142,7 +142,7 @@ def enqueue(
     (number,) = ledger.enqueue(record, [point])
     say(f"trial {number} of {name}: {', '.join(f'{k}={v}' for k, v in point.params.items())}")
     record = ledger.study(name)
-    needed = record.reserved_trials + ledger.waiting_trials(record)
+    needed = record.reserved_trials + ledger.trial_counts(record)["WAITING"]
     if needed > record.budget_trials:
         say(
             f"it waits, for the budget of {record.budget_trials} trials is taken: "

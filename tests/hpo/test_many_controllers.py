@@ -91,6 +91,19 @@ class TestTwoControllers:
             message = Message("evaluated", 100, ppl(value), first_step=0)
             assert controller.handle(assignment.number, 1, message) is goes_on
 
+    def test_hold_trials_against_what_each_other_completed_since_they_last_looked(
+        self, ledger_url: str
+    ) -> None:
+        stage = Stage(ledger_url, pruner={"name": "median", "startup_trials": 1})
+        one, other = joined(stage), joined(stage)
+        bad, good = other.next(), one.next()
+        assert bad is not None
+        assert good is not None
+        assert other.handle(bad.number, 1, Message("evaluated", 100, ppl(50.0), first_step=0))
+        one.handle(good.number, 1, Message("evaluated", 100, ppl(5.0), first_step=0))
+        one.handle(good.number, 1, Message("finished", 300, ppl(4.0)))
+        assert other.handle(bad.number, 1, Message("evaluated", 200, ppl(49.0))) is False
+
     def test_promote_each_other_s_parked_trials_once(self, ledger_url: str) -> None:
         pruner = {"name": "parked_halving", "min_steps": 100, "reduction_factor": 2}
         stage = Stage(ledger_url, pruner=pruner, budget={"trials": 2})

@@ -38,7 +38,7 @@ def test_a_studys_points_are_recorded_with_it_in_order(ledger: Ledger) -> None:
     assert [known_params(trial) for trial in trials(ledger)] == [{"lr": 0.25}, {"lr": 0.5}]
     assert trials(ledger)[0].user_attrs["origin"] == {"study": "old", "trial": 7}
     assert {trial.state for trial in trials(ledger)} == {TrialState.WAITING}
-    assert ledger.waiting_trials(record) == 2
+    assert ledger.trial_counts(record)["WAITING"] == 2
     assert record.reserved_trials == 0, "they are in no budget before they are asked for"
     assert ledger.waiting(record) == []
 
@@ -78,7 +78,7 @@ def test_a_running_controller_takes_what_another_process_enqueues_up_to_its_budg
     with pytest.raises(BudgetSpent):
         ask()
     assert [trial.state.name for trial in trials(other)] == ["RUNNING"] * 3 + ["WAITING"]
-    assert other.waiting_trials(other.study("tiny")) == 1
+    assert other.trial_counts(other.study("tiny"))["WAITING"] == 1
 
 
 def test_many_who_enqueue_at_once_get_a_number_each(ledger: Ledger) -> None:

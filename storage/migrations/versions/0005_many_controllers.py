@@ -19,7 +19,6 @@ def upgrade() -> None:
         "ALTER TABLE hpo_teachers ADD COLUMN controller_id INTEGER "
         "REFERENCES hpo_controllers (id) ON DELETE SET NULL"
     )
-    op.create_index("ix_hpo_metrics_at", "hpo_metrics", ["at"])
     op.create_index(
         "ix_hpo_attempts_open",
         "hpo_attempts",
