@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from hpo.ahead import inform, make_ahead, ready
 from hpo.judge import Assignment, Judge, Verdict
 from hpo.messages import Job, Message
+from hpo.places import trial_folder
 from hpo.population import Explore, Population
 from hpo.pruning import make_pruner
 from hpo.rebuilt import SpaceExhausted, check_new
@@ -298,7 +299,7 @@ class Controller:
         return Assignment(trial.number, trial, attempt, document, params)
 
     def _folder(self, number: int) -> Path:
-        return self._runs / self._record.name / f"trial-{number:04d}"
+        return trial_folder(self._runs, self._record.name, number)
 
     def _sort_in(self, trial_id: int) -> None:
         """Take over a RUNNING trial that no controller executes: parked, or to go on at once."""
@@ -313,7 +314,7 @@ class Controller:
         """The next attempt of a RUNNING trial: its number and parameters stay as they are."""
         trial = optuna.Trial(self.study, trial_id)
         frozen = self._ledger.storage.get_trial(trial_id)
-        document = self.config.trial_document(frozen.params, frozen.user_attrs["run_dir"])
+        document = self.config.trial_document(frozen.params, str(self._folder(frozen.number)))
         if self._population is not None:
             document |= self._population.fork_of(frozen)
         repeat = len(self._ledger.results(trial_id))

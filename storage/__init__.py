@@ -12,6 +12,7 @@ from storage.errors import (
     StudyNotFound,
 )
 from storage.ledger import Lease, Ledger, Transaction
+from storage.names import check_study_name
 from storage.points import Point
 from storage.reasons import Reason, TeacherState
 from storage.records import Attempt, Controller, StudyRecord, TeacherRecord
@@ -33,4 +34,5 @@ __all__ = [
     "TeacherRecord",
     "TeacherState",
     "Transaction",
+    "check_study_name",
 ]

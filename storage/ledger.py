@@ -43,6 +43,7 @@ from storage.models import (
     StudyRow,
     TeacherRow,
 )
+from storage.names import check_study_name
 from storage.points import Point, enqueue
 from storage.reading import STUDIES, TRIALS, Reader
 from storage.reasons import Reason
@@ -88,6 +89,7 @@ class Ledger(Reader):
 
         Raises StudyExists.
         """
+        check_study_name(name)
         try:
             with joined(self._sessions) as session:
                 study = optuna.create_study(

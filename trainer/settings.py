@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -30,8 +30,37 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+MOST_CHARACTERS = 200_000  # of a document
+MOST_VALUES = 100_000  # in a document, with what its aliases stand for
+MOST_LEVELS = 32  # of sections and lists within each other
+
+_PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")}
+_PLAIN |= {"tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"}
+
+
 class _Loader(yaml.SafeLoader):
-    """safe_load that reads 1e-4 as a number (YAML 1.2) and refuses a key given twice."""
+    """safe_load of plain data alone: no dates, sets or bytes, and aliases within bounds.
+
+    It reads 1e-4 as a number (YAML 1.2) and refuses a key given twice.
+    """
+
+    yaml_constructors: ClassVar[dict[Any, Any]] = {
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag in {None, *_PLAIN}
+    }
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, regexp) for tag, regexp in found if not tag.endswith(":timestamp")]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            values, levels = _measured(node, 1, {})
+            if values > MOST_VALUES or levels > MOST_LEVELS:
+                _refuse_size(node)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -49,6 +78,33 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _measured(
+    node: yaml.Node, level: int, known: dict[yaml.Node, tuple[int, int]]
+) -> tuple[int, int]:
+    """How many values a node stands for with its aliases written out, and in how many levels."""
+    if level > MOST_LEVELS:  # a node within itself, perhaps
+        _refuse_size(node)
+    if node not in known:
+        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in parts for part in pair]
+        measured = [_measured(part, level + 1, known) for part in parts]
+        known[node] = (
+            1 + sum(values for values, _ in measured),
+            1 + max((levels for _, levels in measured), default=0),
+        )
+    return known[node]
+
+
+def _refuse_size(node: yaml.Node) -> NoReturn:
+    raise yaml.constructor.ConstructorError(
+        None,
+        None,
+        f"more than {MOST_VALUES:,} values, or {MOST_LEVELS} levels, with its aliases written out",
+        node.start_mark,
+    )
+
+
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
@@ -59,7 +115,8 @@ _Loader.add_implicit_resolver(
 def read_document(path: str | Path) -> Document:
     """The mapping in the YAML file `path`. Raises ConfigError naming the file and line."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
@@ -76,6 +133,8 @@ def parse_document(text: str, source: str) -> Document:
 
 
 def _parse_yaml(text: str, source: str) -> Any:
+    if len(text) > MOST_CHARACTERS:
+        raise ConfigError(f"{source}: no settings are longer than {MOST_CHARACTERS:,} characters")
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:

@@ -73,12 +73,14 @@ def resume(
     ray_address: RayAddress = None,
 ) -> None:
     """Go on with a study that was stopped or killed, from its ledger alone."""
+    from hpo.places import check_places
     from hpo.service import check_place
     from hpo.views import config_of
 
     ledger = open_ledger(storage_url(storage))
     record = ledger.study(name)
     check_place(config_of(record), runs, ray_address)
+    check_places(ledger, record, runs)
     if trials is not None and trials < record.reserved_trials:
         fail(f"--trials {trials}: study {name} has {record.reserved_trials} trials already")
     _run(ledger, record, runs, ray_address, trials)

@@ -25,6 +25,10 @@ STUDY: dict[str, Any] = {
 }
 
 
+# A billion values in a hundred characters.
+BOMB = "a0: &a0 [1]\n" + "".join(f"a{n + 1}: &a{n + 1} [{f'*a{n},' * 10}]\n" for n in range(9))
+
+
 def written(tmp_path: Path, **changes: Any) -> Path:
     """A study file with dotted `changes` to STUDY; dots in keys of the space are kept."""
     document = copy.deepcopy(STUDY)
@@ -153,8 +157,8 @@ def test_a_searched_path_that_does_not_exist_is_refused_with_the_nearest(tmp_pat
             "space.output_dir: is set by the service itself",
         ),
         ({"space": {}}, "space: Dictionary should have at least 1 item"),
-        ({"study": "../x"}, "study: String should match pattern"),
-        ({"study": "x" * 300}, "study: String should match pattern"),
+        ({"study": "../x"}, "study: '../x' is no name for a study: use up to 100 letters"),
+        ({"study": "x" * 300}, f"study: '{'x' * 40}'... is no name for a study"),
         ({"train": {"optim": {"lrr": 1}}}, "train: optim.lrr: no such setting; did you mean lr?"),
         ({"train": {"model": {"heads": 3}}}, "train: model: heads: 3 does not divide d_model 64"),
         (
@@ -245,6 +249,11 @@ def test_a_train_config_that_is_missing_is_named(tmp_path: Path) -> None:
         ("study: a\nstudy: b\n", "line 2: not valid YAML: key 'study' is given twice"),
         ("study: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
         ("[a, b]: 1\n", "not valid YAML"),
+        ("study: !!binary aGk=\n", "could not determine a constructor for the tag"),
+        (BOMB, "line 1: not valid YAML: more than 100,000 values, or 32 levels"),
+        ("a: &a [*a]\n", "or 32 levels, with its aliases written out"),
+        ("[" * 5000, "not valid YAML"),
+        ("#" * 300_000, "no settings are longer than 200,000 characters"),
     ],
 )
 def test_a_file_that_is_no_study_is_refused_in_one_line(
