@@ -38,6 +38,8 @@ from hpo.space import CategoricalDimension, Dimension, FloatDimension
 from trainer.settings import ConfigError, Section
 
 Space = Mapping[str, Dimension]
+MOST_POINTS = 100_000  # of a space, for a sampler that keeps all of them
+
 Trials = Annotated[int, Field(ge=1)]
 Population = Annotated[int, Field(ge=2)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -277,20 +279,40 @@ def check_sampler(
             raise ConfigError(
                 f"{what} would draw the categorical space.{path} at random; use tpe or gp"
             )
-        if not dimension_values(dimension) and "endless dimensions" in config.cannot:
+    if "endless dimensions" in config.cannot:
+        _check_enumerable(space, what)
+
+
+def _check_enumerable(space: Space, what: str) -> None:
+    points = 1
+    for path, dimension in space.items():
+        points *= count_values(dimension)
+        if not points:
             raise ConfigError(
                 f"{what} cannot enumerate the floats of space.{path}; give it a step, or list its "
                 "values in a categorical"
             )
+    if points > MOST_POINTS:
+        raise ConfigError(
+            f"{what} keeps every point of the space in memory, and takes {MOST_POINTS:,} at most, "
+            f"not {points:.3g}; search less finely, or use tpe"
+        )
+
+
+def count_values(dimension: Dimension) -> int:
+    """How many values a dimension has; 0 for floats without a step."""
+    if isinstance(dimension, CategoricalDimension):
+        return len(dimension.choices)
+    if isinstance(dimension, FloatDimension) and dimension.step is None:
+        return 0
+    low, high, step = (Decimal(str(x)) for x in (dimension.low, dimension.high, dimension.step))
+    return int((high - low) / step) + 1
 
 
 def dimension_values(dimension: Dimension) -> list[Any]:
     """Every value of a dimension, in order; none for floats without a step."""
     if isinstance(dimension, CategoricalDimension):
         return dimension.probes()
-    if not isinstance(dimension, FloatDimension):
-        return list(range(dimension.low, dimension.high + 1, dimension.step))
-    if dimension.step is None:
-        return []
-    low, high, step = (Decimal(str(x)) for x in (dimension.low, dimension.high, dimension.step))
-    return [float(low + position * step) for position in range(int((high - low) / step) + 1)]
+    low, step = Decimal(str(dimension.low)), Decimal(str(dimension.step or 0))
+    number = float if isinstance(dimension, FloatDimension) else int
+    return [number(low + position * step) for position in range(count_values(dimension))]

@@ -47,7 +47,7 @@ def _study_name(name: str) -> str:
 class Budget(Section):
     """When the study is done: whichever is reached first."""
 
-    trials: Count = 20
+    trials: Annotated[int, Field(ge=1, le=10**9)] = 20
     hours: Positive | None = None  # the controllers' wall-clock time, over all resumes
     device_hours: Positive | None = None  # of all ranks of all attempts
 

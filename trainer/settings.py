@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, get_args
 
@@ -20,8 +21,26 @@ Document = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
 
 
+MOST_SHOWN = 800  # characters of a message: what was given may be of any length
+
+
+def one_line(message: str) -> str:
+    """`message` fit for a terminal: one line, no control characters, not too long."""
+    if len(message) > MOST_SHOWN:
+        message = f"{message[:MOST_SHOWN]}..."
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+
+
 class ConfigError(ValueError):
     """The user's input is wrong; one line says file, key, what was given and what would do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def is_text(text: str) -> bool:
+    """Whether a file, a database and a path can all hold `text`."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 class Section(BaseModel):
@@ -53,6 +72,14 @@ class _Loader(yaml.SafeLoader):
         first: [(tag, regexp) for tag, regexp in found if not tag.endswith(":timestamp")]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        text = super().construct_scalar(node)
+        if isinstance(text, str) and not is_text(text):
+            raise yaml.constructor.ConstructorError(
+                None, None, "a character that no text has", node.start_mark
+            )
+        return text
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
@@ -207,16 +234,18 @@ def leaf_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
 
 def check_value(model: type[BaseModel], path: str, value: Any, what: str) -> None:
     """Raise ConfigError, beginning with `what`, unless its setting `path` accepts `value`."""
-    field = dict(leaf_fields(model))[path]
     try:
-        TypeAdapter(_annotated(field)).validate_python(value)
+        _adapter(model, path).validate_python(value)
     except ValidationError as error:
         reason = _reason(error.errors(include_url=False)[0])
         raise ConfigError(f"{what}: {_shown(value)} does not fit {path}: {reason}") from None
 
 
-def _annotated(field: FieldInfo) -> Any:
-    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+@cache
+def _adapter(model: type[BaseModel], path: str) -> TypeAdapter[Any]:
+    field = dict(leaf_fields(model))[path]
+    annotated: Any = field.annotation
+    return TypeAdapter(Annotated[annotated, *field.metadata] if field.metadata else annotated)
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

@@ -183,6 +183,11 @@ def test_samplers_that_know_constraints_keep_to_the_feasible_side(name: str) -> 
         ({"name": "grid"}, {"space": ENDLESS}, "cannot enumerate the floats of space.optim.lr"),
         ({"name": "brute_force"}, {"space": ENDLESS}, "give it a step, or list its values"),
         ({"name": "gp"}, {"space": CONDITIONAL}, "cannot search space.model.dropout under a"),
+        (
+            {"name": "grid"},
+            {"space": {"optim.warmup_steps": {**LAYERS, "high": 10**9}}},
+            "keeps every point of the space in memory, and takes 100,000 at most, not 1e+09",
+        ),
         ({"name": "grid"}, {"space": CONDITIONAL}, "use tpe, brute_force or random"),
     ],
 )

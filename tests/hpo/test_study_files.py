@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -132,6 +132,11 @@ def test_a_searched_path_that_does_not_exist_is_refused_with_the_nearest(tmp_pat
             "pruner.min_stepss: no such setting; did you mean min_steps?",
         ),
         ({"pruner": {"name": "asha", "reduction_factor": 1}}, "pruner.reduction_factor: must be"),
+        (dimension(step=1e-30), "space.optim.lr: step 1e-30 is too fine from 0.1 to 0.2"),
+        (dimension(step=float("inf")), "space.optim.lr.step: must be a finite number, not inf"),
+        (dimension(low=-1e308, high=1e308), "space.optim.lr: low -1e+308 and high 1e+308 are too"),
+        ({"budget": {"trials": 10**30}}, "budget.trials: must be less than or equal to 1000000000"),
+        ({"budget\x1b[2J\n": 3}, "budget\\x1b[2J\\n: no such setting"),
         (dimension(low=0.3), "space.optim.lr: low 0.3 is above high 0.2"),
         (dimension(low=0.2), "space.optim.lr: low and high are both 0.2"),
         (dimension(low=0.0, log=True), "space.optim.lr: low 0 has no logarithm"),
@@ -253,6 +258,8 @@ def test_a_train_config_that_is_missing_is_named(tmp_path: Path) -> None:
         (BOMB, "line 1: not valid YAML: more than 100,000 values, or 32 levels"),
         ("a: &a [*a]\n", "or 32 levels, with its aliases written out"),
         ("[" * 5000, "not valid YAML"),
+        ('study: "\\ud800"', "a character that no text has"),
+        ('study: "\\0"', "a character that no text has"),
         ("#" * 300_000, "no settings are longer than 200,000 characters"),
     ],
 )
@@ -273,6 +280,7 @@ def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
     assert load_study(file).space["optim.lr"].probes() == [1e-3, 5e-4]
 
 
+@settings(deadline=None)
 @given(st.sampled_from(train_paths()), st.data())
 def test_a_misspelt_path_never_passes(path: str, data: st.DataObject) -> None:
     position = data.draw(st.integers(0, len(path) - 1))
