@@ -36,6 +36,7 @@ import ray
 from ray import tune
 from ray.tune.execution import class_cache
 from ray.tune.execution.placement_groups import PlacementGroupFactory
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -51,6 +52,9 @@ logger = logging.getLogger("hpo.dispatch")
 class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
     {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 )
+
+# Tune reads a failed actor's error back from a pickle in its folder, which is in the study's.
+Trial.get_pickled_error = lambda trial: None
 
 
 class GangTrainable(tune.Trainable):  # type: ignore[misc]

@@ -37,7 +37,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say where the secrets are."""
-    for place in shown:
+    for place in sorted(set(shown)):
         terminalreporter.write_line(f"a planted secret (tests/planted.py) is in {place}", red=True)
 
 
