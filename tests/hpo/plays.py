@@ -59,6 +59,11 @@ class Play:
     joins: bool = False  # whether a controller's successor has its heart take the trials over
     loses_database: bool = False  # whether the database is away for the first trial
 
+    @property
+    def decides(self) -> bool:
+        """Whether evaluations may end an attempt. Those made while the database is away do not."""
+        return not {"pruner", "schedule"}.isdisjoint(self.changes)
+
     def config(self) -> StudyConfig:
         """The study file."""
         return StudyConfig.model_validate(
@@ -208,11 +213,11 @@ class _Stage:
         def seen_at() -> float:
             return self.ledger.controllers(self.record)[-1].seen_at
 
-        before, errors = seen_at(), list[Exception]()
+        before = seen_at()
         if states() <= {"released"}:
             return
-        with self.ledger.heartbeat(replace(lease, seconds=3 * BEAT_SECONDS), errors.append):
-            while (seen_at() == before or "active" in states()) and not errors:
+        with self.ledger.heartbeat(replace(lease, seconds=3 * BEAT_SECONDS), print):
+            while seen_at() == before or "active" in states():
                 time.sleep(0.001)
 
     @contextmanager
