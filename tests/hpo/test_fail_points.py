@@ -30,7 +30,8 @@ DATABASE = "storage/database.py"  # what opens a ledger: its commits are of a ne
 OPTUNA_S_TABLES = f"{DATABASE}:open_storage, on its own"  # Optuna makes them, in its own commits
 PLACES = [*(str(write) for write in writes()[0]), OPTUNA_S_TABLES]
 REPORTS = "hpo/controller.py:Controller._write_trial"
-NEW = "short"  # the play that begins without a database
+NEW = "short"  # the play that begins without a database, and in which one is copied
+OF_NEW = (DATABASE, "storage/copying.py")
 HANGS_SECONDS = 60
 
 
@@ -92,7 +93,7 @@ class Processes:
         counts = {
             play: self.endings[play]["seen"].get(place, 0)
             for play in PLAYS
-            if (play == NEW) == place.startswith(DATABASE)
+            if (play == NEW) == place.startswith(OF_NEW)
         }
         most = [(play, count) for play, count in Counter(counts).most_common(plays) if count]
         return [(play, (count + 1) // 2) for play, count in most]
