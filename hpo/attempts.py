@@ -5,6 +5,7 @@ from __future__ import annotations
 import optuna
 
 from hpo.judge import Assignment
+from hpo.places import trial_folder
 from hpo.population import Population
 from hpo.rebuilt import check_new
 from hpo.repeats import repeat_document
@@ -34,7 +35,7 @@ class Attempts:
 
     def folder(self, number: int) -> str:
         """Where trial `number` keeps its run."""
-        return f"{self._folder}/trial-{number:04d}"
+        return trial_folder(self._folder, number)
 
     def first(self, transaction: Transaction) -> Assignment:
         """Of a new trial, in the transaction that counts it. Raises SpaceExhausted."""
@@ -61,7 +62,7 @@ class Attempts:
             attempt = transaction.begin_attempt(trial_id, devices=self._config.resources.ranks)
         trial = optuna.Trial(self._study, trial_id)
         frozen = self._ledger.storage.get_trial(trial_id)
-        document = self._config.trial_document(frozen.params, frozen.user_attrs["run_dir"])
+        document = self._config.trial_document(frozen.params, self.folder(frozen.number))
         if self._population is not None:
             document |= self._population.fork_of(frozen)
         repeat = len(self._ledger.results(trial_id))

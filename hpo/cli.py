@@ -60,12 +60,13 @@ def _one_line(error: Exception) -> str | None:
     from sqlalchemy.exc import SQLAlchemyError
 
     from storage import LedgerError
-    from trainer.settings import ConfigError
+    from trainer.settings import ConfigError, one_line
 
     if isinstance(error, (ConfigError, LedgerError)):
-        return str(error)
+        return one_line(str(error))
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__  # type: ignore[assignment]
     if isinstance(error, SQLAlchemyError):
-        return "the database: " + " ".join(str(getattr(error, "orig", None) or error).split())
+        said = " ".join(str(getattr(error, "orig", None) or error).split())
+        return one_line(f"the database: {said}")
     return None

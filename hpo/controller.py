@@ -28,6 +28,7 @@ from hpo.messages import Job, Message
 from hpo.observers import Observer, Observers
 from hpo.outage import DiskAway, Outage, check_disk, database_is_away
 from hpo.parking import Parking
+from hpo.places import study_folder
 from hpo.population import Explore, Population
 from hpo.pruning import make_pruner
 from hpo.rebuilt import SpaceExhausted
@@ -90,7 +91,7 @@ class Controller:
         self._parking = Parking(
             ledger, lease, self.study, self._judge, self._population, self._observers.pruned
         )
-        self._folder = f"{runs}/{record.name}"
+        self._folder = study_folder(runs, record.name)
         self._attempts = Attempts(ledger, lease, self.study, config, self._folder, self._population)
         self._limits = Limits(ledger, record, config)
         self._teaching = Teaching(ledger, record, config, lease, self._observers.teacher)

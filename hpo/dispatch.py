@@ -35,7 +35,9 @@ if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or (
 
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.execution.placement_groups import PlacementGroupFactory
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -45,6 +47,15 @@ from hpo.messages import Message, named
 from hpo.study import Resources, local_cpus
 
 logger = logging.getLogger("hpo.dispatch")
+
+# Tune hands AWS keys to its actors in their runtime environment, which Ray writes into its logs. A
+# node's workers have the keys that the node was started with.
+class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+    {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+)
+
+# Tune reads a failed actor's error back from a pickle in its folder, which is in the study's.
+Trial.get_pickled_error = lambda trial: None
 
 
 class GangTrainable(tune.Trainable):  # type: ignore[misc]

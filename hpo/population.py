@@ -73,12 +73,11 @@ class Population:
         self._study = study
         self._schedule = schedule
         self._explore = explore
-        self._entered = sum("member" in trial.user_attrs for trial in self._trials())
 
     @property
     def full(self) -> bool:
         """Whether every place has been taken, if only once."""
-        return self._entered >= self._schedule.population
+        return self._entered() >= self._schedule.population
 
     @property
     def barrier(self) -> int:
@@ -88,8 +87,7 @@ class Population:
 
     def enter(self, trial: optuna.Trial) -> None:
         """Give a new trial, which begins at step 0, the next place."""
-        trial.set_user_attr("member", self._entered)
-        self._entered += 1
+        trial.set_user_attr("member", self._entered())
 
     def due(self, parked: Iterable[int]) -> int | None:
         """The first of the trials `parked` that has been compared, and goes on."""
@@ -149,6 +147,9 @@ class Population:
             )
             for _, trial in sorted(newest.items())
         ]
+
+    def _entered(self) -> int:
+        return sum("member" in trial.user_attrs for trial in self._trials())
 
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)

@@ -19,7 +19,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from optuna.samplers import (
     BaseSampler,
-    CmaEsSampler,
     GPSampler,
     QMCSampler,
     RandomSampler,
@@ -27,6 +26,7 @@ from optuna.samplers import (
 )
 from pydantic import Field
 
+from hpo.cma_es import CmaEsFromTrials
 from hpo.cost_aware import CostAwareTPESampler
 from hpo.rebuilt import (
     BruteForceOnce,
@@ -39,6 +39,8 @@ from hpo.space import CategoricalDimension, Dimension, FloatDimension
 from trainer.settings import ConfigError, Section
 
 Space = Mapping[str, Dimension]
+MOST_POINTS = 100_000  # of a space, for a sampler that keeps all of them
+
 Trials = Annotated[int, Field(ge=1)]
 Population = Annotated[int, Field(ge=2)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -142,10 +144,7 @@ class Ax(SamplerSection):
 
 
 class CmaEs(SamplerSection):
-    """CMA-ES (Hansen 2016), its state in the ledger.
-
-    Seeded by the seed alone: Optuna adds the trial's number itself. The first trial is drawn.
-    """
+    """CMA-ES (Hansen 2016), its generations in the ledger; seeded by trial. The first is drawn."""
 
     name: Literal["cmaes"]
     population: Population | None = None  # trials in a generation; null: 4 + 3 ln(dimensions)
@@ -154,8 +153,8 @@ class CmaEs(SamplerSection):
 
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
         """Optuna's sampler."""
-        return CmaEsSampler(
-            seed=self.seed,
+        return CmaEsFromTrials(
+            seed=trial_seed,
             independent_sampler=RandomSampler(seed=trial_seed),
             popsize=self.population,
             with_margin=self.margin,

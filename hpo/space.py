@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from random import Random
@@ -12,10 +13,14 @@ from pydantic import Discriminator, Field, FiniteFloat, Tag, model_validator
 
 from hpo.conditions import Conditional, Scalar, in_order, is_active, same
 from trainer.config import check_path, check_setting, is_section
+from trainer.sections import Count, Positive
 from trainer.settings import ConfigError, get_path
 
 # The service sets these itself for every trial.
 RESERVED = ("output_dir", "threads")
+
+MOST_EXACT = 2**53  # the largest integer up to which the database keeps all of them exactly
+Exact = Annotated[int, Field(ge=-MOST_EXACT, le=MOST_EXACT)]
 
 _FEW = 64  # values of an integer dimension that are all tried at the start
 
@@ -27,11 +32,11 @@ class FloatDimension(Conditional):
     low: FiniteFloat
     high: FiniteFloat
     log: bool = False
-    step: Annotated[float, Field(gt=0)] | None = None
+    step: Positive | None = None
 
     @model_validator(mode="after")
     def _bounds(self) -> FloatDimension:
-        _check_bounds(self.low, self.high, self.log, stepped=self.step is not None)
+        _check_bounds(self.low, self.high, self.log, self.step)
         return self
 
     def suggest(self, trial: optuna.Trial, path: str) -> float:
@@ -60,14 +65,14 @@ class IntDimension(Conditional):
     """An integer in [low, high], uniform or log-uniform, or every `step`-th."""
 
     type: Literal["int"]
-    low: int
-    high: int
+    low: Exact
+    high: Exact
     log: bool = False
-    step: Annotated[int, Field(ge=1)] = 1
+    step: Count = 1
 
     @model_validator(mode="after")
     def _bounds(self) -> IntDimension:
-        _check_bounds(self.low, self.high, self.log, stepped=self.step != 1)
+        _check_bounds(self.low, self.high, self.log, None if self.step == 1 else self.step)
         return self
 
     def suggest(self, trial: optuna.Trial, path: str) -> int:
@@ -248,12 +253,16 @@ def with_values(space: Space, path: str, change: Callable[[Any], Any]) -> dict[s
     return changed
 
 
-def _check_bounds(low: float, high: float, log: bool, *, stepped: bool) -> None:
+def _check_bounds(low: float, high: float, log: bool, step: float | None) -> None:
     if low > high:
         raise ValueError(f"low {low:g} is above high {high:g}: swap them")
     if low == high:
         raise ValueError(f"low and high are both {low:g}: set it in `train` instead of searching")
     if log and low <= 0:
         raise ValueError(f"low {low:g} has no logarithm: use a low above 0, or log: false")
-    if log and stepped:
+    if log and step is not None:
         raise ValueError("log and step cannot go together: drop one")
+    if not math.isfinite(high - low):
+        raise ValueError(f"low {low:g} and high {high:g} are too far apart")
+    if step is not None and (high - low) / step > MOST_EXACT:
+        raise ValueError(f"step {step:g} is too fine from {low:g} to {high:g}")

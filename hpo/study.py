@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from hpo.conditions import check_conditions
 from hpo.constraints import Constraint, check_constraints
@@ -22,6 +22,7 @@ from hpo.samplers import TPE, SamplerConfig, check_sampler
 from hpo.space import Dimension, Space, assignments, check_space, values_of, with_values
 from hpo.tracking import TrackingConfig
 from hpo.transfer import WarmStart
+from storage import LedgerError, check_study_name
 from trainer import config as train_config
 from trainer.data import check_data
 from trainer.sections import Count, Positive
@@ -29,18 +30,25 @@ from trainer.settings import (
     ConfigError,
     Section,
     parse_assignment,
+    parse_document,
     read_document,
     set_path,
     validated,
 )
 
-STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+def _study_name(name: str) -> str:
+    try:
+        check_study_name(name)
+    except LedgerError as error:
+        raise ValueError(str(error)) from None
+    return name
 
 
 class Budget(Section):
     """When the study is done: whichever is reached first."""
 
-    trials: Count = 20
+    trials: Annotated[int, Field(ge=1, le=10**9)] = 20
     hours: Positive | None = None  # the controllers' wall-clock time, over all resumes
     device_hours: Positive | None = None  # of all ranks of all attempts
 
@@ -66,7 +74,7 @@ class Failures(Section):
 class StudyConfig(Section):
     """One study."""
 
-    study: Annotated[str, Field(pattern=STUDY_NAME)]
+    study: Annotated[str, AfterValidator(_study_name)]
     storage: str | None = None
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (Objective(),)
     constraints: tuple[Constraint, ...] = ()
@@ -201,7 +209,8 @@ def load_study(
 
 def restore_study(document: str, name: str) -> StudyConfig:
     """The study as the ledger keeps it. Raises ConfigError if this version cannot run it."""
-    return validated(StudyConfig, yaml.safe_load(document), f"study {name}")
+    source = f"study {name}"
+    return validated(StudyConfig, parse_document(document, source), source)
 
 
 def check_machine(study: StudyConfig, cpus: float, gpus: float, where: str) -> None:

@@ -10,6 +10,7 @@ import copy
 import os
 from typing import Any
 
+from hpo.places import study_folder, teacher_folder
 from hpo.space import values_of, with_values
 from hpo.study import StudyConfig
 from storage import TeacherRecord
@@ -40,9 +41,8 @@ def with_teachers(
     to_be_trained = {name for name in found if not os.path.isdir(name)}
     folders = {name: str(teacher.folder) for name, teacher in found.items()}
     if is_url(runs):
-        folders |= {
-            n: f"{runs.rstrip('/')}/{study.study}/teachers/{found[n].key}" for n in to_be_trained
-        }
+        folder = study_folder(runs, study.study)
+        folders |= {name: teacher_folder(folder, found[name].key) for name in to_be_trained}
     if len(set(folders.values())) < len(folders):
         raise ConfigError(f"{source}: space.{_PATH}: choices: two of them are the same teacher")
     to_train = [

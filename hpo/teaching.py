@@ -13,13 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hpo.messages import Message
 from hpo.study import StudyConfig
 from storage import Lease, Ledger, Reason, StudyRecord, TeacherRecord, TeacherState
 from trainer.lock import in_use
-from trainer.settings import is_url
+from trainer.settings import is_url, parse_document
 from trainer.teacher import is_trained
 
 
@@ -112,7 +110,8 @@ class Teaching:
             return None
         self._waits_for_another = False
         self._tell(begun)
-        document = self._config.placed(yaml.safe_load(teacher.config), teacher.folder)
+        config = parse_document(teacher.config, f"teacher {teacher.key}")
+        document = self._config.placed(config, teacher.folder)
         return TeacherAttempt(teacher.key, begun.attempts, document, teacher.steps)
 
     def _verdict(self, message: Message) -> tuple[TeacherState, Reason | None]:

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import optuna
-import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.constraints import Constraint, broken, is_feasible
 from hpo.study import StudyConfig, restore_study
 from storage import Attempt, Ledger, StudyRecord, TeacherRecord
 from storage.points import known_params
-from trainer.settings import ConfigError
+from trainer.settings import ConfigError, parse_document
 
 View = dict[str, Any]
 
@@ -114,7 +113,7 @@ class _Study:
     def __init__(self, ledger: Ledger, record: StudyRecord) -> None:
         self.record = record
         self._ledger = ledger
-        document = yaml.safe_load(record.document)
+        document = parse_document(record.document, f"study {record.name}")
         self.objectives: list[View] = document["objectives"]
         # An older version's document has none.
         self.constraints = [Constraint(**each) for each in document.get("constraints", [])]

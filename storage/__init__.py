@@ -14,6 +14,7 @@ from storage.errors import (
 )
 from storage.leases import Lease
 from storage.ledger import Ledger
+from storage.names import check_study_name
 from storage.points import Point
 from storage.reasons import Reason, TeacherState
 from storage.records import Attempt, Controller, StudyRecord, TeacherRecord, Waiting
@@ -38,4 +39,5 @@ __all__ = [
     "TeacherState",
     "Transaction",
     "Waiting",
+    "check_study_name",
 ]

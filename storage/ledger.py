@@ -44,6 +44,7 @@ from storage.models import (
     TeacherRow,
     WaitingRow,
 )
+from storage.names import check_study_name
 from storage.points import Point, enqueue
 from storage.reading import STUDIES, TRIALS, Reader
 from storage.records import StudyRecord, TeacherRecord
@@ -78,6 +79,7 @@ class Ledger(Reader):
 
         Raises StudyExists.
         """
+        check_study_name(name)
         try:
             with joined(self._sessions) as session:
                 study = optuna.create_study(

@@ -25,6 +25,7 @@ from storage.models import (
     TeacherRow,
     WaitingRow,
 )
+from storage.names import check_study_name, is_study_name
 from storage.reasons import Reason
 from storage.records import Attempt, Controller, StudyRecord, TeacherRecord, Waiting
 from storage.session import JoinedSession
@@ -61,10 +62,11 @@ class Reader:
                 .join(STUDIES, STUDIES.c.study_id == StudyRow.study_id)
                 .order_by(StudyRow.created_at)
             )
-            return [_study(row, name) for row, name in rows]
+            return [_study(row, name) for row, name in rows if is_study_name(name)]
 
     def study(self, name: str) -> StudyRecord:
         """The study called `name`. Raises StudyNotFound with the nearest names."""
+        check_study_name(name)
         studies = {study.name: study for study in self.studies()}
         if name in studies:
             return studies[name]

@@ -1,4 +1,4 @@
-"""Fixtures that start real parts: databases."""
+"""Fixtures that start real parts, databases; and secrets, which must be found nowhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,34 @@ from pathlib import Path
 
 import pytest
 
+from tests import planted
+
+os.environ.update(planted.SECRETS)
+
+shown: list[str] = []  # where secrets were found
+
 POSTGRES_TOOLS = all(shutil.which(tool) for tool in ("initdb", "pg_ctl", "postgres"))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Look for secrets in what a test printed."""
+    shown.extend(report.nodeid for _, text in report.sections if planted.MARK in text)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail if a secret is in anything that the tests wrote; the workers have ended by now."""
+    if not hasattr(session.config, "workerinput"):
+        written = session.config._tmp_path_factory.getbasetemp()
+        shown.extend(map(str, planted.found_in(written, *planted.ray_sessions())))
+        if shown:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say where the secrets are."""
+    for place in sorted(set(shown)):
+        terminalreporter.write_line(f"a planted secret (tests/planted.py) is in {place}", red=True)
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +63,7 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
     subprocess.run([*run, "pg_ctl", "-D", data, "-w", "-l", folder / "log", "-o", options, "start"],
                    check=True, stdout=subprocess.DEVNULL)  # fmt: skip
-    yield f"postgresql://hpo@127.0.0.1:{port}/"
+    yield f"postgresql://hpo:{planted.DATABASE_PASSWORD}@127.0.0.1:{port}/"
     subprocess.run([*run, "pg_ctl", "-D", data, "-m", "immediate", "stop"], check=True,
                    stdout=subprocess.DEVNULL)  # fmt: skip
 

@@ -54,6 +54,19 @@ def test_adapters_alone_import_their_library(library: str, files: set[str]) -> N
     assert users == files
 
 
+def test_nothing_unpickles() -> None:
+    """Neither a run folder nor a ledger runs code: torch, numpy and pandas would, with these."""
+    modules = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    calls = {"torch.load", "np.load", "numpy.load", "pandas.read_pickle", "yaml.unsafe_load"}
+    found = []
+    for file in (f for package in ("hpo", "storage", "trainer") for f in files_of(package)):
+        found += [(file.name, name) for name in imports_of(file) & modules]
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, (ast.Attribute, ast.Name)) and ast.unparse(node) in calls:
+                found.append((file.name, ast.unparse(node)))
+    assert not found
+
+
 @pytest.mark.parametrize("module", ["trainer.config", "hpo.cli", "hpo.study", "hpo.views"])
 def test_what_answers_the_user_imports_neither_torch_nor_ray(module: str) -> None:
     program = f"import {module}, sys; sys.exit(bool({{'torch', 'ray', 'ax'}} & set(sys.modules)))"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -213,6 +214,7 @@ def check_setting(path: str, value: Any, what: str) -> None:
     check_value(TrainConfig, path, value, what)
 
 
+@cache
 def train_paths() -> list[str]:
     """Every train setting, as dotted paths."""
     return [path for path, _ in leaf_fields(TrainConfig)]

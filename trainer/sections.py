@@ -13,7 +13,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from trainer.settings import Section
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**53)]  # past it the database keeps no number exactly
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Precision = Literal["fp32", "bf16", "fp16"]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -20,8 +21,26 @@ Document = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
 
 
+MOST_SHOWN = 800  # characters of a message: what was given may be of any length
+
+
+def one_line(message: str) -> str:
+    """`message` fit for a terminal: one line, no control characters, not too long."""
+    if len(message) > MOST_SHOWN:
+        message = f"{message[:MOST_SHOWN]}..."
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+
+
 class ConfigError(ValueError):
     """The user's input is wrong; one line says file, key, what was given and what would do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def is_text(text: str) -> bool:
+    """Whether a file, a database and a path can all hold `text`."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 class Section(BaseModel):
@@ -30,8 +49,45 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+MOST_CHARACTERS = 200_000  # of a document
+MOST_VALUES = 100_000  # in a document, with what its aliases stand for
+MOST_LEVELS = 32  # of sections and lists within each other
+
+_PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")}
+_PLAIN |= {"tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"}
+
+
 class _Loader(yaml.SafeLoader):
-    """safe_load that reads 1e-4 as a number (YAML 1.2) and refuses a key given twice."""
+    """safe_load of plain data alone: no dates, sets or bytes, and aliases within bounds.
+
+    It reads 1e-4 as a number (YAML 1.2) and refuses a key given twice.
+    """
+
+    yaml_constructors: ClassVar[dict[Any, Any]] = {
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag in {None, *_PLAIN}
+    }
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, regexp) for tag, regexp in found if not tag.endswith(":timestamp")]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        text = super().construct_scalar(node)
+        if isinstance(text, str) and not is_text(text):
+            raise yaml.constructor.ConstructorError(
+                None, None, "a character that no text has", node.start_mark
+            )
+        return text
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            values, levels = _measured(node, 1, {})
+            if values > MOST_VALUES or levels > MOST_LEVELS:
+                _refuse_size(node)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -49,6 +105,33 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _measured(
+    node: yaml.Node, level: int, known: dict[yaml.Node, tuple[int, int]]
+) -> tuple[int, int]:
+    """How many values a node stands for with its aliases written out, and in how many levels."""
+    if level > MOST_LEVELS:  # a node within itself, perhaps
+        _refuse_size(node)
+    if node not in known:
+        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in parts for part in pair]
+        measured = [_measured(part, level + 1, known) for part in parts]
+        known[node] = (
+            1 + sum(values for values, _ in measured),
+            1 + max((levels for _, levels in measured), default=0),
+        )
+    return known[node]
+
+
+def _refuse_size(node: yaml.Node) -> NoReturn:
+    raise yaml.constructor.ConstructorError(
+        None,
+        None,
+        f"more than {MOST_VALUES:,} values, or {MOST_LEVELS} levels, with its aliases written out",
+        node.start_mark,
+    )
+
+
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
@@ -64,7 +147,8 @@ def is_url(path: str) -> bool:
 def read_document(path: str | Path) -> Document:
     """The mapping in the YAML file `path`. Raises ConfigError naming the file and line."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
@@ -81,6 +165,8 @@ def parse_document(text: str, source: str) -> Document:
 
 
 def _parse_yaml(text: str, source: str) -> Any:
+    if len(text) > MOST_CHARACTERS:
+        raise ConfigError(f"{source}: no settings are longer than {MOST_CHARACTERS:,} characters")
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
@@ -153,16 +239,18 @@ def leaf_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
 
 def check_value(model: type[BaseModel], path: str, value: Any, what: str) -> None:
     """Raise ConfigError, beginning with `what`, unless its setting `path` accepts `value`."""
-    field = dict(leaf_fields(model))[path]
     try:
-        TypeAdapter(_annotated(field)).validate_python(value)
+        _adapter(model, path).validate_python(value)
     except ValidationError as error:
         reason = _reason(error.errors(include_url=False)[0])
         raise ConfigError(f"{what}: {_shown(value)} does not fit {path}: {reason}") from None
 
 
-def _annotated(field: FieldInfo) -> Any:
-    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+@cache
+def _adapter(model: type[BaseModel], path: str) -> TypeAdapter[Any]:
+    field = dict(leaf_fields(model))[path]
+    annotated: Any = field.annotation
+    return TypeAdapter(Annotated[annotated, *field.metadata] if field.metadata else annotated)
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

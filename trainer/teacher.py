@@ -112,9 +112,14 @@ def _of_config(path: Path) -> Teacher:
     return _teacher(config, None)
 
 
+def content_folder(config: TrainConfig) -> Path:
+    """Where the run of a teacher is, by its content. Raises ConfigError for missing data."""
+    return Path(absolute(str(cache_dir()), Path())) / "teachers" / _key(config)
+
+
 def _teacher(config: TrainConfig, folder: Path | None) -> Teacher:
     key = _key(config)
-    folder = folder or Path(absolute(str(cache_dir()), Path())) / "teachers" / key
+    folder = folder or content_folder(config)
     here = {"output_dir": str(folder), "data": absolute_data(config.data)}
     return Teacher(config.model_copy(update=here), folder, key)
 

@@ -39,7 +39,7 @@ AsJson = Annotated[
 ]
 Trials = Annotated[
     int | None,
-    typer.Option("--trials", min=1, metavar="N", help="The budget: trials in all."),
+    typer.Option("--trials", min=1, max=10**9, metavar="N", help="The budget: trials in all."),
 ]
 RayAddress = Annotated[
     str | None,

@@ -88,11 +88,23 @@ def schedule(
 
 def dashboard(
     storage: Storage = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host", metavar="ADDRESS", help="Where to listen; elsewhere it wants --users."
+        ),
+    ] = "127.0.0.1",
     port: Annotated[
         int | None, typer.Option("--port", min=1, max=65535, help="Default: a free one.")
     ] = None,
+    users: Annotated[
+        Path | None,
+        typer.Option(
+            "--users", metavar="FILE", help="Who may open it: a file of `htpasswd -B`, mode 600."
+        ),
+    ] = None,
 ) -> None:
-    """Serve the Optuna dashboard on the ledger, on this machine only."""
+    """Serve the Optuna dashboard on the ledger: on this machine, or to users with passwords."""
     from hpo.dashboard import serve
 
-    serve(open_ledger(storage_url(storage)), port, say)
+    serve(open_ledger(storage_url(storage)), host, port, users, say)

@@ -86,6 +86,7 @@ def resume(
 ) -> None:
     """Go on with a study, from its ledger alone; with PostgreSQL, beside whoever runs it now."""
     from hpo.metrics import check_port
+    from hpo.places import check_places
     from hpo.service import check_place
     from hpo.views import config_of
 
@@ -93,6 +94,7 @@ def resume(
     record = ledger.study(name)
     check_port(metrics_port)
     check_place(config_of(record), runs, ray_address)
+    check_places(ledger, record, runs)
     if trials is not None and trials < record.reserved_trials:
         fail(f"--trials {trials}: study {name} has {record.reserved_trials} trials already")
     join = ledger.on_a_server or same_machine

@@ -22,6 +22,8 @@ import psutil
 import pytest
 import yaml
 
+from tests import planted
+
 MARK = "HPO_TEST_MARK"
 
 TINY: dict[str, Any] = {
@@ -44,6 +46,18 @@ TINY: dict[str, Any] = {
 }
 
 
+class Command(subprocess.Popen[str]):
+    """A command whose output, read at its end, holds no secret."""
+
+    def communicate(
+        self, input: str | None = None, timeout: float | None = None
+    ) -> tuple[str, str]:
+        """What it printed."""
+        printed = super().communicate(input, timeout)
+        planted.check(*printed)
+        return printed
+
+
 @dataclass
 class Desk:
     """A user's folder: `hpo` is typed here."""
@@ -64,7 +78,7 @@ class Desk:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """`hpo` with `arguments`, running."""
-        process = subprocess.Popen(
+        process = Command(
             [sys.executable, "-m", "hpo", *arguments],
             cwd=self.folder,
             env=self.environment,
@@ -98,6 +112,7 @@ class Desk:
             try:
                 marked = process.environ().get(MARK) == self.environment[MARK]
                 if marked and process.status() != psutil.STATUS_ZOMBIE:
+                    planted.check(*process.cmdline())
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
@@ -159,6 +174,7 @@ def desk(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
     """A user's empty folder; nothing that was started there outlives the test."""
     cache = tmp_path_factory.getbasetemp() / "token-cache"
     environment = {
+        **planted.SECRETS,
         **{k: v for k, v in os.environ.items() if not k.startswith(("HPO_", "WANDB_", "RAY_"))},
         MARK: uuid.uuid4().hex,
         "HPO_CACHE_DIR": str(cache),

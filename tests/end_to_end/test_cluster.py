@@ -46,6 +46,10 @@ def test_a_study_joins_a_cluster_and_leaves_it_running(desk: Desk, cluster: str)
     too_many = desk.write_study(study="wide", resources={"ranks": 4})
     message = desk.hpo("start", str(too_many), "--ray-address", cluster, status=2)
     assert "4 ranks x 1 cpus_per_rank need 4 CPUS, and the Ray cluster has 2" in message
+    desk.environment["RAY_AUTH_TOKEN"] = "0" * 64
+    message = desk.hpo("start", str(too_many), "--ray-address", cluster, status=2)
+    assert "$RAY_AUTH_TOKEN is not its token" in message
+    assert message.count("\n") == 1
     assert [study["study"] for study in desk.json("list")] == ["tiny"], "nothing was written"
 
 

@@ -35,6 +35,7 @@ from storage import (
     StudyRecord,
     TeacherRecord,
 )
+from storage.copying import copy_study
 from trainer.config import TrainConfig
 
 LEASE_SECONDS = 0.03  # how long a play waits for the one that was killed
@@ -57,7 +58,15 @@ class Play:
     by_hand: tuple[Point, ...] = ()  # added after the first trial
     teachers: tuple[str, ...] = ()  # keys; one that is called `ready` is found trained
     joins: bool = False  # whether a controller's successor has its heart take the trials over
+    copies: bool = (
+        False  # whether the ended study is copied to another ledger, which is what counts
+    )
     loses_database: bool = False  # whether the database is away for the first trial
+
+    @property
+    def decides(self) -> bool:
+        """Whether evaluations may end an attempt. Those made while the database is away do not."""
+        return not {"pruner", "schedule"}.isdisjoint(self.changes)
 
     def config(self) -> StudyConfig:
         """The study file."""
@@ -149,7 +158,7 @@ PLAYS = {
     "repeats": Play({"budget": {"trials": 3}, "repeats": 2}, by_parameters),
     "teachers": Play({"budget": {"trials": 1}}, by_parameters, teachers=("ready", "taught")),
     "away": Play({"budget": {"trials": 2}}, by_parameters, loses_database=True),
-    "short": Play({"budget": {"trials": 1}}, by_parameters),
+    "short": Play({"budget": {"trials": 1}}, by_parameters, copies=True),
 }
 
 
@@ -208,11 +217,11 @@ class _Stage:
         def seen_at() -> float:
             return self.ledger.controllers(self.record)[-1].seen_at
 
-        before, errors = seen_at(), list[Exception]()
+        before = seen_at()
         if states() <= {"released"}:
             return
-        with self.ledger.heartbeat(replace(lease, seconds=3 * BEAT_SECONDS), errors.append):
-            while (seen_at() == before or "active" in states()) and not errors:
+        with self.ledger.heartbeat(replace(lease, seconds=3 * BEAT_SECONDS), print):
+            while seen_at() == before or "active" in states():
                 time.sleep(0.001)
 
     @contextmanager
@@ -268,7 +277,14 @@ def play_to_the_end(name: str, url: str, folder: Path) -> Told:
     stage = _Stage(play, ledger, _study(ledger, play, folder), folder)
     while stage.live():
         pass
-    return told(ledger)
+    return told(_copy(ledger, f"sqlite:///{folder}/copy.db") if play.copies else ledger)
+
+
+def _copy(ledger: Ledger, to: str) -> Ledger:
+    record, copy = ledger.study(NAME), Ledger.open(to, create=True)
+    if not copy.studies():
+        copy_study(ledger, record, to, name=NAME, document=record.document)
+    return copy
 
 
 def _study(ledger: Ledger, play: Play, folder: Path) -> StudyRecord:

@@ -187,6 +187,11 @@ def test_samplers_that_know_constraints_keep_to_the_feasible_side(name: str) -> 
         ({"name": "grid"}, {"space": ENDLESS}, "cannot enumerate the floats of space.optim.lr"),
         ({"name": "brute_force"}, {"space": ENDLESS}, "give it a step, or list its values"),
         ({"name": "gp"}, {"space": CONDITIONAL}, "cannot search space.model.dropout under a"),
+        (
+            {"name": "grid"},
+            {"space": {"optim.warmup_steps": {**LAYERS, "high": 10**9}}},
+            "would list 1,000,000,000 points for every trial, and 100,000 are the most",
+        ),
         ({"name": "grid"}, {"space": CONDITIONAL}, "use tpe, brute_force or random"),
         ({"name": "grid"}, {"space": HUGE}, "would list 1,002,001 points for every trial"),
         ({"name": "brute_force"}, {"space": ENDLESS_STEPS}, "2,000,000,001 values"),

@@ -1,0 +1,78 @@
+"""Who may open the dashboard: a file of users as `htpasswd -B` writes it, asked for each answer.
+
+Passwords are only ever compared as bcrypt hashes, in a time that tells neither user nor password;
+none is kept, logged or taken from a command line. The connection itself is not encrypted here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+
+from trainer.settings import ConfigError
+
+Application = Callable[[Mapping[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+_LINE = re.compile(rb"([^:\s][^:]*):(\$2[aby]\$\d\d\$[./A-Za-z0-9]{53})")
+_MAKE = "make it with: htpasswd -B -c"
+
+
+def read_users(path: Path) -> dict[bytes, bytes]:
+    """The bcrypt hash of each user in the htpasswd file `path`.
+
+    Raises ConfigError, in one line and showing nothing of it, unless it is such a file and no other
+    account can read it.
+    """
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            lines = [line for line in file.read(2**20).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--users {path}: {str(reason).lower()}; {_MAKE} {path} NAME") from None
+    if status.st_mode & 0o077 or status.st_uid not in (0, os.geteuid()):
+        mode = stat.S_IMODE(status.st_mode)
+        raise ConfigError(
+            f"--users {path}: is not yours alone (mode {mode:o}); own it, and chmod 600 {path}"
+        )
+    users = {}
+    for number, line in enumerate(lines, 1):
+        entry = _LINE.fullmatch(line.strip())
+        if entry is None:
+            raise ConfigError(
+                f"--users {path}: line {number} is not NAME:BCRYPT-HASH; {_MAKE} {path} NAME"
+            )
+        users[entry[1]] = entry[2]
+    if not users:
+        raise ConfigError(f"--users {path}: names no user; {_MAKE} {path} NAME")
+    return users
+
+
+def guarded(application: Application, users: Mapping[bytes, bytes]) -> Application:
+    """`application`, answering 401 to whoever does not say the password of one of `users`."""
+    from bottle import parse_auth
+
+    someone = next(iter(users.values()))  # compared with for a user that does not exist
+
+    def known(header: str) -> bool:
+        user, password = (part.encode() for part in parse_auth(header) or ("", ""))
+        try:
+            matches = bcrypt.checkpw(password, users.get(user, someone))
+        except ValueError:  # longer than bcrypt takes, or with a NUL
+            return False
+        return matches and user in users
+
+    def guard(environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if known(environ.get("HTTP_AUTHORIZATION", "")):
+            return application(environ, start_response)
+        challenge = ("WWW-Authenticate", 'Basic realm="hpo dashboard", charset="UTF-8"')
+        start_response("401 Unauthorized", [challenge, ("Content-Type", "text/plain")])
+        return [b"this dashboard wants a user and a password\n"]
+
+    return guard

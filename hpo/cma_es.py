@@ -1,0 +1,90 @@
+"""Optuna's CMA-ES, its state made again from the ledger's trials for every proposal.
+
+Optuna's own keeps the optimizer in the ledger as a pickle, and so runs whatever code somebody has
+written there. Here the trial that was asked when a generation was full keeps which trials those
+were, and their values then: numbers, which a later look at the study does not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from optuna import Study
+from optuna._transform import _SearchSpaceTransform
+from optuna.distributions import BaseDistribution
+from optuna.samplers import CmaEsSampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+# System attributes of a trial, the first as Optuna's own has it.
+GENERATION = "cma:generation"
+ROUNDED = "x_for_tell"  # with a margin: the point that the proposal was rounded to
+TOLD = "cma:told"  # by generation: the numbers of its trials, each with its value
+
+Solutions = Sequence[tuple[int, float]]
+
+
+class CmaEsFromTrials(CmaEsSampler):
+    """Optuna's, seeded for one trial. It keeps no pickle and reads none."""
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """A point of the generation that is not full yet; none while no trial is complete."""
+        trials = study.get_trials(deepcopy=False)
+        if not search_space or all(t.state is not TrialState.COMPLETE for t in trials):
+            return {}
+        transform = _SearchSpaceTransform(
+            search_space, transform_step=not self._with_margin, transform_0_1=True
+        )
+        optimizer: Any = self._init_optimizer(transform, study.direction)
+        attributes: dict[str, Any] = {}
+        if told := self._replay(optimizer, trials, transform, study.direction):
+            attributes[TOLD] = told
+        attributes[GENERATION] = optimizer.generation
+        point = optimizer.ask()
+        if self._with_margin:
+            point, rounded = point
+            attributes[ROUNDED] = rounded.tolist()
+        for key, value in attributes.items():
+            study._storage.set_trial_system_attr(trial._trial_id, key, value)
+        return transform.untransform(point)
+
+    def _replay(
+        self,
+        optimizer: Any,
+        trials: Sequence[FrozenTrial],
+        transform: _SearchSpaceTransform,
+        direction: StudyDirection,
+    ) -> dict[str, Solutions]:
+        """Tell every full generation, in order; those that no trial has kept yet."""
+        sign = 1 if direction is StudyDirection.MINIMIZE else -1
+        kept: dict[str, Solutions] = {}
+        for trial in reversed(trials):  # the first that kept a generation counts
+            kept.update(trial.system_attrs.get(TOLD, {}))
+        new: dict[str, Solutions] = {}
+        while True:
+            generation = str(optimizer.generation)
+            solutions = kept.get(generation) or _complete(trials, optimizer)
+            if len(solutions) < optimizer.population_size:
+                return new
+            if generation not in kept:
+                new[generation] = solutions
+            optimizer.tell([(self._point(trials[n], transform), sign * y) for n, y in solutions])
+
+    def _point(self, trial: FrozenTrial, transform: _SearchSpaceTransform) -> Any:
+        return (
+            trial.system_attrs[ROUNDED] if self._with_margin else transform.transform(trial.params)
+        )
+
+
+def _complete(trials: Sequence[FrozenTrial], optimizer: Any) -> Solutions:
+    """The first trials of the optimizer's generation that are complete, as many as it takes."""
+    found = [
+        (trial.number, trial.values[0])
+        for trial in trials
+        if trial.state is TrialState.COMPLETE
+        and trial.system_attrs.get(GENERATION) == optimizer.generation
+    ]
+    return found[: optimizer.population_size]

@@ -1,0 +1,36 @@
+"""What Ray Tune would do with secrets and pickles, and does not under the service."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
+
+import cloudpickle
+import pyarrow.fs
+from ray.tune import result_grid
+from ray.tune.execution import class_cache
+from ray.tune.experiment import Trial
+
+import hpo.dispatch  # noqa: F401 - what is tested
+
+
+def test_tune_hands_no_keys_to_its_actors_by_way_of_its_logs() -> None:
+    assert class_cache.ENV_VARS_TO_PROPAGATE
+    assert not [name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")]
+
+
+def test_an_actors_error_is_not_unpickled_from_the_runs_folder(tmp_path: Path) -> None:
+    class Code:
+        def __reduce__(self) -> object:
+            return Path.touch, (tmp_path / "ran",)
+
+    trial = Trial("trainable", stub=True)
+    trial.run_metadata.pickled_error_filename = "error.pkl"
+    trial.storage = SimpleNamespace(
+        trial_fs_path=str(tmp_path), storage_filesystem=pyarrow.fs.LocalFileSystem()
+    )
+    (tmp_path / "error.pkl").write_bytes(cloudpickle.dumps(Code()))
+    assert result_grid.ResultGrid._populate_exception(trial) is None
+    assert not (tmp_path / "ran").exists()
+    assert "get_pickled_error" in inspect.getsource(result_grid), "Tune still goes through it"
