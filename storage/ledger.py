@@ -32,7 +32,7 @@ from optuna.study import StudyDirection
 from sqlalchemy.orm import Session
 
 from storage.database import open_storage, shown
-from storage.errors import LeaseLost, LedgerError, StudyExists
+from storage.errors import BudgetSpent, LeaseLost, LedgerError, StudyExists
 from storage.leases import LEASE_SECONDS, Lease, give_back, take
 from storage.models import (
     AttemptRow,
@@ -152,6 +152,8 @@ class Ledger(Reader):
         try:
             with self._writing_under(lease) as transaction:
                 yield transaction
+        except BudgetSpent:
+            raise  # before Optuna was asked for anything
         except BaseException:
             self._forget_cached()
             raise

@@ -180,7 +180,7 @@ class _Stage:
         lease = self._acquire()
         explore = exploit if self.config.schedule else None
         controller = Controller(
-            self.ledger, self.record, self.config, lease, self.folder, explore=explore
+            self.ledger, self.record, self.config, lease, str(self.folder), explore=explore
         )
         while not controller.exhausted:
             self._enqueue()

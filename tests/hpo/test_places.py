@@ -16,7 +16,7 @@ import typer
 from optuna.study import StudyDirection
 
 from hpo.cli import app, main
-from hpo.places import check_places, trial_folder
+from hpo.places import check_places, study_folder, trial_folder
 from hpo.study import load_study
 from storage import Ledger, LedgerError, StudyRecord, TeacherRecord, check_study_name
 from tests.hpo.test_study_files import written
@@ -97,7 +97,8 @@ def test_every_command_refuses_a_study_that_another_program_has_called_so(
     commands = commands_on_a_study()
     assert len(commands) >= 8
     for command, *more in commands:
-        assert "is no name for a study" in refused(capsys, command, "--", "../x", *more)
+        options = ("--to", "sqlite:///other.db") if command == "copy" else ()
+        assert "is no name for a study" in refused(capsys, command, *options, "--", "../x", *more)
     for name in TYPED:
         assert "is no name for a study" in refused(capsys, "status", "--", name)
         assert "is no name for a study" in refused(capsys, "start", "study.yaml", f"--name={name}")
@@ -115,11 +116,11 @@ def asked(ledger: Ledger, run_dir: str) -> StudyRecord:
 def test_a_trial_goes_on_in_the_runs_folder_alone(ledger: Ledger, tmp_path: Path) -> None:
     record = asked(ledger, "/etc/\x1b[2J\n")
     with pytest.raises(ConfigError, match="give the --runs that it is in") as refusal:
-        check_places(ledger, record, Path("runs"))
+        check_places(ledger, record, "runs")
     assert str(refusal.value).isprintable()
-    trial_folder(Path("runs"), "tiny", 0).mkdir(parents=True)  # moved there
-    check_places(ledger, record, Path("runs"))
-    check_places(ledger, asked(ledger, str(tmp_path / "runs/tiny/trial-0001")), Path("runs"))
+    Path(trial_folder(study_folder("runs", "tiny"), 0)).mkdir(parents=True)  # moved there
+    check_places(ledger, record, "runs")
+    check_places(ledger, asked(ledger, str(tmp_path / "runs/tiny/trial-0001")), "runs")
 
 
 def test_a_teacher_is_trained_in_its_own_contents_folder_alone(
@@ -135,6 +136,6 @@ def test_a_teacher_is_trained_in_its_own_contents_folder_alone(
     for other in changed:
         teachers[:] = [right, replace(right, **other)]
         with pytest.raises(ConfigError):
-            check_places(ledger, ledger.study("tiny"), Path("runs"))
+            check_places(ledger, ledger.study("tiny"), "runs")
     teachers[:] = [right]
-    check_places(ledger, ledger.study("tiny"), Path("runs"))
+    check_places(ledger, ledger.study("tiny"), "runs")
