@@ -25,6 +25,7 @@ ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "someone",
     "AWS_SECRET_ACCESS_KEY": "secret",
     "OMP_NUM_THREADS": "1",
+    "RAY_worker_niceness": "0",  # neighbours on a busy machine would starve its ranks
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": uuid.uuid4().hex,
     # So that a node which is gone is missed within seconds.
