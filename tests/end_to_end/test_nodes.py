@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import uuid
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
-from sqlalchemy.exc import OperationalError
 
 from tests.end_to_end.conftest import Desk
 from tests.end_to_end.machines import Machine, Machines, reason_against
@@ -25,6 +24,7 @@ ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "someone",
     "AWS_SECRET_ACCESS_KEY": "secret",
     "OMP_NUM_THREADS": "1",
+    "RAY_worker_niceness": "0",  # neighbours on a busy machine would starve its ranks
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": uuid.uuid4().hex,
     # So that a node which is gone is missed within seconds.
@@ -40,7 +40,13 @@ found = {name: files.cat(name) for name in files.find("runs/mine/tiny")}
 print(json.dumps({name: content.decode("utf-8", "replace") for name, content in found.items()}))
 """
 EVALUATED = list(range(50, 301, 50))
-MAKE = f"import urllib.request as u; u.urlopen(u.Request('{S3}/runs', method='PUT'))"
+MAKE = f"""
+import sys, urllib.request
+try:
+    urllib.request.urlopen(urllib.request.Request("{S3}/runs", method="PUT"))
+except OSError:
+    sys.exit("not yet")
+"""
 
 
 @pytest.fixture
@@ -88,12 +94,12 @@ def test_a_gang_that_spans_nodes_goes_on_elsewhere_when_one_is_lost(
         desk.wait_for(lambda node=machine: "runtime started" in node.log.read_text(), timeout=60)
     study = head.start(sys.executable, "-m", "hpo", "start", str(file), "--runs", "s3://runs/mine",
                        "--ray-address", f"{head.address}:6379")  # fmt: skip
-    desk.wait_for(lambda: study.poll() is not None or reported(desk), timeout=90)
+    desk.wait_for(lambda: study.poll() is not None or checkpointed(head), timeout=90)
     assert study.poll() is None, head.log.read_text()
     for machine in (head, lost):
         assert [machine.has(rank) for rank in desk.ranks()].count(True) == 1
     lost.lose()
-    known = reported(desk)
+    known = checkpointed(head)
     join(machines, head)
     assert study.wait(timeout=120) == 0, head.log.read_text()
 
@@ -113,7 +119,7 @@ def test_a_gang_that_spans_nodes_goes_on_elsewhere_when_one_is_lost(
     assert lost_one["detail"], "says how it was lost"
     assert second["first_step"] >= known[-1]
     assert second["first_step"] - lost_one["last_step"] in (0, 50), "from the last checkpoint"
-    assert not list(tmp_path.glob("machine[13]/scratch/*"))
+    assert len(list(tmp_path.glob("machine[13]/scratch/*"))) <= 1, "a killed rank's, for a minute"
 
 
 def answers(head: Machine) -> bool:
@@ -121,10 +127,9 @@ def answers(head: Machine) -> bool:
     return head.start(sys.executable, "-c", MAKE).wait() == 0
 
 
-def reported(desk: Desk) -> list[int]:
-    """The steps of trial 0 in the ledger, once there are two."""
-    with suppress(KeyError, OperationalError):  # no study yet, or half of its tables
-        trials = desk.study().trials if (desk.folder / "hpo.db").exists() else []
-        steps = sorted(trials[0].intermediate_values) if trials else []
-        return steps if len(steps) > 1 else []
-    return []
+def checkpointed(head: Machine) -> list[int]:
+    """The steps of the first checkpoints of trial 0, once there are two: by the server."""
+    # Not by the ledger: to open it while it is made disturbs the study.
+    kept = r"PUT /runs/mine/tiny/trial-0000/checkpoints/attempt-0001/step-0*(\d+)/progress.json"
+    steps = [int(step) for step in re.findall(kept, head.log.read_text())]
+    return steps if len(steps) > 1 else []
