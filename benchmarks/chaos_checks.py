@@ -1,0 +1,91 @@
+"""What must be true of a study when all faults are over. Reads its ledger and its processes."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from benchmarks.chaos_scene import STUDY, Scene
+
+LEFT_SECONDS = 90.0  # two of Ray's agents linger for a minute
+
+_REPORTS = """
+    SELECT t.number, m.step FROM hpo_metrics m JOIN trials t ON t.trial_id = m.trial_id
+"""
+_OPEN = "SELECT count(*) FROM hpo_attempts WHERE ended_at IS NULL"
+_RESERVED = "SELECT reserved_trials FROM hpo_studies"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise: how often it was broken, which shall be never."""
+
+    promise: str
+    broken: list[str]  # a line each
+
+
+def trials_of(scene: Scene) -> list[FrozenTrial]:
+    """The study's trials, read with plain Optuna."""
+    url = scene.url.replace("postgresql:", "postgresql+psycopg:")
+    return optuna.load_study(study_name=STUDY, storage=url).trials
+
+
+def check(
+    scene: Scene, trials: int, eval_every: int, undisturbed: list[FrozenTrial] | None
+) -> list[Check]:
+    """Every promise; those to be the run without faults only where that is given."""
+    found = trials_of(scene)
+    checks = [
+        Check("trials finished", _unfinished(found, trials)),
+        Check("no duplicate trial", _duplicates(scene, found, trials)),
+        Check("no report lost or doubled", _reports(scene, found, eval_every)),
+        Check("no attempt left open", ["an attempt"] * scene.rows(_OPEN)[0][0]),
+    ]
+    if undisturbed is not None:
+        checks += [
+            Check("parameters of the run without faults", _different(found, undisturbed, "params")),
+            Check("values of the run without faults", _different(found, undisturbed, "values")),
+        ]
+    scene.wait_for(lambda: not scene.processes(), LEFT_SECONDS)
+    left = [f"{process.name()} {process.pid}" for process in scene.processes()]
+    return [*checks, Check("no process left", left)]
+
+
+def _unfinished(found: list[FrozenTrial], trials: int) -> list[str]:
+    good = (TrialState.COMPLETE, TrialState.PRUNED)
+    missing = [f"trial {number} is missing" for number in range(len(found), trials)]
+    return missing + [f"trial {t.number} is {t.state.name}: {t.user_attrs.get('detail')}"
+                      for t in found if t.state not in good]  # fmt: skip
+
+
+def _duplicates(scene: Scene, found: list[FrozenTrial], trials: int) -> list[str]:
+    numbers = Counter(trial.number for trial in found)
+    folders = Counter(trial.user_attrs["run_dir"] for trial in found)
+    twice = [f"{what} twice" for what, count in [*numbers.items(), *folders.items()] if count > 1]
+    over = [f"trial {number} is one too many" for number in range(trials, len(found))]
+    reserved = scene.rows(_RESERVED)[0][0]
+    return twice + over + ([f"{reserved} trials reserved"] if reserved != trials else [])
+
+
+def _reports(scene: Scene, found: list[FrozenTrial], eval_every: int) -> list[str]:
+    steps: dict[int, list[int]] = defaultdict(list)
+    for number, step in scene.rows(_REPORTS):
+        steps[number].append(step)
+    broken = []
+    for trial in found:
+        kept = sorted(steps[trial.number])
+        wanted = list(range(eval_every, max(kept, default=0) + 1, eval_every))
+        if not kept or kept != wanted:
+            broken.append(f"trial {trial.number} has reports at {kept}")
+        if sorted(trial.intermediate_values) != kept:
+            broken.append(f"trial {trial.number} has Optuna's at {[*trial.intermediate_values]}")
+    return broken
+
+
+def _different(found: list[FrozenTrial], undisturbed: list[FrozenTrial], what: str) -> list[str]:
+    return [f"trial {a.number}: {what} {getattr(a, what)}, undisturbed {getattr(b, what)}"
+            for a, b in zip(found, undisturbed, strict=False)
+            if getattr(a, what) != getattr(b, what)]  # fmt: skip
