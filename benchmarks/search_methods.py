@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from benchmarks.search_clock import Search, Training
 from benchmarks.search_table import EVAL_EVERY, GRID, STEPS
-from hpo.fidelity import at_rungs
+from hpo.fidelity import at_rungs, rungs_of
 from hpo.halving import Halving
 from hpo.pruners import Asha, NoPruner, ParkedHalving
 from hpo.samplers import SamplerConfig, make_sampler
@@ -55,7 +55,7 @@ class Ours:
     def __init__(self, sampler: str, pruner: str, seed: int) -> None:
         config: SamplerConfig = _SAMPLER.validate_python({"name": sampler, "seed": seed})
         self._study = optuna.create_study(
-            sampler=at_rungs(make_sampler(config, DIMENSIONS), PRUNERS[pruner]),
+            sampler=at_rungs(make_sampler(config, DIMENSIONS), rungs_of(PRUNERS[pruner])),
             pruner=PRUNERS[pruner].make(STEPS),
         )
         self._halving = Halving(MIN_STEPS, FACTOR) if pruner == "parked" else None

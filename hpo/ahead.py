@@ -3,12 +3,12 @@
 Knows nothing of Ax: a `Recipe` says which sampler proposes. What a proposal may know is fixed and
 can be read back from the ledger, so that a resumed controller proposes what a dead one would have
 (docs/decisions/0009): of the trials below its number, those finished when the trial
-`concurrent_trials` before it was asked, and the parameters of all others. So work at it begins that
-early, and goes on beside the trainings. A trial whose proposal is not ready in time gets one that
-came too late for a trial before it, or else random parameters; its user attribute `suggested_by`
-says which it was.
+`concurrent_trials` before it was asked, and the parameters of all others, with the values at the
+rungs that they had come to. So work at it begins that early, and goes on beside the trainings. A
+trial whose proposal is not ready in time gets one that came too late for a trial before it, or else
+random parameters; its user attribute `suggested_by` says which it was.
 
-Nothing here writes to the ledger but two user attributes of a trial that is being asked.
+Nothing here writes to the ledger but user attributes of the trials that are asked and told.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.fidelity import at_rungs
-from hpo.proposals import PENDING, Maker, Proposal, Recipe, fingerprint, known
-from hpo.samplers import Random, make_sampler
-from hpo.space import suggest
+from hpo.fidelity import at_rungs, rungs_of
+from hpo.proposals import RUNGS_AT, TOLD_AT, Maker, Proposal, Recipe, fingerprint, known
+from hpo.pruners import PrunerConfig
+from hpo.samplers import Random, SamplerConfig, make_sampler
+from hpo.space import Space, suggest
 from hpo.study import StudyConfig
 
 logger = logging.getLogger("hpo.ahead")
@@ -47,17 +48,22 @@ def make_ahead(config: StudyConfig, trials: int) -> BaseSampler:
     """The sampler of a study of `trials` trials in all: a slow one's proposals are made ahead."""
     sampler = config.sampler
     if sampler.name not in SLOW:
-        return at_rungs(make_sampler(sampler, config.space), config.pruner)
+        return _shown_rungs(sampler, config.space, config.pruner)
     recipe = Recipe(
         sampler.name,
-        partial(make_sampler, sampler, config.space),
+        partial(_shown_rungs, sampler, config.space, config.pruner),
         partial(suggest, config.space),
         config.resources.concurrent_trials,
         trials,
+        rungs_of(config.pruner),
     )
     return AheadSampler(
         recipe, make_sampler(Random(name="random", seed=sampler.seed), config.space)
     )
+
+
+def _shown_rungs(sampler: SamplerConfig, space: Space, pruner: PrunerConfig) -> BaseSampler:
+    return at_rungs(make_sampler(sampler, space), rungs_of(pruner))
 
 
 def ready(study: optuna.Study) -> bool:
@@ -69,6 +75,12 @@ def inform(study: optuna.Study) -> None:
     """Let the study's sampler, if it makes suggestions ahead, know what the ledger has now."""
     if isinstance(study.sampler, AheadSampler):
         study.sampler.inform(study)
+
+
+def reported(study: optuna.Study, trial_id: int, step: int) -> None:
+    """Keep, if the study's sampler makes suggestions ahead, when the trial came to a rung."""
+    if isinstance(study.sampler, AheadSampler):
+        study.sampler.reported(study, trial_id, step)
 
 
 class AheadSampler(BaseSampler):
@@ -113,12 +125,23 @@ class AheadSampler(BaseSampler):
             return time.monotonic() - since >= PATIENCE * statistics.median(lengths)
         return time.monotonic() - self._started >= START_SECONDS
 
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Keep what is unfinished, in the transaction that creates the trial."""
-        if PENDING not in trial.user_attrs:
-            below = [t for t in _trials(study) if t.number < trial.number]
-            pending = [t.number for t in below if not t.state.is_finished()]
-            study._storage.set_trial_user_attr(trial._trial_id, PENDING, pending)
+    def reported(self, study: optuna.Study, trial_id: int, step: int) -> None:
+        """Keep, in the transaction that reports it, whether the trial has come to a new rung."""
+        halving, trial = self._recipe.halving, study._storage.get_trial(trial_id)
+        if halving is None or step not in halving.reached_at(trial.intermediate_values):
+            return
+        rungs = [*trial.user_attrs.get(RUNGS_AT, ()), [step, _asked(study)]]
+        study._storage.set_trial_user_attr(trial_id, RUNGS_AT, rungs)
+
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Keep when the trial ended, in the transaction that ends it."""
+        study._storage.set_trial_user_attr(trial._trial_id, TOLD_AT, _asked(study))
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -166,7 +189,11 @@ class AheadSampler(BaseSampler):
         for earlier in range(number - 1, self._last_late, -1):
             proposal = self._proposals.get(earlier)
             by = trials[earlier].user_attrs.get(SUGGESTED_BY)
-            if by == FALLBACK and proposal and not proposal.error and self._fits(trials, proposal):
+            if by != FALLBACK or not proposal or proposal.error:
+                continue
+            # Another controller may have taken it.
+            taken = any(trial.params == proposal.params for trial in trials)
+            if not taken and self._fits(trials, proposal):
                 self._last_late = number
                 return proposal
         return None
@@ -191,6 +218,10 @@ class AheadSampler(BaseSampler):
         if line not in self._said:
             self._said.add(line)
             logger.warning(line)
+
+
+def _asked(study: optuna.Study) -> int:
+    return sum(trial.state is not TrialState.WAITING for trial in _trials(study))
 
 
 def _trials(study: optuna.Study) -> list[FrozenTrial]:

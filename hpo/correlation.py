@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import optuna
-import yaml
 from numpy.typing import NDArray
 from optuna.trial import TrialState
 from scipy import stats
 
+from hpo.space import CategoricalDimension, assignments
+from hpo.study import restore_study
 from storage import Ledger
-from trainer.settings import ConfigError
+from trainer.settings import ConfigError, get_path
 
 View = dict[str, Any]
 Configuration = tuple[tuple[str, Any], ...]
@@ -28,12 +30,14 @@ ENOUGH = 3  # configurations: two are always in perfect order, or perfectly reve
 ENOUGH_FOR_AN_INTERVAL = 10
 RESAMPLES = 9_999
 
+_NOT_SEARCHED = object  # by a trial whose other values do not call for it
+
 
 def rank_correlation(small: tuple[Ledger, str], big: tuple[Ledger, str]) -> View:
     """Spearman's rho and Kendall's tau of each metric that both studies optimize.
 
-    A configuration is a trial's values of the paths that both studies search; of several trials of
-    one, the mean counts. Raises ConfigError when the studies have too little in common.
+    A configuration is a trial's values of the train settings that both studies search; of several
+    trials of one, the mean counts. Raises ConfigError when the studies have too little in common.
     """
     one, other = _Study(*small), _Study(*big)
     names = f"{one.name} and {other.name}"
@@ -123,17 +127,18 @@ class _Study:
     """A study's completed configurations."""
 
     def __init__(self, ledger: Ledger, name: str) -> None:
-        document = yaml.safe_load(ledger.study(name).document)
+        self._config = restore_study(ledger.study(name).document, name)
         self.name = name
-        self.paths: set[str] = set(document["space"])
-        self.metrics: list[str] = [o["metric"] for o in document["objectives"]]
+        self.paths = {path for path in self._config.space for path in self._settings(path)}
+        self.metrics = [objective.metric for objective in self._config.objectives]
         self._study = optuna.load_study(study_name=name, storage=ledger.storage)
 
     def values(self, paths: list[str]) -> dict[Configuration, dict[str, float]]:
         """The metrics' mean over the trials of each configuration."""
         found: dict[Configuration, list[list[float]]] = defaultdict(list)
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            key = tuple((path, _plain(trial.params.get(path))) for path in paths)
+            settings = self._searched(trial.params)
+            key = tuple((path, _plain(settings.get(path, _NOT_SEARCHED))) for path in paths)
             found[key].append(trial.values)
         return {
             key: dict(
@@ -141,6 +146,22 @@ class _Study:
             )
             for key, values in found.items()
         }
+
+    def _searched(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        # What a named choice leaves out is as in the train config.
+        fixed = {
+            setting: get_path(self._config.train, setting)
+            for path in params
+            for setting in self._settings(path)
+        }
+        return {**fixed, **assignments(self._config.space, params)}
+
+    def _settings(self, path: str) -> list[str]:
+        """The train settings that a searched path sets: of a section, all that its choices name."""
+        dimension = self._config.space.get(path)
+        if not isinstance(dimension, CategoricalDimension) or not dimension.named:
+            return [path]
+        return [f"{path}.{key}" for each in dimension.named.values() for key in each]
 
 
 def _plain(value: Any) -> Any:

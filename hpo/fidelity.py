@@ -23,13 +23,19 @@ from storage import Reason
 ENOUGH = 10  # trials at a rung; what samplers want to have seen before they model
 
 
-def at_rungs(sampler: BaseSampler, pruner: PrunerConfig) -> BaseSampler:
-    """`sampler`, shown a study as RungView does if its pruner halves by the objective and steps."""
+def rungs_of(pruner: PrunerConfig) -> Halving | None:
+    """The rungs at which samplers compare trials: of a pruner by the objective, at equal steps."""
     # Not `hyperband`, whose brackets have rungs of their own.
-    halves = type(pruner) in (Asha, ParkedHalving)
-    if isinstance(pruner, Asha) and halves and pruner.metric is None and pruner.unit == "steps":
-        return _AtRungs(sampler, Halving(pruner.minimum, pruner.reduction_factor))
-    return sampler
+    if not isinstance(pruner, Asha) or type(pruner) not in (Asha, ParkedHalving):
+        return None
+    if pruner.metric is not None or pruner.unit != "steps":
+        return None
+    return Halving(pruner.minimum, pruner.reduction_factor)
+
+
+def at_rungs(sampler: BaseSampler, halving: Halving | None) -> BaseSampler:
+    """`sampler`, shown a study as RungView does, if there are rungs."""
+    return sampler if halving is None else _AtRungs(sampler, halving)
 
 
 class RungView(Study):

@@ -21,15 +21,19 @@ class Halving:
     first: int
     reduction_factor: int
 
-    def rung_values(self, curve: Curve) -> list[float]:
-        """The value at each rung that the curve reached: its first at or past the rung."""
-        values: list[float] = []
+    def reached_at(self, curve: Curve) -> list[int]:
+        """Where the curve reached each rung: at or first past it."""
+        reached: list[int] = []
         rung = self.first
         for resource in sorted(curve):
             while resource >= rung:
-                values.append(curve[resource])
+                reached.append(resource)
                 rung *= self.reduction_factor
-        return values
+        return reached
+
+    def rung_values(self, curve: Curve) -> list[float]:
+        """The value at each rung that the curve reached."""
+        return [curve[resource] for resource in self.reached_at(curve)]
 
     def goes_on(self, trial: int, resource: int, curves: Mapping[int, Curve]) -> bool:
         """Whether a trial that has just reported at `resource` goes on instead of being parked."""

@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from hpo.ahead import reported
 from hpo.constraints import violations
 from hpo.halving import Curve, Halving
 from hpo.messages import Message
@@ -22,6 +23,8 @@ from hpo.pruning import Pruning
 from hpo.repeats import mean_metrics, promising, standard_errors
 from hpo.study import StudyConfig
 from storage import Attempt, Ledger, Reason, Transaction
+
+FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 300.0
 
 
 @dataclass
@@ -52,9 +55,14 @@ class Verdict:
     """How an attempt ended."""
 
     reason: Reason | None  # None: all its steps were done
-    state: TrialState | None  # the trial's final one; None: it stays RUNNING
-    again: bool = False  # whether its next attempt is due now
+    state: TrialState | None  # the trial's final one; None: it stays RUNNING, and waits
+    again_in: float = 0.0  # seconds until the next attempt of one that does, at least
     means: dict[str, float] | None = None  # of a COMPLETE trial: over its trainings
+
+
+def backoff(lost: int) -> float:
+    """Seconds before the next attempt, after `lost` of them in a row have lost a worker."""
+    return min(FIRST_BACKOFF_SECONDS * 4.0 ** (lost - 1), LONGEST_BACKOFF_SECONDS)
 
 
 class Judge:
@@ -79,13 +87,18 @@ class Judge:
             self.halving = Halving(pruner.minimum, pruner.reduction_factor)
 
     def write(
-        self, transaction: Transaction, assignment: Assignment, message: Message
+        self, transaction: Transaction, assignment: Assignment, message: Message, *, decide: bool
     ) -> Verdict | None:
-        """Write `message`, and the end of its attempt if it is one; None if the attempt goes on."""
+        """Write `message`, and the end of its attempt if it is one; None if the attempt goes on.
+
+        Unless it is to `decide` now an evaluation ends none: it has gone on meanwhile.
+        """
         if message.first_step is not None:
             transaction.record_first_step(assignment.attempt, message.first_step)
         if message.kind in ("evaluated", "finished"):
             self._record(transaction, assignment, message)
+        if message.kind == "evaluated" and not decide:
+            return None
         verdict = self._verdict(transaction, assignment, message)
         if verdict is None:
             return None
@@ -94,7 +107,22 @@ class Judge:
         )
         if verdict.state is not None:
             self._finish(assignment, message, verdict, verdict.state)
+        else:
+            parked = verdict.reason is Reason.PARKED
+            transaction.wait(assignment.attempt.trial_id, seconds=verdict.again_in, parked=parked)
         return verdict
+
+    def wrote(self, assignment: Assignment, message: Message) -> None:
+        """Know that `message` is in the ledger."""
+        if message.kind in ("evaluated", "finished") and assignment.repeat == 0:
+            assignment.reported_step = max(assignment.reported_step, message.step)
+
+    def written(self, assignment: Assignment) -> Verdict:
+        """How an attempt ended, as the ledger has it."""
+        ended = self._ledger.trial_attempts(assignment.attempt.trial_id)
+        attempt = ended[assignment.attempt.number - 1]
+        state = self._ledger.storage.get_trial(attempt.trial_id).state
+        return Verdict(attempt.reason, state if state.is_finished() else None)
 
     def retire(self, trial: optuna.Trial, reason: Reason = Reason.PRUNED) -> None:
         """End a parked trial that will not go on any more, as pruned where it stands."""
@@ -116,15 +144,15 @@ class Judge:
         new = message.step > assignment.reported_step
         if len(self._metrics) == 1 and value is not None and new:
             assignment.trial.report(value, message.step)
+            reported(self._study, assignment.attempt.trial_id, message.step)
         self._pruning.record(assignment.trial, message.step, message.metrics)
-        assignment.reported_step = max(assignment.reported_step, message.step)
 
     def _verdict(
         self, transaction: Transaction, assignment: Assignment, message: Message
     ) -> Verdict | None:
         match message.kind:
             case "evaluated":
-                return self._at_evaluation(assignment)
+                return self._at_evaluation(assignment, message.step)
             case "finished":
                 return self._at_last_step(transaction, assignment, message)
             case "diverged":
@@ -135,11 +163,13 @@ class Judge:
                 return Verdict(Reason.ERROR, TrialState.FAIL)
             case "stopped":
                 return Verdict(Reason.STOPPED, None)
+            case "disk":
+                return Verdict(Reason.DISK, None)
             case "worker_lost" | "busy":
                 lost = 1 + self._lost(assignment.attempt.trial_id)
                 if lost > self._config.failures.max_retries:
                     return Verdict(Reason.WORKER_LOST, TrialState.FAIL)
-                return Verdict(Reason.WORKER_LOST, None, again=True)
+                return Verdict(Reason.WORKER_LOST, None, again_in=backoff(lost))
 
     def _lost(self, trial_id: int) -> int:
         """Attempts that the training in progress, of perhaps several, has lost a worker in."""
@@ -149,11 +179,11 @@ class Judge:
             lost = 0 if finished else lost + (attempt.reason is Reason.WORKER_LOST)
         return lost
 
-    def _at_evaluation(self, assignment: Assignment) -> Verdict | None:
+    def _at_evaluation(self, assignment: Assignment, step: int) -> Verdict | None:
         if assignment.repeat > 0:
             return None
         if self._population is not None:
-            waits = assignment.reported_step >= self._population.barrier
+            waits = max(step, assignment.reported_step) >= self._population.barrier
             return Verdict(Reason.PARKED, None) if waits else None
         if self.halving is not None:
             curves = self.curves()
@@ -182,7 +212,7 @@ class Judge:
             )
         )
         if not enough:
-            return Verdict(None, None, again=True)
+            return Verdict(None, None)
         return Verdict(None, TrialState.COMPLETE, means=means)
 
     def _finish(

@@ -14,6 +14,7 @@ Kind = Literal[
     "diverged",
     "out_of_memory",
     "worker_lost",
+    "disk",  # it cannot be written to
     "busy",  # another process trains in the run's folder
     "error",
 ]

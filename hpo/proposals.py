@@ -6,6 +6,7 @@ What a proposal may know is in docs/decisions/0009. Nothing here reads or writes
 from __future__ import annotations
 
 import hashlib
+import math
 import multiprocessing
 import os
 import signal
@@ -23,7 +24,11 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-PENDING = "pending"  # user attribute: trials below its number, unfinished when it was asked
+from hpo.halving import Halving
+
+# User attributes, which tell the order of things by how many trials had been asked by then.
+TOLD_AT = "told_at"  # when the trial ended
+RUNGS_AT = "rungs_at"  # when it came to each rung: [[step, asked], ...]
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Recipe:
     suggest: Callable[[optuna.Trial], object]  # draws all of a trial's parameters
     concurrent_trials: int
     trials: int  # none is proposed from this number on
+    halving: Halving | None = None  # whose rungs the sampler is shown
 
 
 @dataclass(frozen=True)
@@ -51,23 +57,30 @@ class Proposal:
 def known(trials: Sequence[FrozenTrial], number: int, concurrent: int) -> list[FrozenTrial]:
     """`trials` below `number`, in order, as its proposal may see them.
 
-    Finished ones as they are, if they were finished when the last trial up to `number` -
-    `concurrent` was asked; all others RUNNING.
+    What had ended when trial `number` - `concurrent` was asked is as it is. All others are RUNNING,
+    with the values of the rungs that they had come to by then.
     """
-    asked = [t for t in trials if t.number <= number - concurrent and PENDING in t.user_attrs]
-    last = max(asked, key=lambda trial: trial.number, default=None)
-    horizon = -1 if last is None else last.number
-    pending = set() if last is None else set(last.user_attrs[PENDING])
+    horizon = number - concurrent
     return [
-        trial if trial.number < horizon and trial.number not in pending else _running(trial)
+        trial if _told_at(trial) <= horizon else _running(trial, horizon)
         for trial in sorted(trials, key=lambda trial: trial.number)
         if trial.number < number
     ]
 
 
+def _told_at(trial: FrozenTrial) -> float:
+    told_at: float = trial.user_attrs.get(TOLD_AT, math.inf)
+    return told_at if trial.state.is_finished() else math.inf
+
+
 def fingerprint(trials: Sequence[FrozenTrial]) -> str:
     """Tells apart what `known` gives for one trial. What is finished changes no more."""
-    facts = [None if t.state.is_finished() else sorted(t.params.items()) for t in trials]
+    facts = [
+        None
+        if trial.state.is_finished()
+        else (sorted(trial.params.items()), sorted(trial.intermediate_values.items()))
+        for trial in trials
+    ]
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
@@ -84,7 +97,7 @@ class Maker:
         )
         self._process.start()
         theirs.close()  # or the pipe would not end with the process
-        self._sent: dict[int, tuple[TrialState, int]] = {}
+        self._sent: dict[int, object] = {}
 
     @property
     def alive(self) -> bool:
@@ -92,12 +105,12 @@ class Maker:
 
     def send(self, trials: Sequence[FrozenTrial]) -> None:
         """Those of `trials` that it does not know as they are now."""
-        new = [t for t in trials if self._sent.get(t.number) != (t.state, len(t.params))]
+        new = [trial for trial in trials if self._sent.get(trial.number) != _state(trial)]
         try:
             self._connection.send(new)
         except OSError:
             return  # it died; the next `inform` starts another
-        self._sent.update({t.number: (t.state, len(t.params)) for t in new})
+        self._sent.update({trial.number: _state(trial) for trial in new})
 
     def received(self) -> list[Proposal]:
         """What has come from it since the last call."""
@@ -108,6 +121,11 @@ class Maker:
         except (EOFError, OSError):
             pass  # it died, perhaps in the middle of a proposal
         return proposals
+
+
+def _state(trial: FrozenTrial) -> object:
+    # What `known` looks at, as far as it changes.
+    return trial.state, len(trial.params), len(trial.user_attrs.get(RUNGS_AT, ()))
 
 
 def _make(
@@ -211,10 +229,17 @@ def _proposal(
     return Proposal(number, fingerprint(trials), asked.params, asked.distributions)
 
 
-def _running(trial: FrozenTrial) -> FrozenTrial:
-    """`trial` as if it were not finished."""
+def _running(trial: FrozenTrial, horizon: int) -> FrozenTrial:
+    """`trial` as if it were not finished, and had come as far as it had at the `horizon`."""
     seen = create_trial(
-        state=TrialState.RUNNING, params=trial.params, distributions=trial.distributions
+        state=TrialState.RUNNING,
+        params=trial.params,
+        distributions=trial.distributions,
+        intermediate_values={
+            step: trial.intermediate_values[step]
+            for step, asked in trial.user_attrs.get(RUNGS_AT, ())
+            if asked <= horizon
+        },
     )
     seen.number = trial.number
     return seen

@@ -11,6 +11,7 @@ read a trial's system attribute "constraints", which its end has written.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from decimal import Decimal
@@ -41,6 +42,8 @@ Space = Mapping[str, Dimension]
 Trials = Annotated[int, Field(ge=1)]
 Population = Annotated[int, Field(ge=2)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+MOST_LISTED = 100_000  # points, by those that list them all
 
 
 class SamplerSection(Section):
@@ -280,20 +283,35 @@ def check_sampler(
             raise ConfigError(
                 f"{what} would draw the categorical space.{path} at random; use tpe or gp"
             )
-        if not dimension_values(dimension) and "endless dimensions" in config.cannot:
+        if not dimension_size(dimension) and "endless dimensions" in config.cannot:
             raise ConfigError(
                 f"{what} cannot enumerate the floats of space.{path}; give it a step, or list its "
                 "values in a categorical"
             )
+    # The grid lists its points, and brute_force the values of a dimension, for every trial.
+    sizes = [dimension_size(dimension) for dimension in space.values()]
+    listed = math.prod(sizes) if isinstance(config, Grid) else max(sizes)
+    if config.finite and listed > MOST_LISTED:
+        raise ConfigError(
+            f"{what} would list {listed:,} {'points' if isinstance(config, Grid) else 'values'} "
+            f"for every trial, and {MOST_LISTED:,} are the most; use larger steps, or qmc"
+        )
+
+
+def dimension_size(dimension: Dimension) -> int:
+    """How many values a dimension has; 0 for floats without a step, which have no end."""
+    if isinstance(dimension, CategoricalDimension):
+        return len(dimension.choices)
+    if dimension.step is None:
+        return 0
+    low, high, step = (Decimal(str(x)) for x in (dimension.low, dimension.high, dimension.step))
+    return int((high - low) / step) + 1
 
 
 def dimension_values(dimension: Dimension) -> list[Any]:
     """Every value of a dimension, in order; none for floats without a step."""
     if isinstance(dimension, CategoricalDimension):
         return dimension.probes()
-    if not isinstance(dimension, FloatDimension):
-        return list(range(dimension.low, dimension.high + 1, dimension.step))
-    if dimension.step is None:
-        return []
-    low, high, step = (Decimal(str(x)) for x in (dimension.low, dimension.high, dimension.step))
-    return [float(low + position * step) for position in range(int((high - low) / step) + 1)]
+    low, step = Decimal(str(dimension.low)), Decimal(str(dimension.step or 0))
+    number = float if isinstance(dimension, FloatDimension) else int
+    return [number(low + position * step) for position in range(dimension_size(dimension))]

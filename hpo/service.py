@@ -26,7 +26,7 @@ from hpo.controller import LEDGER_ERRORS, Controller
 from hpo.live import Board
 from hpo.study import StudyConfig, check_machine, local_cpus
 from hpo.tracking import check_tracking, make_tracker
-from storage import Lease, LeaseHeld, Ledger, StudyRecord
+from storage import Lease, LeaseHeld, LeaseLost, Ledger, StudyRecord
 from trainer.settings import ConfigError
 from trainer.terminal import Quiet
 
@@ -86,12 +86,37 @@ def run_study(
     runs: Path,
     ray_address: str | None = None,
     trials: int | None = None,
+    join: bool = False,
 ) -> Ending:
     """Run the study until it is done, stopped or given up; `trials` is its new budget, if given.
 
-    Raises LeaseHeld while another controller runs it. `check_place` was asked before.
+    Beside its other controllers, if it is to `join` them; else raises LeaseHeld while there is one.
+    `check_place` was asked before.
     """
-    lease = _acquire(ledger, record, trials)
+    # A population is compared by one controller.
+    join = join and config.schedule is None
+    lease = _acquire(ledger, record, trials, join=join)
+    while True:
+        ending = _run_under(ledger, record, config, lease, runs, ray_address)
+        if ending is not None:
+            return ending
+        # Paused past its lease (a laptop's lid, a SIGSTOP), it found its trials taken.
+        print("hpo: this controller's trials were taken over", file=sys.stderr)
+        try:
+            lease = _acquire(ledger, record, None, join=join)
+        except LeaseHeld as error:
+            return Ending(1, f"left the study to another: {error}")
+
+
+def _run_under(
+    ledger: Ledger,
+    record: StudyRecord,
+    config: StudyConfig,
+    lease: Lease,
+    runs: Path,
+    ray_address: str | None,
+) -> Ending | None:
+    """Run the study under one lease; None if that was lost."""
     record = ledger.study(record.name)
     folder = (runs / record.name).absolute()
     try:
@@ -114,7 +139,7 @@ def _run(
     runs: Path,
     ray_address: str | None,
     console: Console,
-) -> Ending:
+) -> Ending | None:
     from hpo import dispatch
 
     tracker = make_tracker(config.tracking, record.name, record.uid, runs / record.name)
@@ -128,28 +153,34 @@ def _run(
         explore = make_explore(config.schedule, config.space, config.sampler.seed)
     controller = Controller(ledger, record, config, lease, runs, (board, tracker), explore)
     _recall(board, controller.study)
-    guard = _Guard(ledger, record, controller, board)
+    guard = _Guard(ledger, record, lease, controller, board)
     with ExitStack() as stack:
         stack.callback(tracker.close)
         scratch = runs / record.name / f".tune-{lease.controller_id}"
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        stack.enter_context(ledger.heartbeat(lease, controller.abandon))
+        stack.enter_context(ledger.heartbeat(lease, controller.report_error))
         namespace = f"hpo-{record.uid}-{lease.controller_id}"
         stack.enter_context(dispatch.ray_session(ray_address, namespace))
         stack.enter_context(guard.watching())
         stack.enter_context(board.shown())
         dispatch.run_attempts(controller, scratch)
-    return _ending(controller)
+    return None if isinstance(controller.broken, LeaseLost) else _ending(controller)
 
 
 class _Guard:
-    """Watches over a running controller: signals, wishes to stop, a broken ledger, progress."""
+    """Watches over a running controller: signals, wishes to stop, a lost ledger, progress."""
 
     def __init__(
-        self, ledger: Ledger, record: StudyRecord, controller: Controller, board: Board
+        self,
+        ledger: Ledger,
+        record: StudyRecord,
+        lease: Lease,
+        controller: Controller,
+        board: Board,
     ) -> None:
         self._ledger = ledger
         self._record = record
+        self._lease = lease
         self._controller = controller
         self._board = board
         self._signalled = False
@@ -186,28 +217,36 @@ class _Guard:
     def _look(self) -> None:
         from hpo import gang
 
+        self._controller.mend()
         if not self._controller.stopping:
             if self._signalled:
                 self._stop("stopping: running trials write a checkpoint; again to leave at once")
-            elif self._ledger.study(self._record.name).stop_requested:
+            elif not self._controller.waits_for_database and self._asked_to_stop():
                 self._stop("stopping: asked to by `hpo stop`")
-        if self._controller.broken:
-            gang.kill_all()
+        if isinstance(self._controller.broken, LeaseLost):
+            gang.kill_all()  # others go on with their trials
         elif self._controller.stopping:
             gang.request_stop()
         self._board.progress(gang.progress())
+
+    def _asked_to_stop(self) -> bool:
+        asked_at = self._ledger.study(self._record.name).stop_requested_at
+        return asked_at is not None and asked_at > self._lease.started_at
 
     def _stop(self, why: str) -> None:
         self._controller.stopping = True
         self._board.say(why)
 
 
-def _acquire(ledger: Ledger, record: StudyRecord, trials: int | None) -> Lease:
-    """The study's lease; waits for a dead controller's to run out. Raises LeaseHeld if it lives."""
+def _acquire(ledger: Ledger, record: StudyRecord, trials: int | None, *, join: bool) -> Lease:
+    """A lease on the study; waits for a dead controller's to run out. Raises LeaseHeld if it lives.
+
+    To `join` others waits for none.
+    """
     held: LeaseHeld | None = None
     while True:
         try:
-            return ledger.acquire(record, trials=trials)
+            return ledger.acquire(record, trials=trials, join=join)
         except LeaseHeld as error:
             # A lease that has become longer was renewed: its controller lives.
             if held is not None and (

@@ -196,6 +196,11 @@ def suggest(space: Space, trial: optuna.Trial) -> dict[str, Any]:
     return params
 
 
+def is_complete(space: Space, params: Mapping[str, Any]) -> bool:
+    """Whether `params` leaves nothing of a trial to be drawn."""
+    return all(path in params or not is_active(space, path, params) for path in in_order(space))
+
+
 def assignments(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
     """The train settings that a trial's `params` stand for, by dotted path."""
     found: dict[str, Any] = {}

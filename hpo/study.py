@@ -19,13 +19,20 @@ from hpo.probing import check_trainable
 from hpo.pruners import NoPruner, PrunerConfig, comparison
 from hpo.pruning import check_pruner
 from hpo.samplers import TPE, SamplerConfig, check_sampler
-from hpo.space import Dimension, assignments, check_space, with_values
+from hpo.space import Dimension, Space, assignments, check_space, values_of, with_values
 from hpo.tracking import TrackingConfig
 from hpo.transfer import WarmStart
 from trainer import config as train_config
 from trainer.data import check_data
 from trainer.sections import Count, Positive
-from trainer.settings import ConfigError, Section, read_document, set_path, validated
+from trainer.settings import (
+    ConfigError,
+    Section,
+    parse_assignment,
+    read_document,
+    set_path,
+    validated,
+)
 
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
@@ -53,6 +60,7 @@ class Failures(Section):
     max_retries: Annotated[int, Field(ge=0)] = 2  # attempts more, after a trial's worker was lost
     max_failures: Count = 3  # failed trials in a row that stop the study
     hang_seconds: Positive = 600.0  # without any progress, a gang is killed
+    outage_seconds: Positive = 600.0  # the database or the disk away: after that the service leaves
 
 
 class StudyConfig(Section):
@@ -186,6 +194,7 @@ def load_study(
         budget = document.get("budget")
         document["budget"] = {**(budget if isinstance(budget, dict) else {}), "trials": trials}
     study = validated(StudyConfig, document, str(path))
+    _check_seen(study.space, settings, str(path))
     study = _with_anchored_teachers(study, path.parent)
     return _checked(study, str(path), "train: " if source == path else "", str(source))
 
@@ -241,6 +250,18 @@ def _checked(study: StudyConfig, source: str, prefix: str, train_source: str) ->
     for key in ("dir", "train", "valid", "test"):
         space = with_values(space, f"data.{key}", lambda path: path and os.path.abspath(path))
     return study.model_copy(update={"train": config.model_dump(mode="json"), "space": space})
+
+
+def _check_seen(space: Space, settings: Sequence[str], source: str) -> None:
+    """Raise ConfigError for a setting that every trial would have another value of."""
+    for path, _ in map(parse_assignment, settings):
+        fixed, train = object(), dict[str, Any]()
+        set_path(train, path, fixed)
+        if not any(value is fixed for value in values_of(space, train, path)):
+            raise ConfigError(
+                f"--set {path}: {source} searches it in every trial; remove it from `space`, or "
+                "start the study and give it a point with `hpo enqueue`"
+            )
 
 
 def _with_anchored_teachers(study: StudyConfig, folder: Path) -> StudyConfig:

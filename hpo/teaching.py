@@ -65,12 +65,12 @@ class Teaching:
             folder = Path(teacher.folder)
             if is_trained(folder, teacher.steps):
                 self._found(self._waiting.popleft())
-            elif in_use(folder):
+            elif in_use(folder) or (attempt := self._begin(teacher)) is None:
                 self._wait(teacher)
                 return None
             else:
-                self.attempt = self._begin(teacher)
-                return self.attempt
+                self.attempt = attempt
+                return attempt
         return None
 
     def handle(self, key: str, attempt: int, message: Message) -> bool:
@@ -104,9 +104,11 @@ class Teaching:
             self._waits_for_another = True
             self._tell(replace(teacher, state=TeacherState.WAITING, reason=None, detail=None))
 
-    def _begin(self, teacher: TeacherRecord) -> TeacherAttempt:
+    def _begin(self, teacher: TeacherRecord) -> TeacherAttempt | None:
         with self._ledger.transaction(self._lease) as transaction:
             begun = transaction.teachers.begin(teacher.key)
+        if begun is None:
+            return None
         self._waits_for_another = False
         self._tell(begun)
         document = self._config.placed(yaml.safe_load(teacher.config), teacher.folder)

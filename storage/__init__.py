@@ -8,13 +8,16 @@ from storage.errors import (
     LeaseHeld,
     LeaseLost,
     LedgerError,
+    RolledBack,
     StudyExists,
     StudyNotFound,
 )
-from storage.ledger import Lease, Ledger, Transaction
+from storage.leases import Lease
+from storage.ledger import Ledger
 from storage.points import Point
 from storage.reasons import Reason, TeacherState
-from storage.records import Attempt, Controller, StudyRecord, TeacherRecord
+from storage.records import Attempt, Controller, StudyRecord, TeacherRecord, Waiting
+from storage.writing import Transaction
 
 __all__ = [
     "Attempt",
@@ -27,10 +30,12 @@ __all__ = [
     "LedgerError",
     "Point",
     "Reason",
+    "RolledBack",
     "StudyExists",
     "StudyNotFound",
     "StudyRecord",
     "TeacherRecord",
     "TeacherState",
     "Transaction",
+    "Waiting",
 ]

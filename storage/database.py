@@ -20,7 +20,7 @@ from storage.errors import LedgerError
 from storage.session import JoinedSession
 
 VERSION_TABLE = "hpo_alembic_version"
-HEAD = "0004"
+HEAD = "0005"
 BUSY_SECONDS = 30  # how long SQLite waits for another writer
 
 
@@ -104,7 +104,10 @@ def _check_sqlite_file(url: URL, create: bool) -> None:
 def _engine_options(url: URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": BUSY_SECONDS}}
-    return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+    # A server gone without a word is noticed in seconds, not by TCP's own quarter of an hour.
+    noticed = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+    connect = {"connect_timeout": 10, "tcp_user_timeout": 15_000, **noticed}
+    return {"pool_pre_ping": True, "connect_args": connect}
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:

@@ -19,6 +19,10 @@ class BudgetSpent(LedgerError):
     """Every trial of the study's budget has been created."""
 
 
+class RolledBack(LedgerError):
+    """A part of a transaction failed and was given up quietly; the whole was not written."""
+
+
 class LeaseLost(LedgerError):
     """Another controller has taken this one's trials over: it may not write any more."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -52,6 +52,12 @@ class AttemptRow(Base):
     __table_args__ = (
         UniqueConstraint("trial_id", "number", name="uq_hpo_attempts_trial_number"),
         Index("ix_hpo_attempts_controller", "controller_id"),
+        Index(
+            "ix_hpo_attempts_open",
+            "controller_id",
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -65,6 +71,16 @@ class AttemptRow(Base):
     last_step: Mapped[int | None]  # last optimizer step heard of
     reason: Mapped[str | None] = mapped_column(String(32))
     detail: Mapped[str | None] = mapped_column(Text)  # a traceback, for instance
+
+
+class WaitingRow(Base):
+    """A RUNNING trial that nobody executes: it waits for its next attempt."""
+
+    __tablename__ = "hpo_waiting"
+
+    trial_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    due_at: Mapped[float]  # not before
+    parked: Mapped[bool]  # nor until it is promoted
 
 
 class TeacherRow(Base):
@@ -82,6 +98,7 @@ class TeacherRow(Base):
     attempts: Mapped[int]
     seconds: Mapped[float]  # wall-clock time of the attempts that have ended
     began_at: Mapped[float | None]  # of the attempt that has not
+    controller_id: Mapped[int | None]  # whose that is
     reason: Mapped[str | None] = mapped_column(String(32))  # why the last one ended
     detail: Mapped[str | None] = mapped_column(Text)
 
@@ -90,6 +107,7 @@ class MetricsRow(Base):
     """All metrics of a trial at one optimizer step."""
 
     __tablename__ = "hpo_metrics"
+    __table_args__ = (Index("ix_hpo_metrics_at", "at"),)
 
     trial_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)

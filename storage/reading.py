@@ -21,14 +21,15 @@ from storage.models import (
     ResultRow,
     StudyRow,
     TeacherRow,
+    WaitingRow,
 )
 from storage.reasons import Reason
-from storage.records import Attempt, Controller, StudyRecord, TeacherRecord
+from storage.records import Attempt, Controller, StudyRecord, TeacherRecord, Waiting
 from storage.session import JoinedSession
 from storage.teachers import teacher_record
 
 STUDIES = sa.table("studies", sa.column("study_id"), sa.column("study_name"))
-TRIALS = sa.table("trials", sa.column("trial_id"), sa.column("study_id"), sa.column("state"))
+TRIALS = sa.table("trials", sa.column("trial_id"), sa.column("study_id"), sa.column("number"))
 
 
 class Reader:
@@ -42,6 +43,11 @@ class Reader:
         self.url = url
         self._sessions = cast(scoped_session[JoinedSession], backend.scoped_session)
         self._dialect: str = backend.engine.dialect.name
+
+    @property
+    def on_a_server(self) -> bool:
+        """Whether controllers on several machines can write: SQLite's file is for one."""
+        return self._dialect != "sqlite"
 
     def studies(self) -> list[StudyRecord]:
         """Every study that this program made, oldest first."""
@@ -108,25 +114,36 @@ class Reader:
             )
             return [self._attempt(row) for row in rows]
 
-    def orphans(self, study: StudyRecord) -> list[int]:
-        """Ids of RUNNING trials that no live controller executes, oldest first."""
-        open_attempt = (
-            sa.exists()
-            .where(AttemptRow.trial_id == TRIALS.c.trial_id, AttemptRow.ended_at.is_(None))
-            .where(ControllerRow.id == AttemptRow.controller_id, ControllerRow.state == "active")
-        )
+    def waiting(self, study: StudyRecord) -> list[Waiting]:
+        """RUNNING trials that wait for their next attempt, oldest first."""
         with self._sessions() as session:
-            return list(
-                session.scalars(
-                    sa.select(TRIALS.c.trial_id)
-                    .where(
-                        TRIALS.c.study_id == study.study_id,
-                        sa.cast(TRIALS.c.state, sa.String) == "RUNNING",
-                    )
-                    .where(~open_attempt)
-                    .order_by(TRIALS.c.trial_id)
+            rows = session.execute(
+                sa.select(
+                    WaitingRow.trial_id,
+                    TRIALS.c.number,
+                    WaitingRow.due_at - clock(self._dialect),
+                    WaitingRow.parked,
                 )
+                .join(TRIALS, TRIALS.c.trial_id == WaitingRow.trial_id)
+                .where(TRIALS.c.study_id == study.study_id)
+                .order_by(WaitingRow.trial_id)
             )
+            return [Waiting(*row) for row in rows]
+
+    def open_attempts(self, study: StudyRecord) -> list[Attempt]:
+        """The attempts that the study's active controllers are executing."""
+        with self._sessions() as session:
+            rows = session.scalars(
+                sa.select(AttemptRow)
+                .join(ControllerRow, ControllerRow.id == AttemptRow.controller_id)
+                .where(
+                    ControllerRow.study_id == study.study_id,
+                    ControllerRow.state == "active",
+                    AttemptRow.ended_at.is_(None),
+                )
+                .order_by(AttemptRow.id)
+            )
+            return [self._attempt(row) for row in rows]
 
     def waiting_trials(self, study: StudyRecord) -> int:
         """How many points are enqueued that no controller has asked for yet."""
@@ -143,14 +160,17 @@ class Reader:
             )
             return {row.step: dict(row.metrics) for row in rows}
 
-    def curves(self, study_id: int, metric: str) -> dict[int, dict[int, float]]:
-        """A metric of each of the study's trials that has it, by optimizer step, by trial id."""
+    def curves(self, study_id: int, metric: str, since: float = 0.0) -> dict[int, dict[int, float]]:
+        """A metric of each of the study's trials that has it, by optimizer step, by trial id.
+
+        Only what was reported at `since`, by the database's clock, or later.
+        """
         found: dict[int, dict[int, float]] = defaultdict(dict)
         with self._sessions() as session:
             rows = session.execute(
                 sa.select(MetricsRow.trial_id, MetricsRow.step, MetricsRow.metrics)
                 .join(TRIALS, TRIALS.c.trial_id == MetricsRow.trial_id)
-                .where(TRIALS.c.study_id == study_id)
+                .where(TRIALS.c.study_id == study_id, MetricsRow.at >= since)
                 .order_by(MetricsRow.trial_id, MetricsRow.step)
             )
             for trial_id, step, metrics in rows:
@@ -167,6 +187,14 @@ class Reader:
                 .order_by(ResultRow.repeat)
             )
             return [dict(row.metrics) for row in rows]
+
+    def seconds(self, study: StudyRecord) -> float:
+        """Wall-clock time in which the study had a controller; that of several at once, once."""
+        total = until = 0.0
+        for one in sorted(self.controllers(study), key=lambda one: one.started_at):
+            total += max(0.0, one.seen_at - max(until, one.started_at))
+            until = max(until, one.seen_at)
+        return total
 
     def device_seconds(self, study: StudyRecord) -> float:
         """Cost of all attempts of the study so far, those that still run up to now."""
@@ -231,5 +259,5 @@ def _study(row: StudyRow, name: str) -> StudyRecord:
         row.created_at,
         row.budget_trials,
         row.reserved_trials,
-        row.stop_requested_at is not None,
+        row.stop_requested_at,
     )

@@ -18,7 +18,7 @@ class StudyRecord:
     created_at: float
     budget_trials: int
     reserved_trials: int
-    stop_requested: bool
+    stop_requested_at: float | None  # of its controllers from before then
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,16 @@ class Controller:
     def alive(self) -> bool:
         """Whether it holds a lease that has not run out."""
         return self.state == "active" and self.expires_in > 0
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A RUNNING trial that any controller of its study may claim."""
+
+    trial_id: int
+    number: int
+    due_in: float  # seconds until it may be; negative when it may
+    parked: bool  # until it is promoted
 
 
 @dataclass(frozen=True)

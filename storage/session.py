@@ -9,10 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
+import sqlalchemy as sa
 from sqlalchemy.orm import Session, scoped_session
 
-from storage.errors import LedgerError
+from storage.errors import RolledBack
+
+# Bulk statements leave the session's objects alone; those are read anew in each transaction.
+UNSYNCED: dict[str, Any] = {"synchronize_session": False}
+
+
+def changed(result: sa.Result[Any]) -> int:
+    """How many rows an UPDATE or DELETE changed."""
+    return cast("sa.CursorResult[Any]", result).rowcount
 
 
 class JoinedSession(Session):
@@ -52,7 +62,7 @@ def joined(sessions: scoped_session[JoinedSession]) -> Iterator[Session]:
     try:
         yield session
         if session._broken:
-            raise LedgerError("a statement inside the transaction failed and was rolled back")
+            raise RolledBack("a statement inside the transaction failed and was rolled back")
         Session.commit(session)
     except BaseException:
         Session.rollback(session)

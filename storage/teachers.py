@@ -20,14 +20,20 @@ from storage.records import TeacherRecord
 class TeacherWriter:
     """What a transaction writes of its study's teachers; each write gives back what it wrote."""
 
-    def __init__(self, session: Session, study_id: int, now: Callable[[], float]) -> None:
+    def __init__(
+        self, session: Session, study_id: int, controller_id: int, now: Callable[[], float]
+    ) -> None:
         self._session = session
         self._study_id = study_id
+        self._controller_id = controller_id
         self._now = now  # the database's clock
 
-    def begin(self, key: str) -> TeacherRecord:
-        """Open the teacher's next attempt."""
+    def begin(self, key: str) -> TeacherRecord | None:
+        """Open the teacher's next attempt; None while another controller's is open."""
         row = self._teacher(key)
+        if row.began_at is not None and row.controller_id != self._controller_id:
+            return None
+        row.controller_id = self._controller_id
         if row.state in (TeacherState.TRAINED, TeacherState.REUSED):
             row.step = 0  # its run is gone
         row.state, row.reason, row.detail = TeacherState.TRAINING.value, None, None
@@ -53,7 +59,8 @@ class TeacherWriter:
         return teacher_record(row)
 
     def _teacher(self, key: str) -> TeacherRow:
-        return self._session.get_one(TeacherRow, (self._study_id, key))
+        key_of = (self._study_id, key)
+        return self._session.get_one(TeacherRow, key_of, with_for_update=True)
 
 
 def teacher_row(study_id: int, teacher: TeacherRecord) -> TeacherRow:
@@ -77,10 +84,14 @@ def teacher_record(row: TeacherRow) -> TeacherRecord:
     )
 
 
-def close_teachers(session: Session, study_id: int, at: float) -> None:
-    """End the attempts that the study's controller, gone since `at`, has left open."""
-    mine = (TeacherRow.study_id == study_id) & TeacherRow.began_at.is_not(None)
-    for row in session.scalars(sa.select(TeacherRow).where(mine)):
+def close_teachers(session: Session, study_id: int, controller_id: int, at: float) -> None:
+    """End the attempts that one of the study's controllers, gone since `at`, has left open."""
+    left = sa.select(TeacherRow).where(
+        TeacherRow.study_id == study_id,
+        TeacherRow.controller_id == controller_id,
+        TeacherRow.began_at.is_not(None),
+    )
+    for row in session.scalars(left):
         _close(row, at, TeacherState.WAITING, Reason.CONTROLLER_LOST)
 
 

@@ -71,8 +71,15 @@ def resume(
     trials: Trials = None,
     runs: Runs = Path("runs"),
     ray_address: RayAddress = None,
+    same_machine: Annotated[
+        bool,
+        typer.Option(
+            "--same-machine",
+            help="With SQLite, join a study that this very machine runs already.",
+        ),
+    ] = False,
 ) -> None:
-    """Go on with a study that was stopped or killed, from its ledger alone."""
+    """Go on with a study, from its ledger alone; with PostgreSQL, beside whoever runs it now."""
     from hpo.service import check_place
     from hpo.views import config_of
 
@@ -81,17 +88,21 @@ def resume(
     check_place(config_of(record), runs, ray_address)
     if trials is not None and trials < record.reserved_trials:
         fail(f"--trials {trials}: study {name} has {record.reserved_trials} trials already")
-    _run(ledger, record, runs, ray_address, trials)
+    join = ledger.on_a_server or same_machine
+    if join:
+        for other in _controllers(ledger, record):
+            say(f"study {name} is being run by {other}, too: joining it")
+    _run(ledger, record, runs, ray_address, trials, join=join)
 
 
 def stop(name: Name, storage: Storage = None) -> None:
-    """Have the study's controller checkpoint its running trials and leave."""
+    """Have the study's controllers checkpoint their running trials and leave."""
     ledger = open_ledger(storage_url(storage))
     record = ledger.study(name)
     if not _controllers(ledger, record):
         fail(f"study {name} is not being run")
     ledger.request_stop(record)
-    say(f"asked {_controllers(ledger, record)[0]} to stop; waiting for its checkpoints")
+    say(f"asked {', '.join(_controllers(ledger, record))} to stop; waiting for checkpoints")
     while _controllers(ledger, record):
         time.sleep(0.5)
     say(f"study {name} is stopped; go on with: hpo resume {name}")
@@ -109,6 +120,7 @@ def enqueue(
     storage: Storage = None,
 ) -> None:
     """Have a study, running or not, try a point of yours before it asks its sampler."""
+    from hpo.space import is_complete
     from hpo.transfer import point_by_hand
     from hpo.views import config_of
 
@@ -118,6 +130,8 @@ def enqueue(
     if config.schedule is not None:
         fail(f"study {name} learns a schedule: points by hand have no place in its population")
     point = point_by_hand(config.space, values, name)
+    if is_complete(config.space, point.params):
+        config.check_params(dict(point.params))
     (number,) = ledger.enqueue(record, [point])
     say(f"trial {number} of {name}: {', '.join(f'{k}={v}' for k, v in point.params.items())}")
     record = ledger.study(name)
@@ -187,12 +201,20 @@ def _run(
     runs: Path,
     ray_address: str | None,
     trials: int | None = None,
+    *,
+    join: bool = False,
 ) -> NoReturn:
     from hpo import tables, views
     from hpo.service import run_study
 
     ending = run_study(
-        ledger, record, views.config_of(record), runs=runs, ray_address=ray_address, trials=trials
+        ledger,
+        record,
+        views.config_of(record),
+        runs=runs,
+        ray_address=ray_address,
+        trials=trials,
+        join=join,
     )
     if ending.status == 0:
         tables.best(record.name, views.best_trials(ledger, record.name))

@@ -5,6 +5,7 @@ The other process is real; its sampler is Optuna's own TPE, or one that hangs, r
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import random
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo import ahead
 from hpo.ahead import AheadSampler
-from hpo.proposals import PENDING, Recipe, fingerprint, known
+from hpo.halving import Halving
+from hpo.proposals import RUNGS_AT, TOLD_AT, Recipe, fingerprint, known
 from hpo.rebuilt import RebuiltSampler
 
 SPACE = {"x": optuna.distributions.FloatDistribution(0, 1)}
@@ -63,8 +66,13 @@ def draw(trial: optuna.Trial) -> None:
     trial.suggest_float("x", 0, 1)
 
 
-def study_of(trouble: str | None = None, concurrent: int = 1, storage: Any = None) -> optuna.Study:
-    recipe = Recipe("tpe", partial(tpe, trouble), draw, concurrent, trials=100)
+def study_of(
+    trouble: str | None = None,
+    concurrent: int = 1,
+    storage: Any = None,
+    halving: Halving | None = None,
+) -> optuna.Study:
+    recipe = Recipe("tpe", partial(tpe, trouble), draw, concurrent, trials=100, halving=halving)
     sampler = AheadSampler(recipe, RandomSampler(seed=1))
     return optuna.create_study(
         study_name="s", sampler=sampler, storage=storage, load_if_exists=True
@@ -87,6 +95,23 @@ def tell(study: optuna.Study, trial: optuna.Trial) -> None:
     study.tell(trial, (trial.params["x"] - 0.3) ** 2)
 
 
+def at_a_rung(trial: FrozenTrial, value: float, asked: int) -> FrozenTrial:
+    """The trial with one value more, `asked` trials having been asked."""
+    further = copy.deepcopy(trial)
+    step = len(further.intermediate_values)
+    further.intermediate_values[step] = value
+    further.user_attrs.setdefault(RUNGS_AT, []).append([step, asked])
+    return further
+
+
+def ended(trial: FrozenTrial, value: float, asked: int) -> FrozenTrial:
+    """The trial at its end, `asked` trials having been asked."""
+    done = copy.deepcopy(trial)
+    done.state, done.values, done.datetime_complete = TrialState.COMPLETE, [value], datetime.now()
+    done.user_attrs[TOLD_AT] = asked
+    return done
+
+
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """These trials last no time at all: their proposals are waited for."""
@@ -105,23 +130,16 @@ def test_what_a_proposal_knows_can_be_read_from_any_later_ledger(
     as_soon_as_possible: dict[int, str] = {}
     running: list[int] = []
     while len(ledger) < trials:
+        for number in running:
+            if rng.random() < 0.3:
+                ledger[number] = at_a_rung(ledger[number], rng.random(), asked=len(ledger))
         if len(running) == concurrent:
             number = running.pop(rng.randrange(len(running)))
-            done = create_trial(
-                value=rng.random(),
-                params=ledger[number].params,
-                distributions=SPACE,
-                user_attrs=ledger[number].user_attrs,
-            )
-            done.number = number
-            ledger[number] = done
+            ledger[number] = ended(ledger[number], rng.random(), asked=len(ledger))
         number = len(ledger)
         at_the_ask.append(fingerprint(known(ledger, number, concurrent)))
         trial = create_trial(
-            state=TrialState.RUNNING,
-            params={"x": rng.random()},
-            distributions=SPACE,
-            user_attrs={PENDING: sorted(running)},
+            state=TrialState.RUNNING, params={"x": rng.random()}, distributions=SPACE
         )
         trial.number = number
         ledger.append(trial)
@@ -138,6 +156,25 @@ def test_one_worker_knows_all_but_the_trial_before(patient: None) -> None:
         tell(study, ask(study))
     states = [trial.state.name for trial in known(study.trials, 3, 1)]
     assert states == ["COMPLETE", "COMPLETE", "RUNNING"]
+
+
+def test_a_proposal_knows_the_rungs_that_parked_trials_had_come_to(
+    patient: None, tmp_path: Path
+) -> None:
+    study = study_of(concurrent=1, halving=Halving(first=10, reduction_factor=3))
+    first = ask(study)
+    for step, value in ((5, 9.0), (10, 7.0), (20, 6.0)):
+        first.report(value, step)
+        ahead.reported(study, first._trial_id, step)
+    second = ask(study)
+    first.report(5.0, 30)
+    ahead.reported(study, first._trial_id, 30)
+    tell(study, second)
+    ask(study)
+    assert [t.intermediate_values for t in known(study.trials, 2, 1)] == [{10: 7.0}, {}]
+    seen = [(t.state.name, t.intermediate_values) for t in known(study.trials, 3, 1)]
+    assert seen == [("RUNNING", {10: 7.0, 30: 5.0}), ("COMPLETE", {}), ("RUNNING", {})]
+    assert study.trials[2].user_attrs["suggested_by"] == "tpe", "made from the rung as it was then"
 
 
 def test_a_resumed_study_is_proposed_the_same_points(patient: None, tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ def test_a_stopped_study_hands_out_nothing_and_keeps_its_trials_running(url: str
     assert controller.exhausted
     (trial,) = stage.trials
     assert trial.state is TrialState.RUNNING
-    assert stage.ledger.orphans(stage.record) == [trial._trial_id]
+    assert [each.trial_id for each in stage.ledger.waiting(stage.record)] == [trial._trial_id]
 
 
 def test_hours_are_counted_over_all_controllers(url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -33,7 +34,7 @@ def study(ledger: Path, trials: Trials, **changes: object) -> Ledger:
     found = optuna.load_study(study_name="played", storage=stage.ledger.storage)
     for params, value in trials:
         distributions = {
-            path: CategoricalDistribution(["static", "linear"])
+            path: CategoricalDistribution(sorted({str(point[path]) for point, _ in trials}))
             if isinstance(given, str)
             else FloatDistribution(0.0, 1.0)
             for path, given in params.items()
@@ -92,6 +93,30 @@ def test_what_only_one_study_searches_makes_no_configuration(tmp_path: Path) -> 
     found = rank_correlation((small, "played"), (big, "played"))
     assert found["paths"] == ["layerdrop.policy", "optim.lr"]
     assert found["configurations"] == 3
+
+
+def test_named_choices_are_the_same_where_their_settings_are(tmp_path: Path) -> None:
+    def choosing(**choices: dict[str, Any]) -> dict[str, Any]:
+        return {"layerdrop": {"type": "categorical", "choices": choices}}
+
+    def choose(*named: tuple[str, float]) -> Trials:
+        return [({"layerdrop": name}, value) for name, value in named]
+
+    low, high = {"policy": "static", "p_init": 0.1}, {"policy": "static", "p_init": 0.4}
+    small = study(
+        tmp_path / "small.db",
+        choose(("low", 3.0), ("high", 2.0), ("off", 1.0)),
+        space=choosing(low=low, high=high, off={}),
+    )
+    big = study(
+        tmp_path / "big.db",
+        choose(("low", 3.0), ("some", 2.0), ("none", 1.0)),
+        space=choosing(low=high, some=low, none={"policy": "none"}),
+    )
+    found = rank_correlation((small, "played"), (big, "played"))
+    assert found["paths"] == ["layerdrop.p_init", "layerdrop.policy"]
+    assert found["configurations"] == 3
+    assert found["metrics"]["valid_ppl"]["spearman"] == pytest.approx(0.5), "low is not low"
 
 
 def test_too_little_in_common_says_what_to_do(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from optuna.distributions import IntDistribution
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from hpo.fidelity import RungView, at_rungs
+from hpo.fidelity import RungView, at_rungs, rungs_of
 from hpo.halving import Halving
 from hpo.pruners import Asha, Hyperband, NoPruner, ParkedHalving, PrunerConfig
 from storage import Reason
@@ -90,7 +90,7 @@ def test_a_sampler_proposes_as_if_the_trials_that_stopped_at_a_rung_were_complet
     if state is None:  # without the view they are running, and so taken for bad
         alone = study_of(*curves)
         assert proposed(alone, TPESampler(seed=0)) != expected
-    assert proposed(stopped, at_rungs(TPESampler(seed=0), pruner)) == expected
+    assert proposed(stopped, at_rungs(TPESampler(seed=0), rungs_of(pruner))) == expected
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,12 @@ def test_where_a_pruner_does_not_halve_by_the_objective_and_steps_the_sampler_is
     pruner: PrunerConfig,
 ) -> None:
     sampler = TPESampler(seed=0)
-    assert at_rungs(sampler, pruner) is sampler
+    assert at_rungs(sampler, rungs_of(pruner)) is sampler
 
 
 def test_several_objectives_are_left_as_they_are() -> None:
     study = optuna.create_study(
-        directions=["minimize", "maximize"], sampler=at_rungs(TPESampler(seed=0), ASHA)
+        directions=["minimize", "maximize"], sampler=at_rungs(TPESampler(seed=0), rungs_of(ASHA))
     )
     for _ in range(12):
         study.tell(study.ask(SPACE), [1.0, 2.0])

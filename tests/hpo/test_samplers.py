@@ -35,6 +35,10 @@ CONDITIONAL = {
     "model.dropout": {**STEPPED, "when": {"layerdrop.policy": "static"}},
 }
 
+FINE = {"type": "float", "low": 0.0, "high": 1.0, "step": 0.001}
+HUGE = {"model.dropout": FINE, "optim.weight_decay": FINE}
+ENDLESS_STEPS = {"optim.weight_decay": {**FINE, "high": 2.0, "step": 1e-9}}
+
 CASES: list[tuple[dict[str, Any], dict[str, Any], int]] = [
     ({"name": "random"}, MIXED, 1),
     ({"name": "tpe", "startup_trials": 3}, MIXED, 1),
@@ -184,6 +188,8 @@ def test_samplers_that_know_constraints_keep_to_the_feasible_side(name: str) -> 
         ({"name": "brute_force"}, {"space": ENDLESS}, "give it a step, or list its values"),
         ({"name": "gp"}, {"space": CONDITIONAL}, "cannot search space.model.dropout under a"),
         ({"name": "grid"}, {"space": CONDITIONAL}, "use tpe, brute_force or random"),
+        ({"name": "grid"}, {"space": HUGE}, "would list 1,002,001 points for every trial"),
+        ({"name": "brute_force"}, {"space": ENDLESS_STEPS}, "2,000,000,001 values"),
     ],
 )
 def test_what_a_sampler_cannot_do_is_refused(

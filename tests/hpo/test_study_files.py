@@ -79,9 +79,24 @@ def test_a_study_in_the_ledger_holds_no_storage_url(tmp_path: Path) -> None:
 
 
 def test_settings_on_the_command_line_win_over_the_file(tmp_path: Path) -> None:
-    study = load_study(written(tmp_path), settings=["steps=7", "optim.lr=2e-4"], trials=5, name="n")
-    assert (study.train["steps"], study.train["optim"]["lr"]) == (7, 2e-4)
+    study = load_study(
+        written(tmp_path), settings=["steps=7", "optim.grad_clip=0.5"], trials=5, name="n"
+    )
+    assert (study.train["steps"], study.train["optim"]["grad_clip"]) == (7, 0.5)
     assert (study.budget.trials, study.study) == (5, "n")
+
+
+def test_a_setting_that_no_trial_would_see_is_refused(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        load_study(file, settings=["optim.lr=2e-4"])
+    assert str(refused.value).startswith(f"--set optim.lr: {file} searches it in every trial")
+    sometimes = {"layerdrop.policy": {"type": "categorical", "choices": ["static", "none"]}}
+    sometimes["layerdrop.p_init"] = {
+        "type": "float", "low": 0.1, "high": 0.3, "when": {"layerdrop.policy": "static"},
+    }  # fmt: skip
+    study = load_study(written(tmp_path, space=sometimes), settings=["layerdrop.p_init=0.2"])
+    assert study.train["layerdrop"]["p_init"] == 0.2
 
 
 def test_a_trials_config_is_the_studys_with_its_parameters(tmp_path: Path) -> None:

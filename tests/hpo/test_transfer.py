@@ -305,6 +305,20 @@ def test_enqueue_says_when_the_point_is_tried_and_status_counts_it_apart(tmp_pat
     assert len(stage.trials) == 3
 
 
+def test_a_whole_point_that_cannot_be_trained_is_refused(tmp_path: Path) -> None:
+    heads = {"type": "categorical", "choices": [2, 4]}
+    width = {"type": "int", "low": 6, "high": 8}
+    stage = Stage(
+        f"sqlite:///{tmp_path}/hpo.db", space={"model.heads": heads, "model.d_model": width}
+    )
+    storage = ("--storage", stage.ledger.url)
+    said = hpo("enqueue", "played", "model.heads=4", "model.d_model=6", *storage)
+    assert "4 does not divide d_model 6" in said
+    assert not stage.trials
+    hpo("enqueue", "played", "model.heads=4", "model.d_model=8", *storage)
+    assert len(stage.trials) == 1
+
+
 def test_start_records_a_study_with_its_points_and_says_what_it_left_out(
     small: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 
 from storage import (
     BudgetSpent,
+    Lease,
     LeaseHeld,
     LeaseLost,
     Ledger,
@@ -30,6 +31,7 @@ from storage import (
     StudyRecord,
 )
 from storage.database import VERSION_TABLE, shown
+from storage.models import ControllerRow
 
 MINIMIZE = [StudyDirection.MINIMIZE]
 
@@ -289,13 +291,14 @@ class TestAnOrphan:
             tx.reserve_trial()
             trial = optuna_study.ask()
             tx.begin_attempt(trial._trial_id, devices=1)
-        assert ledger.orphans(study) == []
+        assert ledger.waiting(study) == []
         time.sleep(0.4)
         heir = ledger.acquire(study)
-        assert ledger.orphans(study) == [trial._trial_id]
+        assert [each.trial_id for each in ledger.waiting(study)] == [trial._trial_id]
         with ledger.transaction(heir) as tx:
+            assert tx.claim(trial._trial_id)
             attempt = tx.begin_attempt(trial._trial_id, devices=1)
-        assert ledger.orphans(study) == []
+        assert ledger.waiting(study) == []
         assert attempt.number == 2
         first = ledger.trial_attempts(trial._trial_id)[0]
         assert first.reason is Reason.CONTROLLER_LOST
@@ -310,7 +313,8 @@ class TestAnOrphan:
             attempt = tx.begin_attempt(trial._trial_id, devices=1)
         with ledger.transaction(lease) as tx:
             tx.end_attempt(attempt, Reason.STOPPED, None)
-        assert ledger.orphans(study) == [trial._trial_id]
+            tx.wait(trial._trial_id)
+        assert [each.trial_id for each in ledger.waiting(study)] == [trial._trial_id]
 
     def test_left_open_by_a_controller_that_gave_its_lease_back_has_an_end_and_a_reason(
         self, ledger: Ledger
@@ -325,16 +329,113 @@ class TestAnOrphan:
         (attempt,) = ledger.trial_attempts(trial._trial_id)
         assert attempt.reason is Reason.CONTROLLER_LOST
         assert attempt.ended_at is not None
-        assert ledger.orphans(study) == [trial._trial_id]
+        assert [each.trial_id for each in ledger.waiting(study)] == [trial._trial_id]
+
+
+class TestManyControllers:
+    def test_each_have_a_lease_where_they_join_each_other(self, ledger: Ledger) -> None:
+        study = new_study(ledger)
+        one, other = ledger.acquire(study), ledger.acquire(study, join=True)
+        with pytest.raises(LeaseHeld):
+            ledger.acquire(study)
+        run_trial(ledger, one)
+        run_trial(ledger, other)
+        assert [c.state for c in ledger.controllers(study)] == ["active", "active"]
+
+    def test_take_from_one_of_them_what_its_lease_has_run_out_on(self, ledger: Ledger) -> None:
+        study = new_study(ledger)
+        paused = ledger.acquire(study, seconds=0.3)
+        trial = begun(ledger, paused)
+        other = ledger.acquire(study, join=True)
+        assert [a.controller_id for a in ledger.open_attempts(study)] == [paused.controller_id]
+        time.sleep(0.4)
+        with ledger.transaction(other) as tx:
+            tx.reap()
+        assert ledger.open_attempts(study) == []
+        assert [each.trial_id for each in ledger.waiting(study)] == [trial._trial_id]
+        with pytest.raises(LeaseLost), ledger.transaction(paused):
+            pass
+        with ledger.transaction(other):
+            pass
+
+    def test_do_not_reap_those_that_live(self, ledger: Ledger) -> None:
+        study = new_study(ledger)
+        leases = [ledger.acquire(study, join=True) for _ in range(3)]
+        for lease in leases:
+            with ledger.transaction(lease) as tx:
+                tx.reap()
+        assert [c.state for c in ledger.controllers(study)] == ["active"] * 3
+
+    def test_claim_a_waiting_trial_once(self, ledger: Ledger) -> None:
+        study = new_study(ledger)
+        first = ledger.acquire(study)
+        trial = begun(ledger, first)
+        ledger.release(first)
+        leases = [ledger.acquire(study, join=True) for _ in range(4)]
+
+        def claim(lease: Lease) -> bool:
+            with ledger.transaction(lease) as tx:
+                return tx.claim(trial._trial_id)
+
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(claim, leases)) == 1
+
+    def test_see_which_trials_are_due_and_which_are_parked(self, ledger: Ledger) -> None:
+        study = new_study(ledger)
+        lease = ledger.acquire(study)
+        later, parked = begun(ledger, lease), begun(ledger, lease)
+        with ledger.transaction(lease) as tx:
+            tx.wait(later._trial_id, seconds=60)
+            tx.wait(parked._trial_id, parked=True)
+        first, second = ledger.waiting(study)
+        assert (first.number, first.parked, 50 < first.due_in <= 60) == (0, False, True)
+        assert (second.number, second.parked, second.due_in <= 0) == (1, True, True)
+
+    def test_run_for_hours_that_count_once(self, ledger: Ledger) -> None:
+        study = new_study(ledger)
+        for _ in range(3):
+            ledger.acquire(study, join=True)
+        spans = [(100.0, 200.0), (150.0, 180.0), (250.0, 300.0)]
+        with ledger._sessions() as session:
+            for row, (start, end) in zip(session.query(ControllerRow), spans, strict=True):
+                row.started_at, row.seen_at = start, end
+            session.commit()
+        assert ledger.seconds(study) == 150.0
+
+
+def begun(ledger: Ledger, lease: Lease) -> optuna.Trial:
+    """A trial with an open attempt under `lease`."""
+    study = optuna.load_study(study_name="tiny", storage=ledger.storage)
+    with ledger.transaction(lease) as tx:
+        tx.reserve_trial()
+        trial = study.ask()
+        tx.begin_attempt(trial._trial_id, devices=1)
+    return trial
+
+
+class TestATransactionThatFailed:
+    def test_leaves_nothing_that_optuna_remembers(self, ledger: Ledger) -> None:
+        lease = ledger.acquire(new_study(ledger))
+        study = optuna.load_study(study_name="tiny", storage=ledger.storage)
+        with pytest.raises(RuntimeError), ledger.transaction(lease):
+            study.ask()
+            study.get_trials()
+            raise RuntimeError("the database went away")
+        assert study.get_trials() == []
+        assert run_trial(ledger, lease).number == 0
+        assert len(study.get_trials()) == 1
 
 
 class TestAWishToStop:
-    def test_is_seen_and_forgotten_by_the_next_controller(self, ledger: Ledger) -> None:
+    def test_is_for_the_controllers_of_its_time(self, ledger: Ledger) -> None:
         study = new_study(ledger)
+        before = ledger.acquire(study)
+        assert ledger.study("tiny").stop_requested_at is None
         ledger.request_stop(study)
-        assert ledger.study("tiny").stop_requested
-        ledger.acquire(study)
-        assert not ledger.study("tiny").stop_requested
+        after = ledger.acquire(study, join=True)
+        asked_at = ledger.study("tiny").stop_requested_at
+        assert asked_at is not None
+        assert before.started_at < asked_at < after.started_at
 
 
 class TestOpening:
@@ -367,6 +468,8 @@ class TestOpening:
         with ledger._sessions() as session:  # as the first version left it
             for table in Base.metadata.tables.keys() - first:
                 session.execute(sa.text(f"DROP TABLE {table}"))
+            for index in ("ix_hpo_metrics_at", "ix_hpo_attempts_open"):
+                session.execute(sa.text(f"DROP INDEX {index}"))
             session.execute(sa.text("UPDATE hpo_alembic_version SET version_num = '0001'"))
             session.commit()
         migrated = Ledger.open(ledger_url)

@@ -40,7 +40,7 @@ def test_a_studys_points_are_recorded_with_it_in_order(ledger: Ledger) -> None:
     assert {trial.state for trial in trials(ledger)} == {TrialState.WAITING}
     assert ledger.waiting_trials(record) == 2
     assert record.reserved_trials == 0, "they are in no budget before they are asked for"
-    assert ledger.orphans(record) == []
+    assert ledger.waiting(record) == []
 
 
 def test_without_its_points_there_is_no_study(ledger: Ledger) -> None:

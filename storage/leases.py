@@ -1,0 +1,130 @@
+"""Who may write a study's trials: leases, and what becomes of the trials of those that are gone.
+
+A controller holds a lease, a row with a time at which it runs out by the database's clock. Each of
+its writes renews the row in the same transaction. One that has run out may be reaped: its
+controller is marked lost, the attempts that it left open end, and their trials wait to be claimed.
+Rows are locked in one order by all: controllers, then studies, then all else.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from storage.database import clock
+from storage.errors import LeaseHeld, LeaseLost
+from storage.models import AttemptRow, ControllerRow, StudyRow, WaitingRow
+from storage.reasons import Reason
+from storage.records import StudyRecord
+from storage.session import UNSYNCED, changed
+from storage.teachers import close_teachers
+
+LEASE_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Lease:
+    """One controller's right to write the trials of one study that it has claimed."""
+
+    controller_id: int
+    study_id: int
+    seconds: float
+    started_at: float  # by the database's clock
+
+
+def take(session: Session, study: StudyRecord, seconds: float, *, join: bool) -> Lease:
+    """A new lease on the study, beside those that live if `join`. Raises LeaseHeld if not."""
+    # Writing first takes SQLite's lock.
+    active = (ControllerRow.study_id == study.study_id) & (ControllerRow.state == "active")
+    session.execute(sa.update(ControllerRow).where(active).values(state="active"))
+    now = time_of(session)
+    reap(session, study.study_id, now)
+    # The study's row lets in one after the other: what lives is looked for behind it.
+    session.execute(
+        sa.update(StudyRow)
+        .where(StudyRow.study_id == study.study_id)
+        .values(study_id=StudyRow.study_id)
+    )
+    if not join:
+        for other in session.scalars(sa.select(ControllerRow).where(active)):
+            raise LeaseHeld(
+                f"study {study.name} is being run by process {other.pid} on {other.host}",
+                other.id,
+                other.expires_at - now,
+            )
+    row = ControllerRow(
+        study_id=study.study_id,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        state="active",
+        started_at=now,
+        seen_at=now,
+        expires_at=now + seconds,
+    )
+    session.add(row)
+    session.flush()
+    return Lease(row.id, study.study_id, seconds, now)
+
+
+def time_of(session: Session) -> float:
+    """Seconds since 1970 by the database's clock."""
+    return float(session.scalar(sa.select(clock(session.get_bind().dialect.name))) or 0.0)
+
+
+def renew(session: Session, lease: Lease) -> None:
+    """Lengthen the lease. Raises LeaseLost if it has been taken over or given back."""
+    now = clock(session.get_bind().dialect.name)
+    renewed = session.execute(
+        sa.update(ControllerRow)
+        .where(ControllerRow.id == lease.controller_id, ControllerRow.state == "active")
+        .values(seen_at=now, expires_at=now + lease.seconds)
+        .execution_options(**UNSYNCED)
+    )
+    if changed(renewed) != 1:
+        raise LeaseLost("another controller has taken this one's trials over")
+
+
+def give_back(session: Session, lease: Lease, now: float) -> None:
+    """End the lease, and let others claim its trials at once. A lost one is left alone."""
+    released = session.execute(
+        sa.update(ControllerRow)
+        .where(ControllerRow.id == lease.controller_id, ControllerRow.state == "active")
+        .values(state="released", seen_at=now, expires_at=now)
+    )
+    if changed(released) == 1:
+        _let_go(session, lease.study_id, lease.controller_id, now)
+
+
+def reap(session: Session, study_id: int, now: float) -> None:
+    """Take their trials from the study's controllers whose leases have run out."""
+    expired = (
+        sa.select(ControllerRow)
+        .where(
+            ControllerRow.study_id == study_id,
+            ControllerRow.state == "active",
+            ControllerRow.expires_at <= now,
+        )
+        # One whose row is locked is writing, and so renewing its lease, or is being reaped.
+        .with_for_update(skip_locked=True)
+    )
+    for controller in session.scalars(expired):
+        controller.state = "lost"
+        _let_go(session, study_id, controller.id, controller.seen_at)
+
+
+def _let_go(session: Session, study_id: int, controller_id: int, at: float) -> None:
+    """End what a controller that is gone since `at` has left open; its trials wait."""
+    for attempt in _open_attempts(session, controller_id):
+        attempt.ended_at, attempt.reason = at, Reason.CONTROLLER_LOST.value
+        session.merge(WaitingRow(trial_id=attempt.trial_id, due_at=at, parked=False))
+    close_teachers(session, study_id, controller_id, at)
+
+
+def _open_attempts(session: Session, controller_id: int) -> Iterator[AttemptRow]:
+    left = (AttemptRow.controller_id == controller_id) & AttemptRow.ended_at.is_(None)
+    return iter(session.scalars(sa.select(AttemptRow).where(left).order_by(AttemptRow.id)).all())

@@ -1,0 +1,167 @@
+"""What a controller writes beside Optuna's own rows, inside `Ledger.transaction`.
+
+Every method is part of that one transaction: it commits with all else in it, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from storage.errors import BudgetSpent
+from storage.leases import Lease, reap, renew
+from storage.models import (
+    AttemptRow,
+    DepthPointRow,
+    MetricsRow,
+    ResultRow,
+    StudyRow,
+    WaitingRow,
+)
+from storage.reading import Reader
+from storage.reasons import Reason
+from storage.records import Attempt
+from storage.session import UNSYNCED, changed
+from storage.teachers import TeacherWriter
+
+
+class Transaction:
+    """What a controller writes beside Optuna's own rows, inside `Ledger.transaction`."""
+
+    def __init__(self, ledger: Reader, session: Session, lease: Lease) -> None:
+        self._ledger = ledger
+        self._session = session
+        self._lease = lease
+        self.teachers = TeacherWriter(session, lease.study_id, lease.controller_id, self._now)
+
+    def renew(self) -> None:
+        """Lengthen the lease. Raises LeaseLost if it has been taken over or released."""
+        renew(self._session, self._lease)
+
+    def reap(self) -> None:
+        """Take their trials from controllers of the study whose leases have run out."""
+        reap(self._session, self._lease.study_id, self._now())
+
+    def reserve_trial(self) -> None:
+        """Count one more trial against the budget. Raises BudgetSpent, writing nothing."""
+        reserved = self._session.execute(
+            sa.update(StudyRow)
+            .where(
+                StudyRow.study_id == self._lease.study_id,
+                StudyRow.reserved_trials < StudyRow.budget_trials,
+            )
+            .values(reserved_trials=StudyRow.reserved_trials + 1)
+            .execution_options(**UNSYNCED)
+        )
+        if changed(reserved) != 1:
+            raise BudgetSpent("every trial of the budget has been created")
+
+    def begin_attempt(self, trial_id: int, *, devices: int) -> Attempt:
+        """Open the trial's next attempt. The first of two controllers to do so has it."""
+        last = self._session.scalar(
+            sa.select(sa.func.max(AttemptRow.number)).where(AttemptRow.trial_id == trial_id)
+        )
+        row = AttemptRow(
+            trial_id=trial_id,
+            number=(last or 0) + 1,
+            controller_id=self._lease.controller_id,
+            devices=devices,
+            started_at=self._now(),
+        )
+        self._session.add(row)
+        self._session.flush()
+        return self._ledger._attempt(row)
+
+    def wait(self, trial_id: int, *, seconds: float = 0.0, parked: bool = False) -> None:
+        """Have the RUNNING trial wait for its next attempt, `seconds` at least.
+
+        A `parked` one waits until it is promoted. Any controller of the study may claim it.
+        """
+        self._session.merge(
+            WaitingRow(trial_id=trial_id, due_at=self._now() + seconds, parked=parked)
+        )
+        self._session.flush()
+
+    def claim(self, trial_id: int) -> bool:
+        """Take a trial that waits, to begin its next attempt or to end it; False: another has."""
+        claimed = self._session.execute(
+            sa.delete(WaitingRow)
+            .where(WaitingRow.trial_id == trial_id)
+            .execution_options(**UNSYNCED)
+        )
+        return changed(claimed) == 1
+
+    def is_open(self, attempt: Attempt) -> bool:
+        """Whether the attempt's end has not been written yet."""
+        ended_at = sa.select(AttemptRow.ended_at).where(AttemptRow.id == attempt.attempt_id)
+        return self._session.scalar(ended_at) is None
+
+    def record_metrics(self, attempt: Attempt, step: int, metrics: dict[str, float]) -> None:
+        """Keep all metrics of the attempt's trial at optimizer step `step`, once a step."""
+        self._session.merge(
+            MetricsRow(
+                trial_id=attempt.trial_id,
+                step=step,
+                attempt_id=attempt.attempt_id,
+                at=self._now(),
+                metrics=metrics,
+            )
+        )
+        self._update(attempt, last_step=step)
+
+    def record_depth_front(
+        self, attempt: Attempt, step: int, points: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Keep the trial's depth front at optimizer step `step`; `points` by our columns' names."""
+        for point in points:
+            self._session.merge(DepthPointRow(trial_id=attempt.trial_id, step=step, **point))
+
+    def record_result(self, attempt: Attempt, repeat: int, metrics: dict[str, float]) -> None:
+        """Keep what the `repeat`-th training (from 0) of the attempt's trial came to."""
+        self._session.merge(
+            ResultRow(
+                trial_id=attempt.trial_id,
+                repeat=repeat,
+                attempt_id=attempt.attempt_id,
+                metrics=metrics,
+            )
+        )
+        self._session.flush()
+
+    def record_last_step(self, attempt: Attempt, step: int) -> None:
+        """Keep the optimizer step that the attempt has come to."""
+        self._update(attempt, last_step=step)
+
+    def record_first_step(self, attempt: Attempt, step: int) -> None:
+        """Keep the optimizer step that the attempt started or resumed from."""
+        self._update(attempt, first_step=step)
+
+    def end_attempt(
+        self, attempt: Attempt, reason: Reason | None, detail: str | None, *, step: int = 0
+    ) -> None:
+        """Close the attempt at optimizer step `step`, 0 if that is not known.
+
+        `reason` is None when all its steps were done.
+        """
+        reached = {"last_step": step} if step else {}
+        self._update(
+            attempt,
+            **reached,
+            ended_at=self._now(),
+            reason=reason.value if reason else None,
+            detail=detail,
+        )
+
+    def _now(self) -> float:
+        return self._ledger._now(self._session)
+
+    def _update(self, attempt: Attempt, **values: object) -> None:
+        self._session.execute(
+            sa.update(AttemptRow)
+            .where(AttemptRow.id == attempt.attempt_id)
+            .values(**values)
+            .execution_options(**UNSYNCED)
+        )

@@ -1,0 +1,13 @@
+"""What all tests of the service share."""
+
+from __future__ import annotations
+
+import pytest
+
+from hpo import judge
+
+
+@pytest.fixture(autouse=True)
+def _no_pause_before_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost trial's next attempt is due at once."""
+    monkeypatch.setattr(judge, "FIRST_BACKOFF_SECONDS", 0.0)
