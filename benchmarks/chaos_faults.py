@@ -22,6 +22,7 @@ Fault = Callable[[Scene, Random], str | None]
 
 OUTAGE_SECONDS = 10.0
 TAKEN_OVER_SECONDS = 60.0  # a lease is 15 s, a resume starts in some seconds
+NOTICED_SECONDS = 40.0  # Ray misses its daemon after some 15 s
 
 
 def kill_controller(scene: Scene, chance: Random) -> str | None:
@@ -40,8 +41,12 @@ def kill_rank(scene: Scene, chance: Random) -> str | None:
 
 
 def kill_raylet(scene: Scene, chance: Random) -> str | None:
-    """Kill -9 of Ray's local daemon, which has every rank as its child."""
-    return _kill(scene, chance, "raylet")
+    """Kill -9 of Ray's local daemon. Ranks outlive it by a while, and must not by more."""
+    ranks = scene.processes("ray::Rank")
+    what = _kill(scene, chance, "raylet") if ranks else None
+    if what is not None:
+        scene.wait_for(lambda: not any(rank.is_running() for rank in ranks), NOTICED_SECONDS)
+    return what
 
 
 def pause_controller(scene: Scene, chance: Random) -> str | None:

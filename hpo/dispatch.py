@@ -34,6 +34,7 @@ if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or (
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -41,6 +42,7 @@ from ray.tune.search import Searcher
 from hpo.controller import Controller
 from hpo.gang import Gang, GangFailure
 from hpo.messages import Message, named
+from hpo.ray_daemon import DaemonWatch, RayLost
 from hpo.study import Resources, local_cpus
 
 logger = logging.getLogger("hpo.dispatch")
@@ -214,9 +216,22 @@ def run_attempts(controller: Controller, scratch: Path) -> None:
             trial_name_creator=_tune_name,
             trial_dirname_creator=_tune_name,
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=str(scratch.absolute()), verbose=0),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(scratch.absolute()),
+            verbose=0,
+            callbacks=[DaemonWatch()],
+        ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except RayLost as error:
+        controller.abandon(error)
+    except RuntimeError as error:
+        # Tune knows no answer to an actor that was killed because its node had no memory left.
+        if not isinstance(error.__cause__, RayError):
+            raise
+        controller.abandon(RayLost(str(error.__cause__).splitlines()[0]))
 
 
 @contextmanager
