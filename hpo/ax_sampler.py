@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,14 +32,12 @@ from optuna import Study
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
 )
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-Space = Mapping[str, BaseDistribution]
+from hpo.encoding import Space, contains, decoded, encoded, middle, quasi_random, range_of
 
 
 class AxSampler(BaseSampler):
@@ -69,7 +67,7 @@ class AxSampler(BaseSampler):
         proposal = None
         if sum(point.values is not None for point in past) >= self._startup_trials:
             proposal = _propose(space, past, study.directions, self._seed_of(trial))
-        return proposal or _quasi_random(space, self._seed, trial.number)
+        return proposal or quasi_random(space, self._seed, trial.number)
 
     def sample_independent(
         self,
@@ -107,7 +105,7 @@ def _read(study: Study, number: int, space: Space) -> list[_Point]:
         if trial.number != number
         and trial.state is not TrialState.WAITING
         and any(name in space for name in trial.params)
-        and all(_contains(each, trial.params[n]) for n, each in space.items() if n in trial.params)
+        and all(contains(each, trial.params[n]) for n, each in space.items() if n in trial.params)
     ]
     names = study.metric_names or [""] * len(study.directions)
     logs = [name.startswith("valid_ppl") for name in names]
@@ -116,7 +114,7 @@ def _read(study: Study, number: int, space: Space) -> list[_Point]:
     return [
         _Point(
             {
-                name: _encoded(each, trial.params[name]) if name in trial.params else _middle(each)
+                name: encoded(each, trial.params[name]) if name in trial.params else middle(each)
                 for name, each in space.items()
             },
             trial.state is TrialState.RUNNING,
@@ -208,7 +206,7 @@ def _propose(
                 (arm,) = strategy.gen_single_trial(experiment).arms
         except OptimizationComplete:
             return None
-    return {name: _decoded(each, arm.parameters[name]) for name, each in space.items()}
+    return {name: decoded(each, arm.parameters[name]) for name, each in space.items()}
 
 
 def _experiment(space: Space, past: Sequence[_Point], directions: Sequence[StudyDirection]) -> Any:
@@ -267,86 +265,10 @@ def _parameters(space: Space) -> list[Any]:
                 )
             )
             continue
-        low, high, log = _range(each)
+        low, high, log = range_of(each)
         kind = ParameterType.INT if isinstance(low, int) else ParameterType.FLOAT
         parameters.append(RangeParameter(name, kind, low, high, log_scale=log))
     return parameters
-
-
-def _range(each: BaseDistribution) -> tuple[float, float, bool]:
-    """Lowest and highest value in Ax's terms, and whether the scale is logarithmic."""
-    assert isinstance(each, FloatDistribution | IntDistribution)
-    if _stepped(each):
-        assert each.step is not None
-        return 0, round((each.high - each.low) / each.step), False
-    return each.low, each.high, each.log
-
-
-def _stepped(each: FloatDistribution | IntDistribution) -> bool:
-    return each.step is not None and not (isinstance(each, IntDistribution) and each.step == 1)
-
-
-def _encoded(each: BaseDistribution, value: Any) -> Any:
-    """Optuna's value in Ax's terms."""
-    internal = each.to_internal_repr(value)
-    if isinstance(each, CategoricalDistribution):
-        return str(int(internal))
-    assert isinstance(each, FloatDistribution | IntDistribution)
-    if _stepped(each):
-        assert each.step is not None
-        return round((internal - each.low) / each.step)
-    return int(internal) if isinstance(each, IntDistribution) else internal
-
-
-def _decoded(each: BaseDistribution, value: Any) -> Any:
-    """Ax's value in Optuna's terms, inside the bounds."""
-    if isinstance(each, CategoricalDistribution):
-        return each.choices[int(value)]
-    assert isinstance(each, FloatDistribution | IntDistribution)
-    if _stepped(each):
-        assert each.step is not None
-        value = each.low + int(value) * each.step
-    value = min(max(value, each.low), each.high)
-    return int(value) if isinstance(each, IntDistribution) else float(value)
-
-
-def _middle(each: BaseDistribution) -> Any:
-    """The middle of the range, in Ax's terms; the first choice."""
-    if isinstance(each, CategoricalDistribution):
-        return "0"
-    low, high, log = _range(each)
-    middle = math.sqrt(low * high) if log else (low + high) / 2
-    return round(middle) if isinstance(low, int) else middle
-
-
-def _contains(each: BaseDistribution, value: Any) -> bool:
-    try:
-        return each._contains(each.to_internal_repr(value))
-    except (ValueError, TypeError):  # of another type, or no such choice
-        return False
-
-
-def _quasi_random(space: Space, seed: int, number: int) -> dict[str, Any]:
-    """Point `number` of the scrambled Sobol sequence of `seed` over `space`."""
-    from scipy.stats import qmc
-
-    engine = qmc.Sobol(len(space), scramble=True, rng=seed)
-    (point,) = engine.fast_forward(number).random(1) if number else engine.random(1)
-    return {
-        name: _at(each, share) for (name, each), share in zip(space.items(), point, strict=True)
-    }
-
-
-def _at(each: BaseDistribution, share: float) -> Any:
-    """The value below which `share` of the range lies."""
-    if isinstance(each, CategoricalDistribution):
-        return each.choices[int(share * len(each.choices))]
-    low, high, log = _range(each)
-    if isinstance(low, int):
-        # Every integer's share is the interval around it.
-        low, high = low - 0.5, high + 0.5
-    value = low * (high / low) ** share if log else low + (high - low) * share
-    return _decoded(each, round(value) if isinstance(_range(each)[0], int) else value)
 
 
 @contextmanager

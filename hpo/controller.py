@@ -19,12 +19,12 @@ from pathlib import Path
 
 import optuna
 from optuna.exceptions import OptunaError
-from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.ahead import inform, make_ahead, ready
 from hpo.attempts import Attempts
 from hpo.judge import Assignment, Judge, Verdict
+from hpo.limits import Limits
 from hpo.messages import Job, Message
 from hpo.observers import Observer, Observers
 from hpo.outage import DiskAway, Outage, check_disk, database_is_away
@@ -74,8 +74,6 @@ class Controller:
         )
         self.running: dict[int, Assignment] = {}
         self.stopping = False  # by a person: nothing new is asked, running attempts are left
-        self.gave_up: str | None = None  # why no more trials are asked, beside the budget
-        self.failing = False  # whether that is because trials fail
         self.broken: Exception | None = None  # why this controller can go on no more
         self._ledger = ledger
         self._record = record
@@ -91,16 +89,24 @@ class Controller:
         )
         self._folder = runs / record.name
         self._attempts = Attempts(ledger, lease, self.study, config, self._folder, self._population)
-        self._budget_spent = record.reserved_trials >= record.budget_trials
-        self._space_exhausted = False
+        self._limits = Limits(ledger, record, config)
         self._teaching = Teaching(ledger, record, config, lease, self._observers.teacher)
-        self._failures = 0  # trials in a row; a resume counts anew, what was wrong may be mended
         self._database: Outage | None = None
         self._kept: deque[tuple[Job, int, Message]] = deque()  # to be written when it is back
         self._disk: Outage | None = None
         self._next_look = 0.0
         self._lock = threading.RLock()
         inform(self.study)
+
+    @property
+    def gave_up(self) -> str | None:
+        """Why no more trials are begun, if not for the budget of trials."""
+        return self._limits.gave_up
+
+    @property
+    def failing(self) -> bool:
+        """Whether that is because trials fail, or a teacher does."""
+        return self._limits.failing
 
     @property
     def exhausted(self) -> bool:
@@ -163,7 +169,7 @@ class Controller:
         assignment = self._next_trial(waiting, asks=asks)
         if assignment is None and not asks:
             self._next_look = time.monotonic() + LOOK_SECONDS
-            self._read_budget()
+            self._limits.read_budget()
         return assignment
 
     def _next_trial(self, waiting: list[Waiting], *, asks: bool) -> Assignment | None:
@@ -174,7 +180,7 @@ class Controller:
             if assignment is not None:
                 return assignment
         parked = {trial.number: trial.trial_id for trial in waiting if trial.parked}
-        promoted = self._parking.promoted(parked, over=self._over())
+        promoted = self._parking.promoted(parked, over=self._limits.over())
         if promoted is not None:
             return self._attempts.next(parked[promoted])
         if self.stopping or (asks and not ready(self.study)):
@@ -187,8 +193,10 @@ class Controller:
     def _with_all_parked(self, parked: dict[int, int]) -> Assignment | None:
         if not parked or self.running or self._ledger.open_attempts(self._record):
             return None
+        if len(self._ledger.waiting(self._record)) != len(parked):
+            return None  # another controller has just parked one more
         if self._population is None:
-            furthest = self._parking.end_of_halving(parked, over=self._over())
+            furthest = self._parking.end_of_halving(parked, over=self._limits.over())
             return None if furthest is None else self._attempts.next(parked[furthest])
         if self._parking.next_round(parked, self._attempts.folder, may_begin=self._may_begin()):
             return self._next_trial(self._ledger.waiting(self._record), asks=False)
@@ -266,7 +274,7 @@ class Controller:
             return self._write_trial(job, attempt, message, kept=kept)
         goes_on = self._teaching.handle(job, attempt, message)
         if self._teaching.failure:
-            self.gave_up, self.failing = self._teaching.failure, True
+            self._limits.give_up(self._teaching.failure)
         return goes_on
 
     def _write_trial(self, number: int, attempt: int, message: Message, *, kept: bool) -> bool:
@@ -288,7 +296,7 @@ class Controller:
     def _follow(self, assignment: Assignment, verdict: Verdict, detail: str | None) -> None:
         del self.running[assignment.number]
         if verdict.state is not None:
-            self._failures = self._failures + 1 if verdict.state is TrialState.FAIL else 0
+            self._limits.count(verdict.state)
         if verdict.reason is Reason.DISK and self._disk is None:
             away = DiskAway(f"the disk of {self._folder}: {_last_line(detail)}")
             self._disk = Outage(away, self.config.failures.outage_seconds)
@@ -319,9 +327,9 @@ class Controller:
                 transaction.reserve_trial()
                 assignment = self._attempts.first(transaction)
         except BudgetSpent:
-            self._budget_spent = True
+            self._limits.trials_spent = True
         except SpaceExhausted:
-            self._space_exhausted = True
+            self._limits.space_exhausted = True
         else:
             inform(self.study)
             return assignment
@@ -332,31 +340,7 @@ class Controller:
         return self._population is not None and self._population.full
 
     def _may_begin(self) -> bool:
-        spent = self._budget_spent or self._space_exhausted
-        return not (self._over() or self.stopping or spent)
-
-    def _read_budget(self) -> None:
-        # `hpo resume --trials` may have made it larger, for all.
-        record = self._ledger.study(self._record.name)
-        self._budget_spent = record.reserved_trials >= record.budget_trials
-
-    def _over(self) -> bool:
-        """Whether no trial is begun or promoted any more, whatever the budget of trials."""
-        if self.gave_up is None and self._failures >= self.config.failures.max_failures:
-            self.failing = True
-            self.gave_up = f"the last {self._failures} trials failed (failures.max_failures)"
-        if self.gave_up is None:
-            self.gave_up = self._time_spent()
-        return self.gave_up is not None
-
-    def _time_spent(self) -> str | None:
-        hours, device_hours = self.config.budget.hours, self.config.budget.device_hours
-        if hours is not None and self._ledger.seconds(self._record) >= hours * 3600:
-            return f"the budget of {hours:g} hours is spent"
-        if device_hours is None:
-            return None
-        spent = self._ledger.device_seconds(self._record) >= device_hours * 3600
-        return f"the budget of {device_hours:g} device-hours is spent" if spent else None
+        return not self.stopping and self._limits.may_begin()
 
 
 def _last_line(detail: str | None) -> str:

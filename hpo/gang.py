@@ -8,7 +8,9 @@ for its next trial; a dead or hung rank never holds up the rest.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import sys
 import time
 import traceback
@@ -31,6 +33,7 @@ T = TypeVar("T")
 
 SETTLE_SECONDS = 5.0  # after a first failure, how long the other ranks may take to say theirs
 _RANK_NAME = "rank-"
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV}
 POLL_SECONDS = 2.0  # between two looks at a gang's progress
 
 
@@ -293,6 +296,8 @@ def _kind(error: BaseException) -> Kind:
     from trainer.folder import FolderInUse
 
     text = str(error).lower()
+    if _is_of_the_disk(error):
+        return "disk"
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError)
         and ("out of memory" in text or "can't allocate memory" in text)
@@ -308,11 +313,21 @@ def _kind(error: BaseException) -> Kind:
     return "error"
 
 
+def _is_of_the_disk(error: BaseException) -> bool:
+    """Whether a file could not be written or read because its disk is full, read-only or gone."""
+    rust = re.search(r"\(os error (\d+)\)", str(error))  # safetensors
+    number = int(rust[1]) if rust else getattr(error, "errno", None)
+    if number in _DISK:
+        return True
+    cause = error.__cause__ or error.__context__
+    return cause is not None and _is_of_the_disk(cause)
+
+
 def _cause(failures: list[Failure]) -> Failure:
     """The first cause among what the ranks said: one that lost its peer only suffers from it."""
 
     def rank(failure: Failure) -> int:
-        order: list[Kind] = ["out_of_memory", "error", "busy", "worker_lost"]
+        order: list[Kind] = ["out_of_memory", "disk", "error", "busy", "worker_lost"]
         return 1 if failure.dead else 2 * order.index(failure.kind)
 
     return min(failures, key=rank)

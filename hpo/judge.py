@@ -145,7 +145,6 @@ class Judge:
         if len(self._metrics) == 1 and value is not None and new:
             assignment.trial.report(value, message.step)
             reported(self._study, assignment.attempt.trial_id, message.step)
-        self._pruning.record(assignment.trial, message.step, message.metrics)
 
     def _verdict(
         self, transaction: Transaction, assignment: Assignment, message: Message

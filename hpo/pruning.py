@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_right
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from hpo.study import StudyConfig
 
 Curve = dict[int, float]  # value by resource, in order
+
+OVERLAP_SECONDS = 60.0  # that are read twice
 
 
 def check_pruner(config: StudyConfig, evaluation: EvaluationConfig, source: str) -> None:
@@ -74,19 +76,17 @@ class Pruning:
             self._metric = self._compared.metric
             direction = self._compared.direction or objectives.get(self._metric, "minimize")
         self._direction = StudyDirection[direction.upper()]
+        self._ledger = ledger
         # The metric by step, and what a step counts, by the trial's id.
-        self._curves = ledger.curves(study._study_id, self._metric) if self._compared else {}
+        self._curves: dict[int, Curve] = {}
+        self._read_at = 0.0
         self._units: dict[int, int] = {}
-
-    def record(self, trial: optuna.Trial, step: int, metrics: Mapping[str, float]) -> None:
-        """Know that `trial` has `metrics`, which the ledger has too, at an optimizer step."""
-        if self._compared and self._metric in metrics:
-            self._curves.setdefault(trial._trial_id, {})[step] = metrics[self._metric]
 
     def should_prune(self, trial: optuna.Trial) -> bool:
         """Whether `trial` should stop where it is."""
         if self._compared is None:
             return False
+        self._read()
         curve = self._by_resource(self._study._storage.get_trial(trial._trial_id))
         if max(curve, default=0) < self._compared.minimum:
             return False
@@ -96,11 +96,20 @@ class Pruning:
 
     def curves(self) -> dict[int, Curve]:
         """Every trial's values of the metric by resource, to be made small, by its number."""
+        self._read()
         sign = -1 if self._direction is StudyDirection.MAXIMIZE else 1
         return {
             trial.number: {at: sign * value for at, value in self._by_resource(trial).items()}
             for trial in self._study.get_trials(deepcopy=False)
         }
+
+    def _read(self) -> None:
+        """What any controller of the study has reported since the last time."""
+        # A transaction may commit later than it took the time.
+        since, self._read_at = self._read_at - OVERLAP_SECONDS, self._ledger.now()
+        news = self._ledger.curves(self._study._study_id, self._metric, since)
+        for trial_id, curve in news.items():
+            self._curves.setdefault(trial_id, {}).update(curve)
 
     def _by_resource(self, trial: FrozenTrial) -> Curve:
         curve = self._curves.get(trial._trial_id)

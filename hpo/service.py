@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ logger = logging.getLogger("hpo.service")
 
 INTERRUPTED = 130
 POLL_SECONDS = 1.0
+LOOKS_AT_OTHERS = 5  # polls from one look at what other controllers have finished to the next
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ class _Guard:
         self._controller = controller
         self._board = board
         self._signalled = False
+        self._looks = 0
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -227,7 +230,15 @@ class _Guard:
             gang.kill_all()  # others go on with their trials
         elif self._controller.stopping:
             gang.request_stop()
+        self._looks += 1
+        if not self._controller.waits_for_database and self._looks % LOOKS_AT_OTHERS == 0:
+            self._count_others()
         self._board.progress(gang.progress())
+
+    def _count_others(self) -> None:
+        controllers = self._ledger.controllers(self._record)
+        if sum(controller.alive for controller in controllers) > 1:
+            _recall(self._board, self._controller.study)
 
     def _asked_to_stop(self) -> bool:
         asked_at = self._ledger.study(self._record.name).stop_requested_at
@@ -261,12 +272,12 @@ def _acquire(ledger: Ledger, record: StudyRecord, trials: int | None, *, join: b
 
 
 def _recall(board: Board, study: optuna.Study) -> None:
-    """Show what earlier controllers of the study have done."""
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state.is_finished():
-            board.finished[trial.state.name] = board.finished.get(trial.state.name, 0) + 1
-            if trial.state is TrialState.COMPLETE and trial.values and is_feasible(trial):
-                board.recall(trial.number, trial.values[0])
+    """Show what all controllers of the study have done."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    board.finished = dict(Counter(trial.state.name for trial in trials))
+    for trial in trials:
+        if trial.state is TrialState.COMPLETE and trial.values and is_feasible(trial):
+            board.recall(trial.number, trial.values[0])
 
 
 def _ending(controller: Controller) -> Ending:

@@ -124,7 +124,7 @@ class _Study:
             "trials": len(self.trials) - states["WAITING"],
             "budget": self.record.budget_trials,
             "states": dict(states),
-            "controller": f"process {alive[0].pid} on {alive[0].host}" if alive else None,
+            "controller": ", ".join(f"process {c.pid} on {c.host}" for c in alive) or None,
         }
 
     def best(self) -> View | None:

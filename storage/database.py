@@ -22,6 +22,7 @@ from storage.session import JoinedSession
 VERSION_TABLE = "hpo_alembic_version"
 HEAD = "0005"
 BUSY_SECONDS = 30  # how long SQLite waits for another writer
+IDLE_SECONDS = 60  # how long a transaction may do nothing in PostgreSQL; a sampler's time counts
 
 
 def shown(url: str) -> str:
@@ -49,7 +50,9 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
         )
         if storage.engine.dialect.name == "sqlite":
             sa.event.listen(storage.engine, "connect", _set_up_sqlite)
-            storage.engine.dispose()
+        else:
+            sa.event.listen(storage.engine, "connect", _set_up_postgresql)
+        storage.engine.dispose()
         storage.scoped_session = scoped_session(
             sessionmaker(bind=storage.engine, class_=JoinedSession)
         )
@@ -115,6 +118,13 @@ def _set_up_sqlite(connection: Any, _: object) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _set_up_postgresql(connection: Any, _: object) -> None:
+    # A controller that is stopped in the middle of a transaction holds up all others until then.
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+    connection.commit()
 
 
 @contextmanager

@@ -49,6 +49,11 @@ class Reader:
         """Whether controllers on several machines can write: SQLite's file is for one."""
         return self._dialect != "sqlite"
 
+    def now(self) -> float:
+        """Seconds since 1970 by the database's clock."""
+        with self._sessions() as session:
+            return self._now(session)
+
     def studies(self) -> list[StudyRecord]:
         """Every study that this program made, oldest first."""
         with self._sessions() as session:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sqlite3
 
 import pytest
 from optuna.trial import TrialState
 
+from storage import LeaseHeld, Ledger
 from tests.end_to_end.conftest import Desk
 from tests.wandb_files import offline_runs
 
@@ -114,11 +117,18 @@ def test_a_controller_whose_study_was_taken_over_leaves_it_alone_with_status_1(d
     )
     study = desk.start("start", str(file))
     desk.wait_for(lambda: desk.steps(0))
-    with sqlite3.connect(desk.folder / "hpo.db") as database:
-        database.execute("UPDATE hpo_controllers SET state = 'lost'")
+    ledger = Ledger.open(f"sqlite:///{desk.folder}/hpo.db")
+    while True:  # as if it had been paused for longer than its lease
+        with sqlite3.connect(desk.folder / "hpo.db") as database:
+            database.execute("UPDATE hpo_controllers SET expires_at = 0")
+        with contextlib.suppress(LeaseHeld):
+            ledger.acquire(ledger.study("tiny"), seconds=100)
+            break
     _, err = study.communicate(timeout=60)
     assert study.returncode == 1
-    assert "left study tiny: another controller has taken this study over" in err
+    assert "this controller's trials were taken over" in err
+    assert f"left the study to another: study tiny is being run by process {os.getpid()}" in err
+    assert len(ledger.waiting(ledger.study("tiny"))) == 1
     (trial,) = desk.study().trials
     assert trial.state is TrialState.RUNNING
     assert not desk.ranks()

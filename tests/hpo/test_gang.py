@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch.distributed import DistNetworkError
 
 from hpo.gang import Failure, _cause, _kind
@@ -22,6 +25,9 @@ from trainer.settings import ConfigError
             "out_of_memory",
         ),
         (CheckpointError("step-00000100: cannot be read"), "worker_lost"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk"),
+        (SafetensorError("I/O error: Read-only file system (os error 30) at path x"), "disk"),
+        (SafetensorError("I/O error: Permission denied (os error 13)"), "error"),
         (FolderInUse("another process is training in runs/x"), "busy"),
         (DistNetworkError("the client socket has failed to connect"), "worker_lost"),
         (RuntimeError("[../gloo/transport/tcp/pair.cc] Connection closed by peer"), "worker_lost"),

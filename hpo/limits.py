@@ -1,0 +1,56 @@
+"""When no more trials are begun: the budget is spent, the space is, or too many fail."""
+
+from __future__ import annotations
+
+from optuna.trial import TrialState
+
+from hpo.study import StudyConfig
+from storage import Ledger, StudyRecord
+
+
+class Limits:
+    """Those of one study, as one controller sees them."""
+
+    def __init__(self, ledger: Ledger, record: StudyRecord, config: StudyConfig) -> None:
+        self.trials_spent = record.reserved_trials >= record.budget_trials
+        self.space_exhausted = False
+        self.gave_up: str | None = None  # why not, if not for one of these
+        self.failing = False  # whether that is because trials fail, or a teacher does
+        self._ledger = ledger
+        self._record = record
+        self._config = config
+        self._failures = 0  # trials in a row; a resume counts anew, what was wrong may be mended
+
+    def may_begin(self) -> bool:
+        """Whether a new trial may begin."""
+        return not (self.over() or self.trials_spent or self.space_exhausted)
+
+    def over(self) -> bool:
+        """Whether no trial is begun or promoted any more, whatever the budget of trials."""
+        if self.gave_up is None and self._failures >= self._config.failures.max_failures:
+            self.give_up(f"the last {self._failures} trials failed (failures.max_failures)")
+        if self.gave_up is None:
+            self.gave_up = self._time_spent()
+        return self.gave_up is not None
+
+    def give_up(self, why: str) -> None:
+        """Something fails, and would fail again."""
+        self.gave_up, self.failing = why, True
+
+    def count(self, state: TrialState) -> None:
+        """A trial has ended."""
+        self._failures = self._failures + 1 if state is TrialState.FAIL else 0
+
+    def read_budget(self) -> None:
+        """Read the budget of trials anew: `hpo resume --trials` may have made it larger."""
+        record = self._ledger.study(self._record.name)
+        self.trials_spent = record.reserved_trials >= record.budget_trials
+
+    def _time_spent(self) -> str | None:
+        hours, device_hours = self._config.budget.hours, self._config.budget.device_hours
+        if hours is not None and self._ledger.seconds(self._record) >= hours * 3600:
+            return f"the budget of {hours:g} hours is spent"
+        if device_hours is None:
+            return None
+        spent = self._ledger.device_seconds(self._record) >= device_hours * 3600
+        return f"the budget of {device_hours:g} device-hours is spent" if spent else None

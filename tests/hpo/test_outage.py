@@ -1,0 +1,211 @@
+"""The database or the disk away for a while; attempts are played."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from optuna.trial import TrialState
+from sqlalchemy.orm import Session
+
+from hpo import outage
+from hpo.controller import Controller
+from hpo.messages import Message
+from storage import Reason
+from tests.hpo.test_controller import Stage, finish, ppl
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.database.BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(outage, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(outage, "LONGEST_SECONDS", 0.0)
+
+
+@contextmanager
+def away(folder: Path) -> Iterator[None]:
+    """No other process can write to the ledger, nor read it."""
+    connection = sqlite3.connect(folder / "hpo.db")
+    connection.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        connection.rollback()
+        connection.close()
+
+
+def stage_in(folder: Path, **changes: Any) -> Stage:
+    return Stage(f"sqlite:///{folder}/hpo.db", **changes)
+
+
+def test_trainings_go_on_and_what_they_say_is_written_in_order_when_it_is_back(
+    tmp_path: Path,
+) -> None:
+    stage = stage_in(tmp_path, budget={"trials": 2}, resources={"concurrent_trials": 2})
+    controller = stage.controller()
+    assert controller.next() is not None
+    with away(tmp_path):
+        assert controller.handle(0, 1, Message("evaluated", 100, ppl(9.0), first_step=0))
+        assert controller.handle(0, 1, Message("evaluated", 200, ppl(8.0), first_step=0))
+        controller.handle(0, 1, Message("finished", 300, ppl(7.0), first_step=0))
+        controller.mend()
+        assert controller.waits_for_database
+        assert controller.next() is None
+        assert not controller.exhausted
+    assert stage.trials[0].intermediate_values == {}
+    controller.mend()
+    assert not controller.waits_for_database
+    (trial,) = stage.trials
+    assert (trial.state, trial.value) == (TrialState.COMPLETE, 7.0)
+    assert trial.intermediate_values == {100: 9.0, 200: 8.0, 300: 7.0}
+    assert list(stage.ledger.metrics(trial._trial_id)) == [100, 200, 300]
+    assert finish(controller) == 1
+
+
+def test_a_trial_that_was_to_be_stopped_meanwhile_is_judged_at_its_next_evaluation(
+    tmp_path: Path,
+) -> None:
+    stage = stage_in(tmp_path, pruner={"name": "median", "startup_trials": 1})
+    controller = stage.controller()
+    assert controller.next() is not None
+    for step in (100, 200):
+        controller.handle(0, 1, Message("evaluated", step, ppl(5.0), first_step=0))
+    controller.handle(0, 1, Message("finished", 300, ppl(4.0), first_step=0))
+    assert controller.next() is not None
+    with away(tmp_path):
+        assert controller.handle(1, 1, Message("evaluated", 100, ppl(50.0), first_step=0))
+    controller.mend()
+    assert stage.trials[1].state is TrialState.RUNNING, "its gang is at work"
+    assert not controller.handle(1, 1, Message("evaluated", 200, ppl(50.0), first_step=0))
+    assert stage.trials[1].state is TrialState.PRUNED
+
+
+def test_past_the_limit_the_controller_leaves_with_all_as_the_ledger_has_it(
+    tmp_path: Path,
+) -> None:
+    stage = stage_in(tmp_path, failures={"outage_seconds": 1e-9})
+    controller = stage.controller()
+    assert controller.next() is not None
+    with away(tmp_path):
+        controller.handle(0, 1, Message("evaluated", 100, ppl(9.0), first_step=0))
+        assert controller.broken is None
+        controller.mend()
+        assert controller.broken is not None
+        assert controller.stopping
+        assert controller.exhausted
+    assert stage.trials[0].state is TrialState.RUNNING
+
+
+class LostAnswer:
+    """The database commits, and is gone before it can say so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        commit = Session.commit
+
+        def commit_and_lose(session: Session) -> None:
+            commit(session)
+            monkeypatch.setattr(Session, "commit", commit)
+            raise sa.exc.OperationalError("COMMIT", {}, Exception("the connection was lost"))
+
+        monkeypatch.setattr(Session, "commit", commit_and_lose)
+
+
+def test_an_end_whose_commit_was_not_confirmed_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_in(tmp_path)
+    controller = stage.controller()
+    assert controller.next() is not None
+    LostAnswer(monkeypatch)
+    controller.handle(0, 1, Message("finished", 300, ppl(7.0), first_step=0))
+    assert controller.waits_for_database
+    controller.mend()
+    assert controller.broken is None
+    assert stage.trials[0].value == 7.0
+    assert finish(controller) == 1
+
+
+def test_a_trial_whose_creation_was_not_confirmed_is_run_as_its_next_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_in(tmp_path)
+    controller = stage.controller()
+    LostAnswer(monkeypatch)
+    assert controller.next() is None
+    controller.mend()
+    adopted = controller.next()
+    assert adopted is not None
+    assert (adopted.number, adopted.attempt.number) == (0, 2)
+    assert stage.ledger.study("played").reserved_trials == 1
+
+
+def test_a_transaction_that_was_not_written_leaves_no_trial_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_in(tmp_path)
+    controller = stage.controller()
+    commit = Session.commit
+
+    def lose(session: Session) -> None:
+        monkeypatch.setattr(Session, "commit", commit)
+        raise sa.exc.OperationalError("COMMIT", {}, Exception("the connection was lost"))
+
+    monkeypatch.setattr(Session, "commit", lose)
+    assert controller.next() is None
+    controller.mend()
+    assert [finish(controller) for _ in range(4)] == [0, 1, 2, 3]
+
+
+def test_a_full_disk_pauses_the_study_and_counts_as_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_in(tmp_path, failures={"max_failures": 1, "max_retries": 0})
+    controller = paused(stage, monkeypatch)
+    assert controller.next() is None
+    assert not controller.exhausted
+    (trial,) = stage.trials
+    attempts = stage.ledger.trial_attempts(trial._trial_id)
+    assert (trial.state, attempts[0].reason) == (TrialState.RUNNING, Reason.DISK)
+    monkeypatch.setattr("hpo.controller.check_disk", lambda folder: None)
+    again = controller.next()
+    assert again is not None
+    assert (again.number, again.attempt.number) == (0, 2)
+    controller.handle(0, 2, Message("finished", 300, ppl(7.0), first_step=100))
+    assert stage.trials[0].state is TrialState.COMPLETE
+
+
+def test_a_disk_that_stays_full_makes_the_controller_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_in(tmp_path, failures={"outage_seconds": 1e-9})
+    controller = paused(stage, monkeypatch)
+    assert controller.next() is None
+    assert controller.exhausted
+    assert "No space left" in str(controller.broken)
+
+
+def paused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Controller:
+    """A controller whose first trial met a full disk."""
+
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("hpo.controller.check_disk", full)
+    controller = stage.controller()
+    assert controller.next() is not None
+    assert not controller.handle(0, 1, Message("disk", 100, detail="OSError: No space left"))
+    return controller
+
+
+def test_a_disk_is_checked_by_writing_to_it(tmp_path: Path) -> None:
+    outage.check_disk(tmp_path / "study")
+    assert list((tmp_path / "study").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        outage.check_disk(tmp_path / "file")
