@@ -169,9 +169,8 @@ class Siege:
             self.done += 1
             self.say(f"{self.done:2d} {due.name}, at trial {due.before.running}: {due.what}")
         if self.pending:
-            self.say(
-                f"   -> {', '.join(became(self.pending[0].before, look)) or 'the ledger shows nothing of it'}"
-            )
+            seen = ", ".join(became(self.pending[0].before, look))
+            self.say(f"   -> {seen or 'the ledger shows nothing of it'}")
         self.pending.clear()
 
     def say(self, line: str) -> None:
