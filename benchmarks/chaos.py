@@ -71,9 +71,6 @@ class Due:
     name: str
     trial: int
     seconds: float
-    what: str = ""  # it did
-    before: Look | None = None
-    after: Look | None = None
 
 
 def schedule(names: Sequence[str], trials: int, each: int, chance: Random) -> list[Due]:
@@ -93,12 +90,15 @@ class Siege:
     coming: list[Due]
     chance: Random
     began: float = field(default_factory=time.monotonic)
-    pending: list[Due] = field(default_factory=list)
+    pending: list[Due] = field(default_factory=list)  # the study is not past them
     done: int = 0
     resumed: int = 0  # since the last progress
     progress: int = -1
     progressed: float = field(default_factory=time.monotonic)
+    before: Look | None = None  # the first pending fault
+    after: Look | None = None  # the last one
     asked: Command | None = None  # to leave
+    finished: bool = False
     reached: float | None = None  # when the next fault's trial was
 
     def run(self) -> str | None:
@@ -107,9 +107,11 @@ class Siege:
             for command in self.scene.ended():
                 self.say(f"`{command.words}` ended with {command.process.returncode}: "
                          f"{command.last_line}")  # fmt: skip
-                if command.process.returncode == 0:
-                    self.past(self.scene.look())
-                    return None
+                self.finished = self.finished or command.process.returncode == 0
+            if self.finished and not self.scene.commands:
+                if look := self.scene.look():
+                    self.past(look)
+                return None
             if not self.scene.commands:
                 self.resumed += 1
                 self.scene.resume()
@@ -133,7 +135,7 @@ class Siege:
         """Do what is due at this state of the ledger."""
         if look.progress > self.progress:
             self.progress, self.progressed, self.resumed = look.progress, time.monotonic(), 0
-        if self.pending and look.progress >= self.pending[-1].after.progress + PAST_REPORTS:
+        if self.after and look.progress >= self.after.progress + PAST_REPORTS:
             self.past(look)
         if self.is_due(look):
             self.strike(look)
@@ -156,22 +158,19 @@ class Siege:
         what = FAULTS[due.name](self.scene, self.chance)
         if what is None:
             return
-        due.what, due.before = what, look
-        while (after := self.scene.look()) is None:
-            time.sleep(0.1)
-        due.after = after
+        self.done += 1
+        self.say(f"fault {self.done}, {due.name}, at trial {look.running}: {what}")
         self.pending.append(self.coming.pop(0))
+        self.before = self.before or look
+        self.after = self.scene.wait_for(self.scene.look, STUCK_SECONDS) or look
         self.progressed, self.reached = time.monotonic(), None
 
     def past(self, look: Look) -> None:
         """Say what became of the faults that the study is past."""
-        for due in self.pending:
-            self.done += 1
-            self.say(f"{self.done:2d} {due.name}, at trial {due.before.running}: {due.what}")
+        seen = ", ".join(became(self.before, look)) if self.before else ""
         if self.pending:
-            seen = ", ".join(became(self.pending[0].before, look))
-            self.say(f"   -> {seen or 'the ledger shows nothing of it'}")
-        self.pending.clear()
+            self.say(f"    became of it: {seen or 'waited out, the ledger has nothing of it'}")
+        self.pending, self.before, self.after = [], None, None
 
     def say(self, line: str) -> None:
         """Print a line with the seconds so far."""

@@ -37,16 +37,27 @@ def kill_controller(scene: Scene, chance: Random) -> str | None:
 
 def kill_rank(scene: Scene, chance: Random) -> str | None:
     """Kill -9 of one of a gang's processes."""
-    return _kill(scene, chance, "ray::Rank")
+    ranks = scene.processes("ray::Rank")
+    if not ranks:
+        return None
+    rank = chance.choice(ranks)
+    with suppress(psutil.NoSuchProcess):
+        rank.kill()
+    return f"killed a rank, process {rank.pid}"
 
 
 def kill_raylet(scene: Scene, chance: Random) -> str | None:
-    """Kill -9 of Ray's local daemon. Ranks outlive it by a while, and must not by more."""
-    ranks = scene.processes("ray::Rank")
-    what = _kill(scene, chance, "raylet") if ranks else None
-    if what is not None:
-        scene.wait_for(lambda: not any(rank.is_running() for rank in ranks), NOTICED_SECONDS)
-    return what
+    """Kill -9 of Ray's local daemon. Its ranks outlive it by a while, and must not by more."""
+    daemons = scene.processes("raylet")
+    if not daemons:
+        return None
+    daemon = chance.choice(daemons)
+    ranks = [child for child in daemon.children() if child.name().startswith("ray::Rank")]
+    if not ranks:
+        return None
+    daemon.kill()
+    scene.wait_for(lambda: not any(rank.is_running() for rank in ranks), NOTICED_SECONDS)
+    return f"killed raylet, process {daemon.pid}"
 
 
 def pause_controller(scene: Scene, chance: Random) -> str | None:
@@ -141,16 +152,6 @@ def possible(scene: Scene) -> list[str]:
     if scene.disk is None:
         cannot.add("fill disk")
     return [name for name in FAULTS if name not in cannot]
-
-
-def _kill(scene: Scene, chance: Random, name: str) -> str | None:
-    found = scene.processes(name)
-    if not found:
-        return None
-    victim = chance.choice(found)
-    with suppress(psutil.NoSuchProcess):
-        victim.kill()
-    return f"killed {victim.name()}, process {victim.pid}, of {len(found)}"
 
 
 def _hold_write_lock(file: Path) -> str:
