@@ -31,7 +31,6 @@ from benchmarks.report import Result, report
 
 TRIALS = 40
 EACH = 4  # faults of each kind
-EVAL_EVERY = 20
 # A controller that was paused goes on beside its successor, where the database allows it: what TPE
 # proposes to several at a time is not what it proposes to one.
 SAMPLERS = {"sqlite": "tpe", "postgresql": "random"}
@@ -51,7 +50,7 @@ def study(trials: int, seed: int, sampler: str) -> dict[str, Any]:
         "failures": {"max_retries": 10, "hang_seconds": 30},
         "train": {
             "steps": 160,
-            "eval_every": EVAL_EVERY,
+            "eval_every": 20,
             "data": {"name": "pydocs", "context": 32, "batch_size": 8},
             "model": {"layers": 2, "d_model": 32, "heads": 2, "d_ff": 64, "dropout": 0.1},
             "layerdrop": {"policy": "linear"},
@@ -236,7 +235,7 @@ def attack(backend: str, folder: Path, seed: int) -> list[Result]:
         scene.start(config)
         gave_up = siege.run()
         seconds = time.monotonic() - siege.began
-        checks = check(scene, TRIALS, EVAL_EVERY, undisturbed)
+        checks = check(scene, config, undisturbed)
     checks.append(Check("study done", [gave_up] if gave_up else []))
     for each in checks:
         for line in each.broken:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -34,14 +35,14 @@ def trials_of(scene: Scene) -> list[FrozenTrial]:
 
 
 def check(
-    scene: Scene, trials: int, eval_every: int, undisturbed: list[FrozenTrial] | None
+    scene: Scene, config: dict[str, Any], undisturbed: list[FrozenTrial] | None = None
 ) -> list[Check]:
-    """Every promise; those to be the run without faults only where that is given."""
-    found = trials_of(scene)
+    """Every promise to the study of `config`; to be the run without faults where that is given."""
+    found, trials = trials_of(scene), config["budget"]["trials"]
     checks = [
         Check("trials finished", _unfinished(found, trials)),
         Check("no duplicate trial", _duplicates(scene, found, trials)),
-        Check("no report lost or doubled", _reports(scene, found, eval_every)),
+        Check("no report lost or doubled", _reports(scene, found, config["train"])),
         Check("no attempt left open", ["an attempt"] * scene.rows(_OPEN)[0][0]),
     ]
     if undisturbed is not None:
@@ -70,15 +71,15 @@ def _duplicates(scene: Scene, found: list[FrozenTrial], trials: int) -> list[str
     return twice + over + ([f"{reserved} trials reserved"] if reserved != trials else [])
 
 
-def _reports(scene: Scene, found: list[FrozenTrial], eval_every: int) -> list[str]:
+def _reports(scene: Scene, found: list[FrozenTrial], train: dict[str, Any]) -> list[str]:
     steps: dict[int, list[int]] = defaultdict(list)
     for number, step in scene.rows(_REPORTS):
         steps[number].append(step)
-    broken = []
+    every, broken = train["eval_every"], []
     for trial in found:
         kept = sorted(steps[trial.number])
-        wanted = list(range(eval_every, max(kept, default=0) + 1, eval_every))
-        if not kept or kept != wanted:
+        last = train["steps"] if trial.state is TrialState.COMPLETE else max(kept, default=every)
+        if kept != list(range(every, last + 1, every)):
             broken.append(f"trial {trial.number} has reports at {kept}")
         if sorted(trial.intermediate_values) != kept:
             broken.append(f"trial {trial.number} has Optuna's at {[*trial.intermediate_values]}")

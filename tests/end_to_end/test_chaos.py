@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from benchmarks.chaos import EVAL_EVERY, Due, Siege, study
+from benchmarks.chaos import Due, Siege, study
 from benchmarks.chaos_checks import check
 from benchmarks.chaos_scene import Scene
 
@@ -18,12 +18,13 @@ def test_a_study_under_three_faults_ends_with_exactly_its_trials_and_reports(
 ) -> None:
     scene = Scene(tmp_path / "scene")
     faults = ["kill controller", "kill rank", "cut checkpoint"]
+    config = study(4, seed=1, sampler="tpe")
     siege = Siege(scene, [Due(name, trial, 0.0) for trial, name in enumerate(faults)], Random(0))
     try:
-        scene.start(study(4, seed=1, sampler="tpe"))
+        scene.start(config)
         assert siege.run() is None
         assert siege.done == 3
-        checks = check(scene, 4, EVAL_EVERY, undisturbed=None)
+        checks = check(scene, config)
         assert [each for each in checks if each.broken] == []
     finally:
         scene.clear()
