@@ -195,6 +195,7 @@ def became(before: Look, after: Look) -> Iterator[str]:
 def main() -> None:
     """Attack the study on each backend that was named, or on both."""
     backends, seed = _arguments(sys.argv[1:])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started must not outlive this
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         for backend in backends:
