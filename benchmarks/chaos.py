@@ -124,11 +124,11 @@ class Siege:
             time.sleep(0.1)
 
     def thin_out(self) -> None:
-        """Two controllers are enough: with a third, Ctrl-C for the oldest."""
+        """Two controllers are enough: of three the oldest is asked to leave."""
         if len(self.scene.commands) > 2 and self.scene.commands[0] is not self.asked:
             self.asked = self.scene.commands[0]
-            self.say(f"Ctrl-C for process {self.asked.process.pid}, one too many")
-            self.asked.process.send_signal(signal.SIGINT)
+            self.say(f"asked process {self.asked.process.pid} to leave, one too many")
+            self.asked.process.terminate()
 
     def follow(self, look: Look) -> None:
         """Do what is due at this state of the ledger."""
