@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import optuna
 
 from hpo.judge import Assignment
@@ -24,19 +22,19 @@ class Attempts:
         lease: Lease,
         study: optuna.Study,
         config: StudyConfig,
-        folder: Path,
+        folder: str,
         population: Population | None,
     ) -> None:
         self._ledger = ledger
         self._lease = lease
         self._study = study
         self._config = config
-        self._folder = folder  # of the study's runs
+        self._folder = folder  # of the study's runs, or their URL
         self._population = population
 
-    def folder(self, number: int) -> Path:
+    def folder(self, number: int) -> str:
         """Where trial `number` keeps its run."""
-        return self._folder / f"trial-{number:04d}"
+        return f"{self._folder}/trial-{number:04d}"
 
     def first(self, transaction: Transaction) -> Assignment:
         """Of a new trial, in the transaction that counts it. Raises SpaceExhausted."""
@@ -46,7 +44,7 @@ class Attempts:
             check_new(self._study, trial)
         if self._population is not None:
             self._population.enter(trial)
-        folder = str(self.folder(trial.number))
+        folder = self.folder(trial.number)
         trial.set_user_attr("run_dir", folder)
         attempt = transaction.begin_attempt(trial._trial_id, devices=self._config.resources.ranks)
         document = self._config.trial_document(params, folder)

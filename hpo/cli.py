@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from hpo.commands import data, reading, running
+from hpo.commands import data, operating, reading, running
 from hpo.commands.common import fail
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command()(running.start)
 app.command()(running.resume)
 app.command()(running.stop)
 app.command()(running.enqueue)
+app.command()(operating.copy)
 app.command("list")(reading.list_studies)
 app.command()(reading.status)
 app.command("trials")(reading.list_trials)
@@ -32,6 +33,7 @@ app.command()(reading.best)
 app.command()(reading.transfer)
 app.command()(reading.schedule)
 app.command()(reading.dashboard)
+app.command()(operating.doctor)
 
 data_app = typer.Typer(no_args_is_help=True, help="The published data sets.")
 data_app.command("prepare")(data.prepare_data)

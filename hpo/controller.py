@@ -15,7 +15,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 
 import optuna
 from optuna.exceptions import OptunaError
@@ -43,6 +42,7 @@ from storage import (
     StudyRecord,
     Waiting,
 )
+from trainer.store import StoreError
 
 logger = logging.getLogger("hpo.controller")
 
@@ -60,11 +60,14 @@ class Controller:
         record: StudyRecord,
         config: StudyConfig,
         lease: Lease,
-        runs: Path,
+        runs: str,
         observers: Sequence[Observer] = (),
         explore: Explore | None = None,
     ) -> None:
-        """`explore` says who exploits whom, in a study that learns a schedule."""
+        """`runs`, a folder or a URL, is where trial folders go.
+
+        `explore` says who exploits whom, in a study that learns a schedule.
+        """
         self.config = config
         self.study = optuna.load_study(
             study_name=record.name,
@@ -87,7 +90,7 @@ class Controller:
         self._parking = Parking(
             ledger, lease, self.study, self._judge, self._population, self._observers.pruned
         )
-        self._folder = runs / record.name
+        self._folder = f"{runs}/{record.name}"
         self._attempts = Attempts(ledger, lease, self.study, config, self._folder, self._population)
         self._limits = Limits(ledger, record, config)
         self._teaching = Teaching(ledger, record, config, lease, self._observers.teacher)
@@ -143,7 +146,7 @@ class Controller:
                 return None
             try:
                 attempt = self._next_attempt()
-            except LEDGER_ERRORS as error:
+            except (*LEDGER_ERRORS, StoreError) as error:
                 self.report_error(error)
                 return None
             if not isinstance(attempt, Assignment):
@@ -281,6 +284,8 @@ class Controller:
         assignment = self.running.get(number)
         if assignment is None or assignment.attempt.number != attempt:
             return False
+        if kept:  # Optuna's object remembers a report whose commit was refused as made
+            assignment.trial = optuna.Trial(self.study, assignment.attempt.trial_id)
         with self._ledger.transaction(self._lease) as transaction:
             verdict: Verdict | None
             if kept and not transaction.is_open(assignment.attempt):

@@ -21,6 +21,7 @@ os.environ.update(
     TUNE_DISABLE_SIGINT_HANDLER="1",
     TUNE_GLOBAL_CHECKPOINT_S="1000000000",
     TUNE_MAX_PENDING_TRIALS_PG="1000",
+    TUNE_PRINT_ALL_TRIAL_ERRORS="0",
     TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S="0",
     RAY_AIR_NEW_OUTPUT="0",
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
@@ -67,14 +68,10 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
             message = self._next()
         except GangFailure as failure:
             self._gang, self._started = None, False
+            if failure.kind == "worker_lost":
+                raise  # Tune then finds the next attempt another place: a node may be gone
             message = Message(failure.kind, detail=failure.detail)
         return {"message": message, "done": message.kind != "evaluated"}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: a trial's checkpoints are in its run folder, written by its ranks."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: see `save_checkpoint`."""
 
     def cleanup(self) -> None:
         """Tune lets this actor go."""
@@ -108,7 +105,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         if self._gang is None:
             self._gang = Gang(ray.util.get_current_placement_group(), **self._assignment["gang"])
         self._first_step, history = self._gang.start(
-            self._assignment["job"], self._assignment["document"]
+            self._assignment["job"], self._assignment["attempt"], self._assignment["document"]
         )
         self._started = True
         # Evaluations that were checkpointed, but whose report a killed controller never wrote.
@@ -196,9 +193,21 @@ class ControllerScheduler(_Adapter, FIFOScheduler):  # type: ignore[misc]
         self._handle(trial, result["message"])
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """The actor that drives the gang is gone, its node with it perhaps."""
-        detail = f"the gang's own actor was lost: {trial.get_error()}"
-        self._handle(trial, Message("worker_lost", detail=detail))
+        """The gang is lost, or the actor that drives it, its node with it perhaps."""
+        why = Path(trial.error_file).read_text().rpartition(f"{GangFailure.__name__}: ")[2]
+        self._handle(trial, Message("worker_lost", detail=why.strip()))
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """In the order they came. Once the study stops, none waits for a place any more."""
+        if self._controller.stopping:
+            for trial in tune_controller.get_trials():
+                if trial.status == trial.PENDING:
+                    tune_controller.stop_trial(trial)
+        return super().choose_trial_to_run(tune_controller)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """It was stopped before it had a place."""
+        self._handle(trial, Message("stopped"))
 
     def _handle(self, trial: Any, message: Message) -> bool:
         return self._controller.handle(trial.config["job"], trial.config["attempt"], message)
@@ -219,6 +228,8 @@ def run_attempts(controller: Controller, scratch: Path) -> None:
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch.absolute()),
+            # Ranks write their runs' checkpoints; Tune's own would want a disk that nodes share.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
             callbacks=[DaemonWatch()],
         ),
@@ -256,6 +267,16 @@ def cluster_size() -> tuple[float, float]:
     """CPUs and GPUs of the Ray that this process has joined."""
     resources = ray.cluster_resources()
     return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+
+
+def places(resources: Resources) -> int:
+    """Ranks for which the nodes of that Ray have room, each rank on one of them."""
+    wanted = {"CPU": resources.cpus_per_rank, "GPU": resources.gpus_per_rank}
+    return sum(
+        min(int(node["Resources"].get(kind, 0) // n) for kind, n in wanted.items() if n)
+        for node in ray.nodes()
+        if node["Alive"]
+    )
 
 
 def _named(metrics: dict[str, float]) -> dict[str, float]:

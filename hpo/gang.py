@@ -11,20 +11,20 @@ import contextlib
 import errno
 import os
 import re
-import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import psutil
 import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from hpo.messages import Job, Kind, Progress, named
+from hpo.rank_log import RankLog
 
 if TYPE_CHECKING:
     from trainer.run import StepInfo
@@ -50,9 +50,12 @@ class GangFailure(Exception):
     """The gang could not go on; it has been killed and can be built again."""
 
     def __init__(self, kind: Kind, detail: str) -> None:
-        super().__init__(detail)
+        super().__init__(kind, detail)  # as it is pickled
         self.kind = kind
         self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 @ray.remote(concurrency_groups={"control": 1})
@@ -63,6 +66,7 @@ class Rank:
         self._rank, self._ranks = rank, ranks
         self._world: Any = None
         self._run: Any = None
+        self._log: RankLog | None = None
         self._stop = False
         self._progress = Progress(None, 0, None, 0)
 
@@ -72,34 +76,38 @@ class Rank:
 
         return ray.util.get_node_ip_address(), free_port()
 
-    def join(self, address: str, port: int) -> Failure | None:
+    def join(self, address: str, port: int, spans_nodes: bool) -> Failure | None:
         """Join the process group, once."""
         from trainer.distributed import join
 
         def enter() -> None:
+            if spans_nodes:
+                _use_network_of(ray.util.get_node_ip_address())
             self._world = join(self._rank, self._ranks, 0, address, port)
 
         return _typed(enter)
 
-    def start(self, job: Job, document: dict[str, Any]) -> tuple[int, list[Any]] | Failure:
+    def start(
+        self, job: Job, attempt: int, document: dict[str, Any]
+    ) -> tuple[int, list[Any]] | Failure:
         """Build the run of a train config; the step it begins at and what it measured before."""
         from trainer.config import resolve
         from trainer.run import Run
 
         def build() -> tuple[int, list[Any]]:
             config = resolve(document, named(job))
-            _redirect_output(Path(config.output_dir) / f"rank-{self._rank}.log")
+            self._log = RankLog(config.output_dir, self._rank, attempt)
             self._progress = Progress(job, 0, None, self._progress.ticks + 1)
-            self._run = Run(config, self._world, self._stepped, self._tick, self._note)
+            self._run = Run(config, self._world, self._stepped, self._tick, self._note, attempt)
             if self._stop:
                 self._run.request_stop()
             return self._run.step, self._run.history()
 
-        return _typed(build)
+        return self._logged(build)
 
     def advance(self) -> Any:
         """Train to the next evaluation; the run's report."""
-        return _typed(lambda: self._run.advance())
+        return self._logged(lambda: self._run.advance())
 
     def close(self) -> Failure | None:
         """Free the run. The process is ready for the next."""
@@ -122,6 +130,12 @@ class Rank:
         self._stop = True
         if self._run is not None:
             self._run.request_stop()
+
+    def _logged(self, work: Callable[[], T]) -> T | Failure:
+        answer = _typed(work)
+        if self._log is not None:
+            self._log.keep()
+        return answer
 
     def _stepped(self, info: StepInfo) -> None:
         self._progress = replace(self._progress, step=info.step, loss=info.loss)
@@ -159,12 +173,13 @@ class Gang:
             ).remote(index, ranks)
             for index in range(ranks)
         ]
-        address, port = self._all("meet", only_first=True)[0]
-        self._all("join", address, port)
+        places = self._all("meet")
+        spans_nodes = len({address for address, _ in places}) > 1
+        self._all("join", *places[0], spans_nodes)
 
-    def start(self, job: Job, document: dict[str, Any]) -> tuple[int, list[Any]]:
+    def start(self, job: Job, attempt: int, document: dict[str, Any]) -> tuple[int, list[Any]]:
         """Build the run on every rank. Raises GangFailure."""
-        first: tuple[int, list[Any]] = self._all("start", job, document)[0]
+        first: tuple[int, list[Any]] = self._all("start", job, attempt, document)[0]
         return first
 
     def advance(self) -> Any:
@@ -180,10 +195,9 @@ class Gang:
         for rank in self._ranks:
             ray.kill(rank, no_restart=True)
 
-    def _all(self, method: str, *arguments: Any, only_first: bool = False) -> list[Any]:
+    def _all(self, method: str, *arguments: Any) -> list[Any]:
         """`method` on every rank at once; a failure of any is one of the gang."""
-        ranks = self._ranks[:1] if only_first else self._ranks
-        futures = [getattr(rank, method).remote(*arguments) for rank in ranks]
+        futures = [getattr(rank, method).remote(*arguments) for rank in self._ranks]
         answers = self._wait(futures)
         failures = [answer for answer in answers if isinstance(answer, Failure)]
         if failures:
@@ -294,9 +308,10 @@ def _kind(error: BaseException) -> Kind:
 
     from trainer.checkpoint import CheckpointError
     from trainer.folder import FolderInUse
+    from trainer.store import StoreError
 
     text = str(error).lower()
-    if _is_of_the_disk(error):
+    if isinstance(error, StoreError) or _is_of_the_disk(error):
         return "disk"
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError)
@@ -333,11 +348,10 @@ def _cause(failures: list[Failure]) -> Failure:
     return min(failures, key=rank)
 
 
-def _redirect_output(path: Path) -> None:
-    """Send this process' output, DeepSpeed's chatter above all, to a file of the run's folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with path.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+def _use_network_of(address: str) -> None:
+    """Have this process talk to other ranks over the network that `address` is in."""
+    # Gloo would go by the host's name, which may stand for an address that no other node reaches.
+    for name, addresses in psutil.net_if_addrs().items():
+        if address in (each.address for each in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", name)

@@ -56,7 +56,8 @@ class Observers:
                 state = verdict.state or TrialState.RUNNING
                 observer.end(number, state.name, verdict.reason and verdict.reason.value)
         if verdict is not None and verdict.reason in (Reason.ERROR, Reason.WORKER_LOST):
-            logger.warning("trial %d: %s: %s", number, verdict.reason, message.detail)
+            about = {"trial": number, "attempt": assignment.attempt.number}
+            logger.warning("trial %d: %s: %s", number, verdict.reason, message.detail, extra=about)
 
     def pruned(self, number: int, reason: Reason) -> None:
         """A parked trial goes on no more."""
@@ -68,4 +69,7 @@ class Observers:
         for observer in self._observers:
             observer.teacher(teacher)
         if teacher.detail:
-            logger.warning("teacher %s: %s: %s", teacher.key, teacher.reason, teacher.detail)
+            about = {"teacher": teacher.key, "attempt": teacher.attempts}
+            logger.warning(
+                "teacher %s: %s: %s", teacher.key, teacher.reason, teacher.detail, extra=about
+            )

@@ -14,6 +14,8 @@ import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 
 from storage import RolledBack
+from trainer.settings import is_url
+from trainer.store import check_writable
 
 FIRST_SECONDS, LONGEST_SECONDS = 0.5, 15.0  # between two looks
 _PROBE_BYTES = 1 << 20
@@ -67,8 +69,11 @@ def _away(error: BaseException | None) -> bool:
     return lost or isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError))
 
 
-def check_disk(folder: Path) -> None:
-    """Raise OSError unless a file of a megabyte can be written to `folder`, and stays there."""
+def check_disk(place: str) -> None:
+    """Raise OSError unless a file of a megabyte can be written to `place`, a folder or a URL."""
+    if is_url(place):
+        return check_writable(place)
+    folder = Path(place)
     probe = folder / f".probe-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,3 +83,4 @@ def check_disk(folder: Path) -> None:
             os.fsync(file.fileno())
     finally:
         probe.unlink(missing_ok=True)
+    return None

@@ -7,7 +7,6 @@ the end of its round. Both stand in the ledger. Called under the controller's lo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import optuna
 from optuna.trial import TrialState
@@ -46,7 +45,7 @@ class Parking:
             return None
         return self._judge.halving.promotable(parked, self._judge.curves())
 
-    def next_round(self, parked: Parked, folder: Callable[[int], Path], *, may_begin: bool) -> bool:
+    def next_round(self, parked: Parked, folder: Callable[[int], str], *, may_begin: bool) -> bool:
         """With all living members of the population parked: compare them; whether any goes on."""
         if not parked:
             return False
@@ -54,7 +53,7 @@ class Parking:
         losers = []
         with self._ledger.transaction(self._lease) as transaction:
             for loser, child in self._population.compare(transaction, may_begin):
-                run_dir = str(folder(child.number))
+                run_dir = folder(child.number)
                 self._ledger.storage.set_trial_user_attr(child._trial_id, "run_dir", run_dir)
                 transaction.wait(child._trial_id)
                 if loser in parked:  # and not one that had ended early

@@ -98,6 +98,11 @@ class RebuiltSampler(Delegate):
         self._seed = seed
         self._current: tuple[int, BaseSampler] | None = None
 
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """As the other does, which has drawn nothing yet."""
+        self._current = None  # it may be this trial's, and have drawn in a commit that was refused
+        super().before_trial(study, trial)
+
     def _sampler(self, trial: FrozenTrial) -> BaseSampler:
         if self._current is None or self._current[0] != trial.number:
             with warnings.catch_warnings():

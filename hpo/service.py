@@ -25,10 +25,13 @@ from rich.console import Console
 from hpo.constraints import is_feasible
 from hpo.controller import LEDGER_ERRORS, Controller
 from hpo.live import Board
+from hpo.logs import LogObserver, logged
+from hpo.metrics import metrics_served
 from hpo.study import StudyConfig, check_machine, local_cpus
 from hpo.tracking import check_tracking, make_tracker
 from storage import Lease, LeaseHeld, LeaseLost, Ledger, StudyRecord
-from trainer.settings import ConfigError
+from trainer.settings import ConfigError, is_url
+from trainer.store import StoreError, check_writable
 from trainer.terminal import Quiet
 
 logger = logging.getLogger("hpo.service")
@@ -46,8 +49,8 @@ class Ending:
     message: str  # one line for the person
 
 
-def check_place(config: StudyConfig, runs: Path, ray_address: str | None) -> None:
-    """Raise ConfigError unless a trial fits, `runs` can be a folder, and wandb, if asked, is there.
+def check_place(config: StudyConfig, runs: str, ray_address: str | None) -> None:
+    """Raise ConfigError unless a trial fits, `runs` can be written, and wandb, if asked, is there.
 
     Asked before anything is written to the ledger.
     """
@@ -56,13 +59,46 @@ def check_place(config: StudyConfig, runs: Path, ray_address: str | None) -> Non
         check_machine(config, local_cpus(), _local_gpus(config), "this machine")
     else:
         _check_cluster(config, ray_address)
-    folder = runs.absolute()
+    _check_runs(runs)
+
+
+def _check_runs(runs: str) -> None:
+    if is_url(runs):
+        try:
+            check_writable(runs)
+        except (ConfigError, StoreError) as error:
+            raise ConfigError(f"--runs {error}") from None
+        return
+    folder = Path(runs).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"--runs {runs}: {there} is not a folder that can be written to")
 
 
+def cluster_resources(ray_address: str) -> tuple[float, float]:
+    """CPUs and GPUs of the Ray cluster at `ray_address`. Raises ConfigError if it is not ours."""
+    from hpo import dispatch
+
+    with _visited(ray_address):
+        return dispatch.cluster_size()
+
+
 def _check_cluster(config: StudyConfig, ray_address: str) -> None:
+    from hpo import dispatch
+
+    wanted = config.resources
+    with _visited(ray_address):
+        (cpus, gpus), places = dispatch.cluster_size(), dispatch.places(wanted)
+    check_machine(config, cpus, gpus, "the Ray cluster")
+    if places < wanted.ranks:
+        raise ConfigError(
+            f"study {config.study}: resources.ranks: {wanted.ranks} ranks need as many "
+            f"places, and the Ray cluster's nodes have {places}: one rank cannot be shared by two"
+        )
+
+
+@contextmanager
+def _visited(ray_address: str) -> Iterator[None]:
     from hpo import dispatch
 
     host, _, port = ray_address.rpartition(":")
@@ -70,14 +106,13 @@ def _check_cluster(config: StudyConfig, ray_address: str) -> None:
         # Ray itself would try for minutes where nobody answers.
         socket.create_connection((host, int(port)), timeout=10).close()
         with Quiet(), dispatch.ray_session(ray_address, "hpo-check"):
-            cpus, gpus = dispatch.cluster_size()
+            yield
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"--ray-address {ray_address}: no Ray cluster of ours answers there, or "
             f"$RAY_AUTH_TOKEN is not its token: {reason}"
         ) from None
-    check_machine(config, cpus, gpus, "the Ray cluster")
 
 
 def run_study(
@@ -85,21 +120,23 @@ def run_study(
     record: StudyRecord,
     config: StudyConfig,
     *,
-    runs: Path,
+    runs: str,
     ray_address: str | None = None,
     trials: int | None = None,
     join: bool = False,
+    metrics_port: int | None = None,
 ) -> Ending:
     """Run the study until it is done, stopped or given up; `trials` is its new budget, if given.
 
     Beside its other controllers, if it is to `join` them; else raises LeaseHeld while there is one.
-    `check_place` was asked before.
+    Its metrics are served on `metrics_port`, if given. `check_place` and `check_port` were asked
+    before.
     """
     # A population is compared by one controller.
     join = join and config.schedule is None
     lease = _acquire(ledger, record, trials, join=join)
     while True:
-        ending = _run_under(ledger, record, config, lease, runs, ray_address)
+        ending = _run_under(ledger, record, config, lease, runs, ray_address, metrics_port)
         if ending is not None:
             return ending
         # Paused past its lease (a laptop's lid, a SIGSTOP), it found its trials taken.
@@ -115,18 +152,28 @@ def _run_under(
     record: StudyRecord,
     config: StudyConfig,
     lease: Lease,
-    runs: Path,
+    runs: str,
     ray_address: str | None,
+    metrics_port: int | None,
 ) -> Ending | None:
     """Run the study under one lease; None if that was lost."""
     record = ledger.study(record.name)
-    folder = (runs / record.name).absolute()
+    # A controller's own files stay here: its log, and what wandb has not sent yet.
+    local = Path("runs" if is_url(runs) else runs).absolute()
     try:
         with Quiet() as quiet:
-            quiet.keep_in(folder / "log.txt")
+            quiet.keep_in(local / record.name / "log.txt")
             logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
             console = Console(file=quiet.output)
-            return _run(ledger, record, config, lease, folder.parent, ray_address, console)
+            place = runs.rstrip("/") if is_url(runs) else str(local)
+            with (
+                logged(local / record.name, record.name, lease.controller_id),
+                metrics_served(ledger, record, config, metrics_port),
+            ):
+                logger.info("process %d on %s runs it", os.getpid(), socket.gethostname())
+                ending = _run(ledger, record, config, lease, place, local, ray_address, console)
+                logger.info(ending.message if ending else "its lease was lost")
+                return ending
     finally:
         # A ledger that cannot be reached is why we leave; the lease then runs out by itself.
         with contextlib.suppress(*LEDGER_ERRORS):
@@ -138,13 +185,14 @@ def _run(
     record: StudyRecord,
     config: StudyConfig,
     lease: Lease,
-    runs: Path,
+    runs: str,
+    local: Path,
     ray_address: str | None,
     console: Console,
 ) -> Ending | None:
     from hpo import dispatch
 
-    tracker = make_tracker(config.tracking, record.name, record.uid, runs / record.name)
+    tracker = make_tracker(config.tracking, record.name, record.uid, local / record.name)
     board = Board(
         console, record.name, config.objectives[0], record.budget_trials, config.constraints
     )
@@ -153,12 +201,14 @@ def _run(
         from hpo.pbt import make_explore
 
         explore = make_explore(config.schedule, config.space, config.sampler.seed)
-    controller = Controller(ledger, record, config, lease, runs, (board, tracker), explore)
+    controller = Controller(
+        ledger, record, config, lease, runs, (board, LogObserver(), tracker), explore
+    )
     _recall(board, controller.study)
     guard = _Guard(ledger, record, lease, controller, board)
     with ExitStack() as stack:
         stack.callback(tracker.close)
-        scratch = runs / record.name / f".tune-{lease.controller_id}"
+        scratch = local / record.name / f".tune-{lease.controller_id}"
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         stack.enter_context(ledger.heartbeat(lease, controller.report_error))
         namespace = f"hpo-{record.uid}-{lease.controller_id}"

@@ -14,14 +14,18 @@ from hpo.space import values_of, with_values
 from hpo.study import StudyConfig
 from storage import TeacherRecord
 from trainer import config as train_config
-from trainer.settings import ConfigError, get_path, set_path
+from trainer.settings import ConfigError, get_path, is_url, set_path
 from trainer.teacher import Teacher, find_teacher
 
 _PATH = "distillation.teacher"
 
 
-def with_teachers(study: StudyConfig, source: str) -> tuple[StudyConfig, list[TeacherRecord]]:
+def with_teachers(
+    study: StudyConfig, source: str, runs: str = "runs"
+) -> tuple[StudyConfig, list[TeacherRecord]]:
     """The study with each teacher's run folder for its name, and those that it is to train.
+
+    Where `runs` is a URL, these are trained there, since nodes do not see each other's caches.
 
     Raises ConfigError, naming the study file `source`, for a teacher that is not there or cannot
     teach all of the study's trials.
@@ -33,15 +37,18 @@ def with_teachers(study: StudyConfig, source: str) -> tuple[StudyConfig, list[Te
         found = {name: _find(study, name) for name in values if name is not None}
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
+    to_be_trained = {name for name in found if not os.path.isdir(name)}
     folders = {name: str(teacher.folder) for name, teacher in found.items()}
+    if is_url(runs):
+        folders |= {
+            n: f"{runs.rstrip('/')}/{study.study}/teachers/{found[n].key}" for n in to_be_trained
+        }
     if len(set(folders.values())) < len(folders):
         raise ConfigError(f"{source}: space.{_PATH}: choices: two of them are the same teacher")
     to_train = [
-        TeacherRecord(
-            teacher.key, str(teacher.folder), teacher.config.to_yaml(), teacher.config.steps
-        )
+        TeacherRecord(teacher.key, folders[name], teacher.config.to_yaml(), teacher.config.steps)
         for name, teacher in found.items()
-        if not os.path.isdir(name)
+        if name in to_be_trained
     ]
     return _with_folders(study, folders), to_train
 

@@ -19,6 +19,7 @@ from hpo.messages import Message
 from hpo.study import StudyConfig
 from storage import Lease, Ledger, Reason, StudyRecord, TeacherRecord, TeacherState
 from trainer.lock import in_use
+from trainer.settings import is_url
 from trainer.teacher import is_trained
 
 
@@ -62,10 +63,10 @@ class Teaching:
         """The next attempt; None when there is none at the moment, or none any more."""
         while self._waiting and self.attempt is None and self.failure is None:
             teacher = self._waiting[0]
-            folder = Path(teacher.folder)
-            if is_trained(folder, teacher.steps):
-                self._found(self._waiting.popleft())
-            elif in_use(folder) or (attempt := self._begin(teacher)) is None:
+            if is_trained(teacher.folder, teacher.steps):
+                self._found(teacher)
+                self._waiting.popleft()
+            elif _is_in_use(teacher.folder) or (attempt := self._begin(teacher)) is None:
                 self._wait(teacher)
                 return None
             else:
@@ -140,3 +141,8 @@ class Teaching:
                 f": {teacher.detail.strip().splitlines()[-1][:500]}" if teacher.detail else ""
             )
             self.failure = f"its teacher {teacher.key} failed ({teacher.reason}){last_line}"
+
+
+def _is_in_use(folder: str) -> bool:
+    # At a URL there is no lock: the ledger says who trains it.
+    return not is_url(folder) and in_use(Path(folder))

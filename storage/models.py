@@ -98,7 +98,7 @@ class TeacherRow(Base):
     attempts: Mapped[int]
     seconds: Mapped[float]  # wall-clock time of the attempts that have ended
     began_at: Mapped[float | None]  # of the attempt that has not
-    controller_id: Mapped[int | None]  # whose that is
+    controller_id: Mapped[int | None] = mapped_column(ForeignKey("hpo_controllers.id"))  # whose
     reason: Mapped[str | None] = mapped_column(String(32))  # why the last one ended
     detail: Mapped[str | None] = mapped_column(Text)
 

@@ -29,7 +29,7 @@ from storage.session import JoinedSession
 from storage.teachers import teacher_record
 
 STUDIES = sa.table("studies", sa.column("study_id"), sa.column("study_name"))
-TRIALS = sa.table("trials", sa.column("trial_id"), sa.column("study_id"), sa.column("number"))
+TRIALS = sa.table("trials", *map(sa.column, ("trial_id", "study_id", "number", "state")))
 
 
 class Reader:

@@ -24,7 +24,12 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgr
 @pytest.fixture(params=["sqlite", "postgresql"])
 def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database, once on each backend."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'hpo.db'}"
+    return empty_database(request, request.param, tmp_path / "hpo.db")
+
+
+def empty_database(request: pytest.FixtureRequest, backend: str, file: Path) -> str:
+    """The URL of an empty database on `backend`; of SQLite's in `file`."""
+    if backend == "sqlite":
+        return f"sqlite:///{file}"
     server: PostgresServer = request.getfixturevalue("postgres_server")
     return server.new_database()

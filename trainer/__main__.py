@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from trainer.config import TrainConfig, load
 from trainer.data import check_data
 from trainer.lock import in_use
-from trainer.settings import ConfigError
+from trainer.settings import ConfigError, is_url
 from trainer.signals import StopSignals
 from trainer.teacher import Teacher, find_teacher
 from trainer.terminal import Display, Quiet
@@ -69,11 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(config: TrainConfig, teacher: Teacher | None, signals: StopSignals) -> int:
     # Imported here: torch takes seconds, and most of the user's mistakes are known by now.
     from trainer.checkpoint import CheckpointError
+    from trainer.store import StoreError
 
     try:
         with Quiet() as quiet:
             return _train_quietly(config, teacher, signals, quiet)
-    except CheckpointError as error:
+    except (CheckpointError, StoreError) as error:
         return _failed(error, status=1)
 
 
@@ -122,7 +123,8 @@ def _train_run(
         Display(quiet.output, config, world.rank == 0, name) as display,
         closing(Run(config, world, display.step, say=display.say)) as run,
     ):
-        quiet.keep_in(Path(config.output_dir) / "log.txt")
+        if not is_url(config.output_dir):
+            quiet.keep_in(Path(config.output_dir) / "log.txt")
         signals.call(run.request_stop)
         if run.step:
             display.say(f"going on from step {run.step}")

@@ -34,6 +34,7 @@ from trainer.settings import (
     Section,
     check_value,
     get_path,
+    is_url,
     leaf_fields,
     nearest,
     parse_assignment,
@@ -178,8 +179,8 @@ def anchor_runs(document: Document, folder: Path) -> None:
 
 
 def absolute(path: str, folder: Path) -> str:
-    """The path that `path`, relative to `folder`, or from a home folder, stands for."""
-    return os.path.abspath(folder / os.path.expanduser(path))
+    """The path that `path`, relative to `folder`, or from a home folder, stands for, or the URL."""
+    return path if is_url(path) else os.path.abspath(folder / os.path.expanduser(path))
 
 
 def absolute_data(data: DataConfig) -> DataConfig:

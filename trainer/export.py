@@ -23,19 +23,28 @@ from trainer.config import TrainConfig, load, resolve
 from trainer.data import load_splits
 from trainer.depth import every_other
 from trainer.model import DTYPES, LanguageModel
-from trainer.settings import ConfigError
+from trainer.remote import run_here
+from trainer.settings import ConfigError, is_url
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.yaml"
 _OF_TRAINING = "projection"  # to a teacher's width: the trained model does without it
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
-def export(run: Path, depth: int | None = None, target: Path | None = None) -> tuple[Path, str]:
-    """Write the newest checkpoint of the folder `run` to `target`; where, and what, that is.
+def export(
+    run: str | Path, depth: int | None = None, target: Path | None = None
+) -> tuple[Path, str]:
+    """Write the newest checkpoint of `run`, a folder or URL, to `target`; where, and what, that is.
 
     `depth` asks for a sub-model of so many layers: the best of the run's depth front, or the
     "every other" one where the front has none. Raises ConfigError and CheckpointError.
     """
+    if is_url(str(run)):
+        if target is None:
+            raise ConfigError(f"{run}: is no folder here; say with -o where to write")
+        with run_here(str(run)) as folder:
+            return export(folder, depth, target)
+    run = Path(run)
     target = target or run / ("export" if depth is None else f"export-depth-{depth}")
     if target.exists():
         raise ConfigError(f"{target}: is there already; remove it, or give another folder with -o")
@@ -80,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m trainer.export", description="Write a trained run's model, to be used alone."
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder")
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or its URL")
     parser.add_argument("--depth", type=int, metavar="N", help="a sub-model of N layers")
     parser.add_argument(
         "-o", dest="target", type=Path, metavar="DIR", help="default: RUN/export[-depth-N]"

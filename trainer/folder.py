@@ -33,13 +33,13 @@ class FolderInUse(ConfigError):
 class RunFolder:
     """The folder of one run, for as long as this process holds its lock."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        """Wait for the lock of `config.output_dir`.
+    def __init__(self, config: TrainConfig, path: Path | None = None) -> None:
+        """Wait for the lock of `path`, else of `config.output_dir`.
 
         Raises ConfigError if another process keeps it, or nothing can be written there.
         """
         self._config = config
-        self._path = Path(config.output_dir)
+        self._path = path or Path(config.output_dir)
         self._lock = folder_lock(self._path, LOCK_SECONDS)
         try:
             self._path.mkdir(parents=True, exist_ok=True)

@@ -7,13 +7,13 @@ is read, never written or locked: the checkpoint must stay there until the fork 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from trainer.checkpoint import Progress, checkpoint_at
 from trainer.config import TrainConfig, load
+from trainer.remote import run_here
 from trainer.settings import ConfigError
 
 CHANGEABLE = {"optim.lr", "layerdrop.p_init"}
@@ -29,15 +29,14 @@ def fork_point(
     """
     if config.fork is None:
         return None
-    parent = Path(config.fork.run)
-    path = parent / "config.yaml"
-    for key, before, now in changed_settings(load(path), config, free):
-        if key not in CHANGEABLE and key.partition(".")[0] != "fork":
-            raise ConfigError(
-                f"fork.run: in {path} {key} is {before}, and here {now}; a fork may only change "
-                f"{' and '.join(sorted(CHANGEABLE))}"
-            )
-    return checkpoint_at(parent / "checkpoints", config.fork.step)
+    with run_here(config.fork.run, config.fork.step) as parent:
+        for key, before, now in changed_settings(load(parent / "config.yaml"), config, free):
+            if key not in CHANGEABLE and key.partition(".")[0] != "fork":
+                raise ConfigError(
+                    f"fork.run: in {config.fork.run}/config.yaml {key} is {before}, and here "
+                    f"{now}; a fork may only change {' and '.join(sorted(CHANGEABLE))}"
+                )
+        return checkpoint_at(parent / "checkpoints", config.fork.step)
 
 
 def changed_settings(

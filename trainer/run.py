@@ -32,10 +32,10 @@ from trainer.distillation import make_distiller, projection_width
 from trainer.distributed import World
 from trainer.engine import DeepSpeedEngine
 from trainer.evaluation import Evaluator
-from trainer.folder import RunFolder
 from trainer.layerdrop import make_policy
 from trainer.memory import peak_bytes, release_freed, reset_peak
 from trainer.model import DTYPES, LanguageModel
+from trainer.remote_folder import open_folder
 from trainer.schedule import learning_rate
 from trainer.sensitivity import loss_rises, with_next
 from trainer.teacher import find_teacher
@@ -94,14 +94,19 @@ class Run:
         on_step: Callable[[StepInfo], None] | None = None,
         on_evaluation_batch: Callable[[], None] | None = None,
         say: Callable[[str], None] = print,
+        attempt: int | None = None,
     ) -> None:
-        """Raises ConfigError, and CheckpointError if the folder's checkpoints do not read."""
+        """`attempt` numbers the attempts at a run that is kept at a URL; None takes the next.
+
+        Raises ConfigError, CheckpointError if the folder's checkpoints do not read, and StoreError.
+        """
         config.check_ranks(world.ranks)
         self._config = config
         self._world = world
         self._on_step = on_step
         self._on_evaluation_batch = on_evaluation_batch
         self._say = say
+        self._attempt = attempt
         self._stop_requested = False  # here, by anyone
         self._stop_due = False  # agreed at an evaluation, which is reported first
         self._step_seconds: list[float] = []  # since the last evaluation
@@ -188,8 +193,8 @@ class Run:
     def _resume(self, closing: ExitStack) -> None:
         state: dict[str, Tensor] = {}
 
-        def open_folder() -> Progress:
-            self._folder = RunFolder(self._config)
+        def resume() -> Progress:
+            self._folder = open_folder(self._config, self._attempt, self._alive)
             closing.callback(self._folder.close)
             found = self._folder.resume()
             if found is None:
@@ -197,7 +202,7 @@ class Run:
             state.update(found[0])
             return found[1]
 
-        self._progress = self._world.on_rank_0(open_folder)
+        self._progress = self._world.on_rank_0(resume)
         self._policy = make_policy(self._config, self._progress.sensitivity)
         if self.step > 0:
             self._engine.load_state(state)

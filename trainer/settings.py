@@ -56,6 +56,11 @@ _Loader.add_implicit_resolver(
 )
 
 
+def is_url(path: str) -> bool:
+    """Whether `path` is an fsspec URL, such as `s3://bucket/prefix`, and no file's."""
+    return "://" in path
+
+
 def read_document(path: str | Path) -> Document:
     """The mapping in the YAML file `path`. Raises ConfigError naming the file and line."""
     try:

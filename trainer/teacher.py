@@ -14,7 +14,8 @@ from typing import Any
 
 from trainer.config import TrainConfig, absolute, absolute_data, load
 from trainer.data import cache_dir, fingerprint
-from trainer.settings import ConfigError
+from trainer.remote import has_finished, teacher_folder
+from trainer.settings import ConfigError, is_url
 
 KEY_LENGTH = 16  # hex digits
 
@@ -41,6 +42,9 @@ class Teacher:
 
     def named_in(self, student: TrainConfig) -> TrainConfig:
         """`student` naming the run itself, which stays when its config's file is changed."""
+        assert student.distillation.teacher is not None, "it has found this one"
+        if is_url(student.distillation.teacher):
+            return student
         section = student.distillation.model_copy(update={"teacher": str(self.folder)})
         return student.model_copy(update={"distillation": section})
 
@@ -61,14 +65,18 @@ def find_teacher(student: TrainConfig) -> Teacher | None:
     if not student.distillation.enabled:
         return None
     assert student.distillation.teacher is not None, "its config says so"
-    path = Path(absolute(student.distillation.teacher, Path()))
+    named = absolute(student.distillation.teacher, Path())
+    path = teacher_folder(named) if is_url(named) else Path(named)
     teacher = _in_folder(path) if path.is_dir() else _of_config(path)
     _check_fits(teacher, student, path)
     return teacher
 
 
-def is_trained(folder: Path, steps: int) -> bool:
-    """Whether the run in `folder` has done all its `steps` and kept its last checkpoint."""
+def is_trained(folder: Path | str, steps: int) -> bool:
+    """Whether the run in `folder`, or at that URL, did all its `steps` and kept what came of it."""
+    if is_url(str(folder)):
+        return has_finished(str(folder), steps)
+    folder = Path(folder)
     return _ending(folder) == "finished" and (folder / f"checkpoints/step-{steps:08}").is_dir()
 
 

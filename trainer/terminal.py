@@ -36,8 +36,8 @@ class Quiet:
                 undo.callback(os.dup2, copy, stream)
             self._aside = undo.enter_context(tempfile.TemporaryFile())
             self.output = undo.enter_context(os.fdopen(os.dup(1), "w", encoding="utf-8"))
-            _send_output_to(self._aside.fileno())
-            undo.callback(_flush)
+            send_output_to(self._aside.fileno())
+            undo.callback(flush_output)
             self._undo = undo.pop_all()
         return self
 
@@ -45,11 +45,11 @@ class Quiet:
         """Append what was written so far, and all that follows, to the file `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as log:
-            _flush()
+            flush_output()
             self._aside.seek(0)
             shutil.copyfileobj(self._aside, log)
             log.flush()
-            _send_output_to(log.fileno())
+            send_output_to(log.fileno())
 
     def __exit__(self, *_: object) -> None:
         self._undo.close()
@@ -110,12 +110,14 @@ class Display:
         )
 
 
-def _send_output_to(descriptor: int) -> None:
-    _flush()
+def send_output_to(descriptor: int) -> None:
+    """Have all that this process prints go to the open file `descriptor`."""
+    flush_output()
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
 
 
-def _flush() -> None:
+def flush_output() -> None:
+    """Have what was printed so far where it goes."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -26,8 +26,12 @@ Storage = Annotated[
     ),
 ]
 Runs = Annotated[
-    Path,
-    typer.Option("--runs", metavar="FOLDER", help="Where trial folders go."),
+    str,
+    typer.Option(
+        "--runs",
+        metavar="FOLDER|URL",
+        help="Where trial folders go; s3://bucket/prefix, say, where nodes share no disk.",
+    ),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The study's name.")]
 AsJson = Annotated[
@@ -41,6 +45,16 @@ RayAddress = Annotated[
     str | None,
     typer.Option(
         "--ray-address", metavar="HOST:PORT", help="Join this Ray cluster instead of a local one."
+    ),
+]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        "--metrics-port",
+        min=1,
+        max=65535,
+        metavar="PORT",
+        help="Serve Prometheus metrics there, on this machine only.",
     ),
 ]
 

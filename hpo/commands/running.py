@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from hpo.commands.common import (
+    MetricsPort,
     Name,
     RayAddress,
     Runs,
@@ -45,10 +45,12 @@ def start(
         str | None, typer.Option("--name", metavar="NAME", help="Another name for the study.")
     ] = None,
     trials: Trials = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = "runs",
     ray_address: RayAddress = None,
+    metrics_port: MetricsPort = None,
 ) -> None:
     """Start a new study and run it until its budget is spent."""
+    from hpo.metrics import check_port
     from hpo.service import check_place
     from hpo.study import find_study_file, load_study
     from hpo.teachers import with_teachers
@@ -58,19 +60,22 @@ def start(
     url = storage_url(storage, config.storage)
     # The quickstart may be started again and again.
     config = _named(config, url, may_rename=study is None and name is None)
-    config, teachers = with_teachers(config, str(path))
+    config, teachers = with_teachers(config, str(path), runs)
+    check_port(metrics_port)
     check_place(config, runs, ray_address)
     points = _warm_points(config, url, str(path))
     ledger = open_ledger(url, create=True)
-    _run(ledger, _create(ledger, config, teachers, points), runs, ray_address)
+    record = _create(ledger, config, teachers, points)
+    _run(ledger, record, runs, ray_address, None, metrics_port)
 
 
 def resume(
     name: Name,
     storage: Storage = None,
     trials: Trials = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = "runs",
     ray_address: RayAddress = None,
+    metrics_port: MetricsPort = None,
     same_machine: Annotated[
         bool,
         typer.Option(
@@ -80,11 +85,13 @@ def resume(
     ] = False,
 ) -> None:
     """Go on with a study, from its ledger alone; with PostgreSQL, beside whoever runs it now."""
+    from hpo.metrics import check_port
     from hpo.service import check_place
     from hpo.views import config_of
 
     ledger = open_ledger(storage_url(storage))
     record = ledger.study(name)
+    check_port(metrics_port)
     check_place(config_of(record), runs, ray_address)
     if trials is not None and trials < record.reserved_trials:
         fail(f"--trials {trials}: study {name} has {record.reserved_trials} trials already")
@@ -92,7 +99,7 @@ def resume(
     if join:
         for other in _controllers(ledger, record):
             say(f"study {name} is being run by {other}, too: joining it")
-    _run(ledger, record, runs, ray_address, trials, join=join)
+    _run(ledger, record, runs, ray_address, trials, metrics_port, join=join)
 
 
 def stop(name: Name, storage: Storage = None) -> None:
@@ -198,9 +205,10 @@ def _create(
 def _run(
     ledger: Ledger,
     record: StudyRecord,
-    runs: Path,
+    runs: str,
     ray_address: str | None,
-    trials: int | None = None,
+    trials: int | None,
+    metrics_port: int | None,
     *,
     join: bool = False,
 ) -> NoReturn:
@@ -215,6 +223,7 @@ def _run(
         ray_address=ray_address,
         trials=trials,
         join=join,
+        metrics_port=metrics_port,
     )
     if ending.status == 0:
         tables.best(record.name, views.best_trials(ledger, record.name))

@@ -128,3 +128,17 @@ def test_a_folder_for_runs_that_cannot_be_one_is_refused(desk: Desk) -> None:
     file = desk.write_study()
     message = refused(desk, "start", str(file), "--runs", "study.yaml")
     assert "is not a folder that can be written to" in message
+
+
+@pytest.mark.parametrize(
+    ("runs", "why"),
+    [
+        ("s3://me:planted@bucket/prefix", "come from the environment"),
+        ("nowhere://bucket", "Protocol not known: nowhere"),
+    ],
+)
+def test_a_url_for_runs_that_cannot_be_one_is_refused(desk: Desk, runs: str, why: str) -> None:
+    message = refused(desk, "start", str(desk.write_study()), "--runs", runs)
+    assert "--runs" in message
+    assert why in message
+    assert "planted" not in message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sqlite3
@@ -12,6 +13,7 @@ from optuna.trial import TrialState
 
 from storage import LeaseHeld, Ledger
 from tests.end_to_end.conftest import Desk
+from tests.hpo.test_metrics import free_port, scrape
 from tests.wandb_files import offline_runs
 
 
@@ -19,23 +21,26 @@ from tests.wandb_files import offline_runs
 def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(desk: Desk) -> None:
     desk.environment["WANDB_API_KEY"] = ""
     file = desk.write_study(
+        resources={"concurrent_trials": 2},  # two cores have a place for one
         train={"steps": 800, "eval_every": 100},
         tracking={"wandb": {"project": "tests", "mode": "offline"}},
     )
     first = desk.start("start", str(file))
-    desk.wait_for(lambda: 100 in desk.steps(0))
+    desk.wait_for(lambda: 100 in desk.steps(0) + desk.steps(1))
     out, err = desk.interrupt(first)
     assert first.returncode == 130, out + err
     assert "go on with: hpo resume tiny" in err
-    (trial,) = desk.study().trials
-    assert trial.state is TrialState.RUNNING
-    shown = desk.json("show", "tiny", "0")
-    assert [a["reason"] for a in shown["attempts"]] == ["stopped"]
+    for trial in desk.study().trials:
+        assert trial.state is TrialState.RUNNING
+        shown = desk.json("show", "tiny", str(trial.number))
+        assert [a["reason"] for a in shown["attempts"]] == ["stopped"]
     assert desk.json("status", "tiny")["controller"] is None
 
-    second = desk.start("resume", "tiny")
-    desk.wait_for(lambda: max(desk.steps(0)) >= 200)
+    port = free_port()
+    second = desk.start("resume", "tiny", "--metrics-port", str(port))
+    desk.wait_for(lambda: max(desk.steps(0) + desk.steps(1)) >= 200)
     assert desk.json("status", "tiny")["controller"].startswith(f"process {second.pid} on")
+    assert scrape(port)["hpo_trials", "RUNNING"] == 1
     refused = desk.hpo("resume", "tiny", status=2)
     assert f"is being run by process {second.pid}" in refused
     assert "is stopped" in desk.hpo("stop", "tiny")
@@ -47,14 +52,21 @@ def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(desk: Desk) -> No
     trials = desk.study().trials
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 2
     assert desk.steps(0) == list(range(100, 801, 100))
-    attempts = desk.json("show", "tiny", "0")["attempts"]
-    assert [a["reason"] for a in attempts] == ["stopped", "stopped", None]
+    shown = [desk.json("show", "tiny", number)["attempts"] for number in "01"]
+    assert [[a["reason"] for a in attempts] for attempts in shown] == [
+        ["stopped", "stopped", None]
+    ] * 2
     # A stop does not wait for an evaluation: it checkpoints at the next step.
-    assert attempts[1]["first_step"] > 100
-    assert attempts[2]["first_step"] > attempts[1]["first_step"]
+    starts = [[a["first_step"] or 0 for a in attempts] for attempts in shown]
+    assert all(steps == sorted(steps) for steps in starts)
+    assert any(step > 100 and step % 100 for steps in starts for step in steps)
     assert wandb_steps(desk) == {"tiny-0000": list(range(100, 801, 100)),
                                  "tiny-0001": list(range(100, 801, 100))}  # fmt: skip
     reading_commands_agree(desk)
+    log = [json.loads(line) for line in (desk.folder / "runs/tiny/log.jsonl").open()]
+    assert {line["study"] for line in log} == {"tiny"}
+    begun = [(line["trial"], line["attempt"]) for line in log if "begins" in line["message"]]
+    assert begun == [(0, 1), (0, 2), (0, 3), (1, 1)]
 
     out = desk.hpo("resume", "tiny")
     assert "study tiny is done" in out

@@ -68,7 +68,7 @@ class Stage:
 
     def controller(self, lease_seconds: float = 30, *observers: Any) -> Controller:
         lease = self.ledger.acquire(self.record, seconds=lease_seconds)
-        return Controller(self.ledger, self.record, self.config, lease, Path("/runs"), observers)
+        return Controller(self.ledger, self.record, self.config, lease, "/runs", observers)
 
     @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:

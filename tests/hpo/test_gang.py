@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import errno
+import pickle
 
 import pytest
+import ray
 import torch
 from safetensors import SafetensorError
 from torch.distributed import DistNetworkError
 
-from hpo.gang import Failure, _cause, _kind
+from hpo.dispatch import places
+from hpo.gang import Failure, GangFailure, _cause, _kind
+from hpo.study import Resources
 from trainer.checkpoint import CheckpointError
 from trainer.folder import FolderInUse
 from trainer.settings import ConfigError
+from trainer.store import StoreError
 
 
 @pytest.mark.parametrize(
@@ -28,6 +33,7 @@ from trainer.settings import ConfigError
         (OSError(errno.ENOSPC, "No space left on device"), "disk"),
         (SafetensorError("I/O error: Read-only file system (os error 30) at path x"), "disk"),
         (SafetensorError("I/O error: Permission denied (os error 13)"), "error"),
+        (StoreError("s3://runs/x: Connection refused"), "disk"),
         (FolderInUse("another process is training in runs/x"), "busy"),
         (DistNetworkError("the client socket has failed to connect"), "worker_lost"),
         (RuntimeError("[../gloo/transport/tcp/pair.cc] Connection closed by peer"), "worker_lost"),
@@ -49,3 +55,16 @@ def test_the_cause_is_told_from_its_consequences() -> None:
     assert _cause([raised, dead]) is dead, "a rank whose peer died may raise anything"
     assert _cause([lost_peer, memory]) is memory
     assert _cause([lost_peer, dead]) is dead
+
+
+def test_a_failure_says_what_it_is_after_a_journey_between_processes() -> None:
+    arrived = pickle.loads(pickle.dumps(GangFailure("worker_lost", "rank 1 is gone")))  # noqa: S301
+    assert (arrived.kind, str(arrived)) == ("worker_lost", "rank 1 is gone")
+
+
+def test_a_rank_has_its_place_on_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [(3.0, 1.0, True), (3.0, 4.0, True), (64.0, 8.0, False)]
+    found = [{"Resources": {"CPU": c, "GPU": g}, "Alive": alive} for c, g, alive in nodes]
+    monkeypatch.setattr(ray, "nodes", lambda: [*found, {"Resources": {}, "Alive": True}])
+    assert places(Resources(cpus_per_rank=2)) == 2, "6 CPUs, and yet not 3"
+    assert places(Resources(cpus_per_rank=1, gpus_per_rank=1)) == 1 + 3

@@ -163,7 +163,7 @@ def test_a_study_too_small_for_its_rungs_still_carries_one_trial_through(url: st
         stage.ledger.study("played"),
         stage.config,
         stage.ledger.acquire(stage.record),
-        Path("/runs"),
+        "/runs",
     )
     drive(controller, QUALITY)
     assert [trial.state.name for trial in stage.trials] == ["PRUNED", "COMPLETE"]

@@ -193,7 +193,7 @@ def test_a_disk_that_stays_full_makes_the_controller_leave(
 def paused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Controller:
     """A controller whose first trial met a full disk."""
 
-    def full(folder: Path) -> None:
+    def full(place: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("hpo.controller.check_disk", full)
@@ -204,8 +204,8 @@ def paused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Controller:
 
 
 def test_a_disk_is_checked_by_writing_to_it(tmp_path: Path) -> None:
-    outage.check_disk(tmp_path / "study")
+    outage.check_disk(str(tmp_path / "study"))
     assert list((tmp_path / "study").iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
-        outage.check_disk(tmp_path / "file")
+        outage.check_disk(str(tmp_path / "file"))

@@ -56,9 +56,7 @@ class Grown(Stage):
         lease = self.ledger.acquire(self.record, seconds=lease_seconds)
         assert self.config.schedule is not None
         explore = make_explore(self.config.schedule, self.config.space, self.config.sampler.seed)
-        return Controller(
-            self.ledger, self.record, self.config, lease, Path("/runs"), observers, explore
-        )
+        return Controller(self.ledger, self.record, self.config, lease, "/runs", observers, explore)
 
     def run(self, seed: int = 0, kill_after: int | None = None) -> None:
         """Train to the end, in an order from `seed`, with a kill after so many messages each."""

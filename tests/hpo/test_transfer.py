@@ -236,7 +236,7 @@ from storage import Ledger
 ledger = Ledger.open(sys.argv[1])
 record = ledger.study("big")
 lease = ledger.acquire(record, seconds=0.001)
-controller = Controller(ledger, record, restore_study(record.document, "big"), lease, Path("/runs"))
+controller = Controller(ledger, record, restore_study(record.document, "big"), lease, "/runs")
 if sys.argv[2] == "inside the transaction":
     module.suggest = lambda space, trial: os.kill(os.getpid(), 9)
 controller.next()

@@ -15,7 +15,10 @@ def upgrade() -> None:
         sa.Column("parked", sa.Boolean, nullable=False),
         sa.ForeignKeyConstraint(["trial_id"], ["trials.trial_id"], ondelete="CASCADE"),
     )
-    op.add_column("hpo_teachers", sa.Column("controller_id", sa.Integer))
+    op.execute(
+        "ALTER TABLE hpo_teachers ADD COLUMN controller_id INTEGER "
+        "REFERENCES hpo_controllers (id) ON DELETE SET NULL"
+    )
     op.create_index("ix_hpo_metrics_at", "hpo_metrics", ["at"])
     op.create_index(
         "ix_hpo_attempts_open",

@@ -1,0 +1,97 @@
+"""The service's own log of a study: `log.jsonl` in its folder, a JSON object a line.
+
+Every record says its study and controller, and its trial and attempt where it is about one. What
+libraries print is not here, but in `log.txt` beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
+from typing import Any
+
+from hpo.messages import named
+from storage import TeacherRecord
+
+logger = logging.getLogger("hpo.study")
+
+FIELDS = ("study", "controller", "trial", "attempt", "teacher", "step", "state", "reason")
+
+
+class JsonLines(logging.Formatter):
+    """A record as a line, with those of FIELDS that it was given as `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname,
+            "logger": record.name,
+            **{
+                field: value
+                for field in FIELDS
+                if (value := getattr(record, field, None)) is not None
+            },
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+@contextmanager
+def logged(folder: Path, study: str, controller: int) -> Iterator[None]:
+    """Keep what is logged while the block runs: warnings of all, and what the service does."""
+
+    def stamp(record: logging.LogRecord) -> bool:
+        record.study, record.controller = study, controller
+        return True
+
+    # It is opened anew once it was moved away: logrotate will do.
+    handler = WatchedFileHandler(folder / "log.jsonl", encoding="utf-8", delay=True)
+    handler.setFormatter(JsonLines())
+    handler.addFilter(stamp)
+    logging.getLogger("hpo").setLevel(logging.INFO)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+class LogObserver:
+    """An observer of the controller that logs what happens."""
+
+    def __init__(self) -> None:
+        self._attempts: dict[int, int] = {}  # that each trial is at
+
+    def begin(self, trial: int, attempt: int, config: Mapping[str, Any]) -> None:
+        """An attempt starts."""
+        self._attempts[trial] = attempt
+        self._log(trial, f"trial {trial} begins attempt {attempt}")
+
+    def report(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
+        """A trial was evaluated."""
+        said = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
+        self._log(trial, f"trial {trial} at step {step}: {said}", step=step)
+
+    def end(self, trial: int, state: str, reason: str | None) -> None:
+        """An attempt ended."""
+        why = f" ({reason})" if reason else ""
+        self._log(trial, f"trial {trial} is {state}{why}", state=state, reason=reason)
+        self._attempts.pop(trial, None)
+
+    def teacher(self, teacher: TeacherRecord) -> None:
+        """A teacher is now as the ledger has it."""
+        said = {"step": teacher.step, "state": teacher.state.value, "reason": teacher.reason}
+        message = f"{named(teacher.key)} is {teacher.state.value} at step {teacher.step}"
+        logger.info(message, extra={"teacher": teacher.key, "attempt": teacher.attempts, **said})
+
+    def _log(self, trial: int, message: str, **fields: Any) -> None:
+        logger.info(message, extra={"trial": trial, "attempt": self._attempts.get(trial), **fields})

@@ -1,0 +1,42 @@
+"""What a rank's process prints, libraries above all, kept with its run.
+
+In the run's folder it is one file for all attempts. Where that is at a URL, the output goes to a
+file without a name, which cannot outlive the process, and is uploaded whenever the rank says so. No
+trial fails for its log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from trainer.settings import is_url
+from trainer.store import Store, StoreError
+from trainer.terminal import flush_output, send_output_to
+
+
+class RankLog:
+    """The log of one rank in one attempt at the run in `output_dir`."""
+
+    def __init__(self, output_dir: str, rank: int, attempt: int) -> None:
+        """From now on all that this process prints goes there."""
+        self._name = f"rank-{rank}.log"
+        self._store: Store | None = None
+        if is_url(output_dir):
+            self._store = Store(output_dir)
+            self._name = f"rank-{rank}.attempt-{attempt}.log"
+            with TemporaryFile() as unnamed:
+                send_output_to(unnamed.fileno())
+        else:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            with (Path(output_dir) / self._name).open("ab") as file:
+                send_output_to(file.fileno())
+
+    def keep(self) -> None:
+        """Have what was printed so far where the run is kept."""
+        if self._store is not None:
+            flush_output()
+            with contextlib.suppress(StoreError):
+                self._store.write(self._name, os.pread(1, os.fstat(1).st_size, 0))

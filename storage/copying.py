@@ -1,0 +1,208 @@
+"""Copying a study to another ledger, from SQLite or PostgreSQL to either: Optuna's rows and ours.
+
+What belongs to a study is asked of the database: the rows of every table whose foreign keys lead to
+the study's, so that a table which a later version adds is copied without a word here. The target
+has all of it or nothing. The source is only read, and no run folder is touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Session
+
+from storage.errors import LeaseHeld, LedgerError, StudyExists
+from storage.leases import reap
+from storage.ledger import Ledger
+from storage.reading import STUDIES
+from storage.records import StudyRecord
+
+BATCH_ROWS = 1000  # in memory at a time
+
+Row = dict[str, Any]
+Ids = dict[str, dict[int, int]]  # what has become of the ids of a table's rows, by its name
+
+
+def copy_study(
+    source: Ledger, study: StudyRecord, to: str, *, name: str, document: str
+) -> dict[str, int]:
+    """Copy `study` to the ledger at the URL `to`, as `name`, with the study file `document`.
+
+    Makes the ledger if there is none. Under its own name it is the same study, uid included; under
+    another one it is a new study. Returns how many rows of each table were written, and read back
+    the same. Raises LeaseHeld while a controller runs the study, and StudyExists.
+    """
+    changes: dict[str, Row] = {}
+    if name != study.name:
+        digest = hashlib.sha256(document.encode()).hexdigest()
+        ours = {"document": document, "document_sha256": digest, "uid": uuid.uuid4().hex}
+        changes = {"studies": {"study_name": name}, "hpo_studies": ours}
+    with _snapshot(source) as here:
+        tables = _study_tables(here)
+        _refuse_running(source, study)
+        target = Ledger.open(to, create=True)
+        with _writing(target) as there:
+            if there.scalar(sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)):
+                raise StudyExists(f"{target.url}: it has a study {name}; --as gives another name")
+            copied = {table.name: table for table in _study_tables(there)}
+            ids: Ids = defaultdict(dict)
+            counts = {}
+            for table in tables:
+                if table.name not in copied:
+                    raise LedgerError(f"{target.url}: it has no table {table.name}")
+                pair, change = (table, copied[table.name]), changes.get(table.name, {})
+                counts[table.name] = _copy_rows(here, there, pair, study.study_id, change, ids)
+            study_id = ids["studies"][study.study_id]
+            _translate_parents(there, copied["study_system_attributes"], study_id, ids)
+            _close_lost(there, study_id)
+    return counts
+
+
+def _copy_rows(
+    here: Connection,
+    there: Connection,
+    tables: tuple[sa.Table, sa.Table],
+    study_id: int,
+    change: Row,
+    ids: Ids,
+) -> int:
+    """Copy one table's rows, and read them back; how many they are."""
+    source, target = tables
+    sent, read = _Tally(), _Tally()
+    for rows in _rows(here, source, study_id):
+        sent.add(_write(there, target, rows, change, ids))
+    for rows in _rows(there, target, ids["studies"][study_id]):
+        read.add(rows)
+    if read != sent:
+        raise LedgerError(f"{target.name}: what was written is not what is read; nothing is copied")
+    return read.rows
+
+
+@contextmanager
+def _snapshot(ledger: Ledger) -> Iterator[Connection]:
+    """A connection to which the database is as it was at one moment."""
+    with _engine(ledger).connect() as connection:
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN")
+        else:
+            connection.execution_options(isolation_level="REPEATABLE READ")
+        yield connection
+
+
+@contextmanager
+def _writing(ledger: Ledger) -> Iterator[Connection]:
+    """A connection whose writes are one transaction."""
+    with _engine(ledger).begin() as connection:
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        yield connection
+
+
+def _engine(ledger: Ledger) -> Engine:
+    engine = ledger._sessions().get_bind()
+    assert isinstance(engine, Engine)
+    return engine
+
+
+def _refuse_running(source: Ledger, study: StudyRecord) -> None:
+    for controller in source.controllers(study):
+        if controller.alive:
+            raise LeaseHeld(
+                f"study {study.name} is being run by process {controller.pid} on "
+                f"{controller.host}: `hpo stop {study.name}` first; if it was killed, its lease "
+                f"runs out in {controller.expires_in:.0f} s",
+                controller.controller_id,
+                controller.expires_in,
+            )
+
+
+def _study_tables(connection: Connection) -> list[sa.Table]:
+    """`studies`, and all tables whose foreign keys lead there, parents first."""
+    metadata = sa.MetaData()
+    metadata.reflect(connection)
+    found: list[sa.Table] = []
+    for table in metadata.sorted_tables:
+        if table.name == "studies" or any(key.column.table in found for key in table.foreign_keys):
+            found.append(table)
+    return found
+
+
+def _belongs(table: sa.Table, study_id: int) -> sa.ColumnElement[bool]:
+    if table.name == "studies":
+        return table.c.study_id == study_id
+    return sa.or_(
+        *(
+            key.parent.in_(sa.select(key.column).where(_belongs(key.column.table, study_id)))
+            for key in table.foreign_keys
+        )
+    )
+
+
+def _rows(connection: Connection, table: sa.Table, study_id: int) -> Iterator[list[Row]]:
+    """The study's rows in the order of their keys, some at a time."""
+    query = sa.select(table).where(_belongs(table, study_id)).order_by(*table.primary_key)
+    found = connection.execute(query, execution_options={"yield_per": BATCH_ROWS})
+    for batch in found.mappings().partitions():
+        yield [{str(column): value for column, value in row.items()} for row in batch]
+
+
+def _write(
+    connection: Connection, table: sa.Table, rows: list[Row], changes: Row, ids: Ids
+) -> list[Row]:
+    """Insert `rows` with `changes` and with the ids that others have there; what was inserted."""
+    own = table.autoincrement_column
+    moved = [{**row, **changes} for row in rows]
+    for key in table.foreign_keys:
+        column, parents = key.parent.name, ids[key.column.table.name]
+        for row in moved:
+            row[column] = None if row[column] is None else parents[row[column]]
+    if own is None:
+        connection.execute(sa.insert(table), moved)
+        return moved
+    before = [row.pop(own.name) for row in moved]
+    statement = sa.insert(table).returning(own, sort_by_parameter_order=True)
+    after = connection.scalars(statement, moved).all()
+    ids[table.name].update(zip(before, after, strict=True))
+    return [{**row, own.name: new} for row, new in zip(moved, after, strict=True)]
+
+
+class _Tally:
+    """Rows counted and summed up, in whatever order they come."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._sum = 0
+
+    def add(self, rows: list[Row]) -> None:
+        self.rows += len(rows)
+        for row in rows:
+            text = json.dumps(row, sort_keys=True, default=str)
+            self._sum += int.from_bytes(hashlib.sha256(text.encode()).digest())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Tally) and (self.rows, self._sum) == (other.rows, other._sum)
+
+
+def _translate_parents(connection: Connection, table: sa.Table, study_id: int, ids: Ids) -> None:
+    """Optuna's genetic samplers keep each generation's parents as trial ids, in JSON."""
+    kept = (table.c.study_id == study_id) & table.c.key.contains(":parent:", autoescape=True)
+    for row in connection.execute(sa.select(table).where(kept)).mappings().all():
+        parents = [ids["trials"][trial_id] for trial_id in json.loads(row["value_json"])]
+        this = (table.c.study_id == study_id) & (table.c.key == row["key"])
+        connection.execute(sa.update(table).where(this).values(value_json=json.dumps(parents)))
+
+
+def _close_lost(connection: Connection, study_id: int) -> None:
+    """No lease of the source's runs here: what a dead controller left open there has its end."""
+    with Session(connection) as session:
+        reap(session, study_id, math.inf)
+        session.flush()

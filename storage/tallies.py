@@ -1,0 +1,57 @@
+"""A study in numbers that the database counts itself: as cheap for 100,000 trials as for ten."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from storage.models import AttemptRow, MetricsRow
+from storage.reading import TRIALS, Reader
+from storage.records import StudyRecord
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many of what a study has, and since when it was silent."""
+
+    trials: dict[str, int]  # by state
+    ended_attempts: dict[str | None, int]  # by reason; None: all its steps were done
+    open_attempts: int
+    silent_seconds: float | None  # of the open attempt that reported last; None: none is open
+
+
+def tally(ledger: Reader, study: StudyRecord) -> Tally:
+    """Count a study."""
+    of_study = TRIALS.c.study_id == study.study_id
+    state = sa.cast(TRIALS.c.state, sa.String)
+    attempts = sa.select(AttemptRow).join(TRIALS, TRIALS.c.trial_id == AttemptRow.trial_id)
+    attempts = attempts.where(of_study)
+    is_open = AttemptRow.ended_at.is_(None)
+    reported = (
+        sa.select(sa.func.max(MetricsRow.at))
+        .where(MetricsRow.trial_id == AttemptRow.trial_id)
+        .correlate(AttemptRow)
+        .scalar_subquery()
+    )
+    with ledger._sessions() as session:
+        trials = session.execute(
+            sa.select(state, sa.func.count()).where(of_study).group_by(TRIALS.c.state)
+        )
+        by_state = {row[0]: row[1] for row in trials}
+        counted = session.execute(
+            attempts.with_only_columns(AttemptRow.reason, is_open, sa.func.count()).group_by(
+                AttemptRow.reason, is_open
+            )
+        ).all()
+        heard = session.execute(
+            attempts.with_only_columns(AttemptRow.started_at, reported).where(is_open)
+        ).all()
+        now = ledger._now(session)
+    last = max((max(start, at or start) for start, at in heard), default=None)
+    return Tally(
+        by_state,
+        {reason: count for reason, still_open, count in counted if not still_open},
+        len(heard),
+        None if last is None else max(0.0, now - last),
+    )

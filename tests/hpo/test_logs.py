@@ -1,0 +1,50 @@
+"""The service's own log: a JSON object a line, which says whose it is."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from hpo.logs import LogObserver, logged
+from hpo.messages import Message
+from tests.hpo.test_controller import Stage, play, ppl
+
+
+def test_every_line_says_its_study_and_controller_and_its_trial_and_attempt(
+    tmp_path: Path,
+) -> None:
+    stage = Stage(f"sqlite:///{tmp_path}/hpo.db")
+    with logged(tmp_path, "played", 1):
+        controller = stage.controller(30, LogObserver())
+        play(
+            controller,
+            Message("evaluated", 100, ppl(9.0)),
+            Message("worker_lost", 120, detail="a\nb"),
+        )
+        play(controller, Message("finished", 300, ppl(8.0)))
+        try:
+            raise ValueError("two\nlines")
+        except ValueError:
+            logging.getLogger("some.library").exception("it broke")
+    logging.getLogger("hpo").warning("after its end")
+
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {(line["study"], line["controller"]) for line in lines} == {("played", 1)}
+
+    def told(line: dict[str, Any]) -> tuple[Any, ...]:
+        return line["level"], line["message"], line.get("trial"), line.get("attempt")
+
+    assert [told(line) for line in lines] == [
+        ("INFO", "trial 0 begins attempt 1", 0, 1),
+        ("INFO", "trial 0 at step 100: valid_ppl 9, step_seconds 0.1", 0, 1),
+        ("INFO", "trial 0 is RUNNING (worker_lost)", 0, 1),
+        ("WARNING", "trial 0: worker_lost: a\nb", 0, 1),
+        ("INFO", "trial 0 begins attempt 2", 0, 2),
+        ("INFO", "trial 0 at step 300: valid_ppl 8, step_seconds 0.1", 0, 2),
+        ("INFO", "trial 0 is COMPLETE", 0, 2),
+        ("ERROR", "it broke", None, None),
+    ]  # fmt: skip
+    assert [line.get("reason") for line in lines[2:5]] == ["worker_lost", None, None]
+    assert "ValueError: two\nlines" in lines[-1]["exception"]

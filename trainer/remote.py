@@ -1,0 +1,109 @@
+"""What a run is at an fsspec URL, and bringing it to this node.
+
+    URL/config.yaml  metrics.jsonl  result.json
+    URL/checkpoints/attempt-0002/claimed
+    URL/checkpoints/attempt-0002/step-00000400/state.safetensors, progress.json
+
+A checkpoint's `progress.json`, which has the size and sha256 of the other, is uploaded last: until
+then there is no checkpoint. Runs are only read here, and nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from filelock import FileLock
+
+from trainer.data import cache_dir
+from trainer.settings import ConfigError, is_url
+from trainer.store import Store
+
+PARTS = ("state.safetensors", "progress.json")  # of a checkpoint; the second says it is whole
+_CHECKPOINT = re.compile(r"checkpoints/attempt-(\d+)/step-(\d+)/progress\.json")
+
+
+def local_checkpoint(step: int) -> str:
+    """Where a run's folder on a node has its checkpoint at `step`."""
+    return f"checkpoints/step-{step:08}"
+
+
+def attempt_folder(attempt: int) -> str:
+    """Where a run has what `attempt` wrote."""
+    return f"checkpoints/attempt-{attempt:04}"
+
+
+def kept_checkpoint(attempt: int, step: int) -> str:
+    """Where a run has the checkpoint at `step` that `attempt` wrote."""
+    return f"{attempt_folder(attempt)}/step-{step:08}"
+
+
+def checkpoints(store: Store) -> list[tuple[int, int]]:
+    """Attempt and step of each checkpoint that is there, oldest attempt first, each by step."""
+    found = map(_CHECKPOINT.fullmatch, store.names("checkpoints"))
+    return sorted((int(match[1]), int(match[2])) for match in found if match)
+
+
+def bring_checkpoint(store: Store, attempt: int, step: int, folder: Path) -> None:
+    """Copy a checkpoint's files into the run's folder here, those that are there."""
+    for part in PARTS:
+        there = f"{kept_checkpoint(attempt, step)}/{part}"
+        store.download(there, folder / local_checkpoint(step) / part)
+
+
+def has_finished(url: str, steps: int) -> bool:
+    """Whether the run at `url` ended, with a checkpoint after all its `steps`."""
+    store = Store(url)
+    ending = json.loads(store.read("result.json") or b"{}").get("kind")
+    return ending == "finished" and any(step == steps for _, step in checkpoints(store))
+
+
+@contextmanager
+def run_here(run: str, step: int | None = None) -> Iterator[Path]:
+    """The folder of `run`; of one at a URL a copy, for as long as the block runs.
+
+    A copy has the config and one checkpoint: the newest attempt's at `step`, or else its last.
+    """
+    if not is_url(run):
+        yield Path(run)
+        return
+    with TemporaryDirectory(prefix="hpo-run-") as folder:
+        _bring_run(Store(run), Path(folder), step)
+        yield Path(folder)
+
+
+def teacher_folder(url: str) -> Path:
+    """A folder of this node's cache with the ended run at `url`, brought once for all its gangs.
+
+    Raises ConfigError where no run has ended there.
+    """
+    store = Store(url)
+    ending = store.read("result.json")
+    if ending is None:
+        raise ConfigError(f"distillation.teacher: {url}: no run has ended there; name one that has")
+    key = hashlib.sha256(url.encode() + ending).hexdigest()[:16]
+    folder = cache_dir() / "teachers" / f"at-{key}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if not folder.exists():
+            aside = folder.with_name(f"{folder.name}.part")
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            (aside / "result.json").write_bytes(ending)
+            _bring_run(store, aside, None)
+            aside.rename(folder)
+    return folder
+
+
+def _bring_run(store: Store, folder: Path, step: int | None) -> None:
+    # With the newest attempt's checkpoint at `step`, or its last.
+    store.download("config.yaml", folder / "config.yaml")
+    wanted = [found for found in checkpoints(store) if step in (None, found[1])]
+    if wanted:
+        bring_checkpoint(store, *wanted[-1], folder)

@@ -1,0 +1,162 @@
+"""A run's folder that is kept at a URL: a scratch folder of this node, uploaded as it is written.
+
+No lock holds between nodes. Instead each attempt at a run claims its number and writes under it,
+and one that finds a higher number claimed gives up before it writes: the ledger numbers attempts,
+and its lease decides who runs. The newest attempt's newest checkpoint is gone on from. Rank 0 has
+the whole state, whatever the ZeRO stage, so its node alone has such a folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from tempfile import mkdtemp
+
+from torch import Tensor
+
+from trainer.checkpoint import CheckpointError, Progress, checkpoint_at
+from trainer.config import TrainConfig
+from trainer.data import cache_dir
+from trainer.folder import FolderInUse, RunFolder
+from trainer.lock import in_use
+from trainer.remote import (
+    PARTS,
+    attempt_folder,
+    bring_checkpoint,
+    checkpoints,
+    kept_checkpoint,
+    local_checkpoint,
+)
+from trainer.settings import is_url
+from trainer.store import Alive, Store
+
+_FILES = ("config.yaml", "metrics.jsonl", "result.json")
+_OF_ATTEMPT = re.compile(r"checkpoints/attempt-(\d+)/")
+_ABANDONED_SECONDS = 60.0  # a scratch folder whose lock is free may be about to be locked
+
+_log = logging.getLogger(__name__)
+
+
+def open_folder(config: TrainConfig, attempt: int | None, alive: Alive) -> RunFolder:
+    """The run's folder, on this machine or kept at a URL, `alive` being called meanwhile.
+
+    `attempt` is the ledger's; None takes the next. Raises as the folder's class does.
+    """
+    if is_url(config.output_dir):
+        return RemoteFolder(config, attempt, alive)
+    return RunFolder(config)
+
+
+class RemoteFolder(RunFolder):
+    """The folder of one attempt at a run; what a method writes is at the URL when it returns.
+
+    Every method raises StoreError, and FolderInUse once there is a newer attempt.
+    """
+
+    def __init__(self, config: TrainConfig, attempt: int | None, alive: Alive) -> None:
+        """Claim `attempt`. Raises ConfigError too, for a URL that cannot be one."""
+        self._store = store = Store(config.output_dir, alive)
+        self._attempt = attempt or self._newest_attempt() + 1
+        self._check_newest()
+        store.write(self._claim, f"{socket.gethostname()}\n".encode())
+        super().__init__(config, _new_scratch_folder())
+
+    def resume(self) -> tuple[dict[str, Tensor], Progress] | None:
+        """As a RunFolder's, from the newest attempt's newest checkpoint that reads."""
+        for name in _FILES:
+            self._store.download(name, self._path / name)
+        self._bring_newest()
+        found = super().resume()
+        if not (self._path / "result.json").exists():
+            self._store.delete(["result.json"])
+        return found
+
+    def append_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Add a line to `metrics.jsonl`."""
+        super().append_metrics(metrics)
+        self._upload("metrics.jsonl")
+
+    def save(self, state: dict[str, Tensor], progress: Progress) -> None:
+        """Write a checkpoint and drop the oldest past `keep_checkpoints`."""
+        super().save(state, progress)
+        self._check_newest()
+        for part in PARTS:
+            here = self._path / local_checkpoint(progress.step) / part
+            self._store.upload(here, f"{kept_checkpoint(self._attempt, progress.step)}/{part}")
+        self._prune(progress.step)
+
+    def close(self) -> None:
+        """Let the scratch folder go."""
+        super().close()
+        shutil.rmtree(self._path, ignore_errors=True)
+
+    @property
+    def _claim(self) -> str:
+        return f"{attempt_folder(self._attempt)}/claimed"
+
+    def _newest_attempt(self) -> int:
+        written = map(_OF_ATTEMPT.match, self._store.names("checkpoints"))
+        return max((int(match[1]) for match in written if match), default=0)
+
+    def _check_newest(self) -> None:
+        newest = self._newest_attempt()
+        if newest > self._attempt:
+            raise FolderInUse(
+                f"output_dir: attempt {newest} trains in {self._store.url}, and this is attempt "
+                f"{self._attempt}; stop it, or give another folder"
+            )
+
+    def _bring_newest(self) -> None:
+        # None where there never was one. Raises CheckpointError when there are some and none reads.
+        first_error: CheckpointError | None = None
+        for attempt, step in reversed(checkpoints(self._store)):
+            bring_checkpoint(self._store, attempt, step, self._path)
+            try:
+                checkpoint_at(self._path / "checkpoints", step)
+                return
+            except CheckpointError as error:
+                _log.warning("%s: attempt %d: %s", self._store.url, attempt, error)
+                shutil.rmtree(self._path / local_checkpoint(step))
+                first_error = first_error or error
+        if first_error is not None:
+            raise first_error
+
+    def _write(self, name: str, text: str) -> None:
+        super()._write(name, text)
+        self._upload(name)
+
+    def _upload(self, name: str) -> None:
+        self._check_newest()
+        self._store.upload(self._path / name, name)
+
+    def _prune(self, step: int) -> None:
+        # What older attempts claimed or left half written goes too; what newer ones did is theirs.
+        there = [found for found in checkpoints(self._store) if found[0] <= self._attempt]
+        newest = {its_step: attempt for attempt, its_step in there if its_step <= step}
+        steps = sorted(newest)[-self._config.keep_checkpoints :]
+        kept = {kept_checkpoint(newest[kept_step], kept_step) for kept_step in steps}
+        names = [
+            name
+            for name in self._store.names("checkpoints")
+            if (match := _OF_ATTEMPT.match(name)) and int(match[1]) <= self._attempt
+            if name != self._claim and name.rpartition("/")[0] not in kept
+        ]
+        # First the part without which a checkpoint is not taken for one.
+        self._store.delete(sorted(names, key=lambda name: not name.endswith(PARTS[-1])))
+
+
+def _new_scratch_folder() -> Path:
+    # What killed processes have left is taken away first.
+    scratch = cache_dir() / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    for folder in scratch.iterdir():
+        with suppress(FileNotFoundError):  # another process sweeps too
+            if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS and not in_use(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+    return Path(mkdtemp(dir=scratch))

@@ -1,0 +1,119 @@
+"""What is kept at an fsspec URL, such as `s3://bucket/prefix`: named objects, read and written.
+
+Whatever a store's library raises becomes a StoreError of one line. Credentials and endpoints come
+from the environment, as that library reads them, and never from the URL, which ledgers and logs
+keep. Nothing here knows a checkpoint, and nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fsspec.callbacks import Callback
+from fsspec.core import url_to_fs
+
+from trainer.settings import ConfigError
+
+Alive = Callable[[], None]
+
+
+class StoreError(OSError):
+    """A store cannot be reached, read or written; the message is one line."""
+
+
+class Store:
+    """The objects under one URL, by their names relative to it."""
+
+    def __init__(self, url: str, alive: Alive = lambda: None) -> None:
+        """`alive` is called as parts of a file come or go. Raises ConfigError and StoreError."""
+        if set(url) & set("@?#"):
+            raise ConfigError(
+                f"{url.partition('://')[0]}://...: give scheme://bucket/prefix and no more; "
+                "credentials and endpoints come from the environment"
+            )
+        self.url = url.rstrip("/")
+        self._alive = _Alive(alive)
+        local = url.startswith(("file://", "local://"))
+        with self._typed():
+            self._files: Any
+            self._files, root = url_to_fs(self.url, **({"auto_mkdir": True} if local else {}))
+            self._root = root.rstrip("/")
+
+    def read(self, name: str) -> bytes | None:
+        """An object's content; None if there is none."""
+        with self._typed():
+            try:
+                content: bytes = self._files.cat_file(self._at(name))
+            except FileNotFoundError:
+                return None
+            return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Make `content` the object `name`."""
+        with self._typed():
+            self._files.pipe_file(self._at(name), content)
+
+    def upload(self, path: Path, name: str) -> None:
+        """Make the file at `path` the object `name`."""
+        with self._typed():
+            self._files.put_file(str(path), self._at(name), callback=self._alive)
+
+    def download(self, name: str, path: Path) -> bool:
+        """Write the object `name` to the file at `path`; False if there is none."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._typed():
+            try:
+                self._files.get_file(self._at(name), str(path), callback=self._alive)
+            except FileNotFoundError:
+                return False
+            return True
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Take the objects away, one after the other; some may be gone already."""
+        with self._typed():
+            for name in names:
+                with suppress(FileNotFoundError):
+                    self._files.rm_file(self._at(name))
+
+    def names(self, prefix: str) -> list[str]:
+        """The objects in the folder `prefix`, by their whole names."""
+        with self._typed():
+            self._files.invalidate_cache()  # others write here too
+            with suppress(FileNotFoundError):
+                found = self._files.find(self._at(prefix))
+                return [path.removeprefix(f"{self._root}/") for path in found]
+            return []
+
+    def _at(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    @contextmanager
+    def _typed(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # each store's library raises exceptions of its own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise StoreError(f"{self.url}: {reason}") from error
+
+
+class _Alive(Callback):  # type: ignore[misc]
+    def __init__(self, alive: Alive) -> None:
+        super().__init__()
+        self._tell = alive
+
+    def relative_update(self, inc: int = 1) -> None:
+        self._tell()
+
+
+def check_writable(url: str) -> None:
+    """Raise ConfigError or StoreError unless objects can be written, read and deleted at `url`."""
+    store = Store(url)
+    name = f".hpo-{uuid.uuid4().hex}"
+    store.write(name, b"")
+    if store.read(name) is None:
+        raise StoreError(f"{url}: what is written there cannot be read")
+    store.delete([name])
