@@ -17,7 +17,7 @@ def test_a_study_under_three_faults_ends_with_exactly_its_trials_and_reports(
     tmp_path: Path,
 ) -> None:
     scene = Scene(tmp_path / "scene")
-    faults = ["kill controller", "kill rank", "cut checkpoint"]
+    faults = ["kill raylet", "kill rank", "cut checkpoint"]
     config = study(4, seed=1, sampler="tpe")
     siege = Siege(scene, [Due(name, trial, 0.0) for trial, name in enumerate(faults)], Random(0))
     try:
