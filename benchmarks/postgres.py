@@ -21,8 +21,9 @@ START_SECONDS = 30.0  # a killed server's children hold its memory for a moment 
 class PostgresServer:
     """One server and its data, in a folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """Make the data; `start` starts the server."""
+    def __init__(self, folder: Path, password: str = "") -> None:
+        """Make the data; `start` starts the server. It trusts all; URLs have the `password`."""
+        self._user = f"hpo:{password}" if password else "hpo"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
@@ -61,7 +62,7 @@ class PostgresServer:
         """The URL of an empty database."""
         import psycopg
 
-        url = f"postgresql://hpo@127.0.0.1:{self._port}/"
+        url = f"postgresql://{self._user}@127.0.0.1:{self._port}/"
         name = f"made_{os.urandom(4).hex()}"
         with psycopg.connect(f"{url}postgres", autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")

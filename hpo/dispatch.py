@@ -35,6 +35,7 @@ if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or (
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.execution import class_cache
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.experiment import Trial
@@ -44,6 +45,7 @@ from ray.tune.search import Searcher
 from hpo.controller import Controller
 from hpo.gang import Gang, GangFailure
 from hpo.messages import Message, named
+from hpo.ray_daemon import DaemonWatch, RayLost
 from hpo.study import Resources, local_cpus
 
 logger = logging.getLogger("hpo.dispatch")
@@ -240,9 +242,18 @@ def run_attempts(controller: Controller, scratch: Path) -> None:
             # Ranks write their runs' checkpoints; Tune's own would want a disk that nodes share.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
+            callbacks=[DaemonWatch()],
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except RayLost as error:
+        controller.abandon(error)
+    except RuntimeError as error:
+        # Tune knows no answer to an actor that was killed because its node had no memory left.
+        if not isinstance(error.__cause__, RayError):
+            raise
+        controller.abandon(RayLost(str(error.__cause__).splitlines()[0]))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from benchmarks.postgres import PostgresServer
 from hpo.controller import Controller
 from hpo.messages import Message
 from storage import LeaseLost, Ledger, Reason
@@ -126,6 +127,7 @@ class TestTwoControllers:
 PLAYER = """
 import os, signal, sys, time
 from pathlib import Path
+from benchmarks.postgres import PostgresServer
 from hpo.controller import Controller
 from hpo.messages import Message
 from hpo.views import config_of
@@ -159,17 +161,14 @@ while True:
 
 
 def test_four_controllers_of_which_one_is_killed_and_one_paused_run_exactly_sixty_trials(
-    postgres_url: str,
+    postgres_server: PostgresServer,
 ) -> None:
-    import psycopg
-
-    with psycopg.connect(f"{postgres_url}postgres", autocommit=True) as connection:
-        connection.execute("CREATE DATABASE sixty")
+    url = postgres_server.new_database()
     sampler = {"name": "random", "seed": 0}
-    stage = Stage(f"{postgres_url}sixty", budget={"trials": 60}, sampler=sampler)
+    stage = Stage(url, budget={"trials": 60}, sampler=sampler)
     players = [
         subprocess.Popen(
-            [sys.executable, "-c", PLAYER, f"{postgres_url}sixty", role],
+            [sys.executable, "-c", PLAYER, url, role],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
