@@ -60,11 +60,13 @@ class Attempts:
             if not transaction.claim(trial_id):
                 return None
             attempt = transaction.begin_attempt(trial_id, devices=self._config.resources.ranks)
-        trial = optuna.Trial(self._study, trial_id)
+            trial = optuna.Trial(self._study, trial_id)
+            folder = self.folder(trial.number)
+            trial.set_user_attr("run_dir", folder)  # the runs may have been moved
         frozen = self._ledger.storage.get_trial(trial_id)
-        document = self._config.trial_document(frozen.params, self.folder(frozen.number))
+        document = self._config.trial_document(frozen.params, folder)
         if self._population is not None:
-            document |= self._population.fork_of(frozen)
+            document |= self._population.fork_of(frozen, self.folder)
         repeat = len(self._ledger.results(trial_id))
         # Only the first training's evaluations are in the ledger.
         begins = frozen.user_attrs.get("parent_step", 0)

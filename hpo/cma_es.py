@@ -26,7 +26,10 @@ Solutions = Sequence[tuple[int, float]]
 
 
 class CmaEsFromTrials(CmaEsSampler):
-    """Optuna's, seeded for one trial. It keeps no pickle and reads none."""
+    """Optuna's, built anew for one trial. It keeps no pickle and reads none.
+
+    Its proposals are those of Optuna's own that is built anew for every trial with one seed.
+    """
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -38,11 +41,15 @@ class CmaEsFromTrials(CmaEsSampler):
         transform = _SearchSpaceTransform(
             search_space, transform_step=not self._with_margin, transform_0_1=True
         )
+        # Optuna's draws the seed first where it finds an optimizer, and not where it makes one.
+        found = any(TOLD in t.system_attrs for t in trials if t.state is TrialState.COMPLETE)
+        seed = self._draw_seed() if found else None
         optimizer: Any = self._init_optimizer(transform, study.direction)
         attributes: dict[str, Any] = {}
         if told := self._replay(optimizer, trials, transform, study.direction):
             attributes[TOLD] = told
         attributes[GENERATION] = optimizer.generation
+        optimizer._rng.seed((seed or self._draw_seed()) + trial.number)
         point = optimizer.ask()
         if self._with_margin:
             point, rounded = point
@@ -50,6 +57,9 @@ class CmaEsFromTrials(CmaEsSampler):
         for key, value in attributes.items():
             study._storage.set_trial_system_attr(trial._trial_id, key, value)
         return transform.untransform(point)
+
+    def _draw_seed(self) -> int:
+        return int(self._cma_rng.rng.randint(1, 2**16))
 
     def _replay(
         self,
@@ -72,6 +82,9 @@ class CmaEsFromTrials(CmaEsSampler):
             if generation not in kept:
                 new[generation] = solutions
             optimizer.tell([(self._point(trials[n], transform), sign * y) for n, y in solutions])
+            if generation in kept:  # Optuna's had it from its pickle, which rounds
+                inner = getattr(optimizer, "_cma", optimizer)  # with a margin it has another
+                inner.__setstate__(inner.__getstate__())
 
     def _point(self, trial: FrozenTrial, transform: _SearchSpaceTransform) -> Any:
         return (

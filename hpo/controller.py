@@ -26,7 +26,7 @@ from hpo.judge import Assignment, Judge, Verdict
 from hpo.limits import Limits
 from hpo.messages import Job, Message
 from hpo.observers import Observer, Observers
-from hpo.outage import DiskAway, Outage, check_disk, database_is_away
+from hpo.outage import DiskAway, Outage, check_disk, database_is_away, in_one_line
 from hpo.parking import Parking
 from hpo.places import study_folder
 from hpo.population import Explore, Population
@@ -95,9 +95,11 @@ class Controller:
         self._attempts = Attempts(ledger, lease, self.study, config, self._folder, self._population)
         self._limits = Limits(ledger, record, config)
         self._teaching = Teaching(ledger, record, config, lease, self._observers.teacher)
-        self._database: Outage | None = None
+        self._database: Outage | None = None  # while it is away
+        self._unproven: Outage | None = None  # back, but nothing has been written since
         self._kept: deque[tuple[Job, int, Message]] = deque()  # to be written when it is back
-        self._disk: Outage | None = None
+        self._disk: Outage | None = None  # until an attempt has kept something again
+        self._disk_answers = False  # whether the last look at it found nothing
         self._next_look = 0.0
         self._lock = threading.RLock()
         inform(self.study)
@@ -122,7 +124,7 @@ class Controller:
                 return False
             if self._teaching.failure or self.stopping:
                 return True
-            if self._database or self._disk:
+            if self._database or (self._disk and not self._disk_answers):
                 return False
             try:
                 if self._may_begin() and not self._full:
@@ -147,9 +149,14 @@ class Controller:
                 return None
             try:
                 attempt = self._next_attempt()
-            except (*LEDGER_ERRORS, StoreError) as error:
+            except LEDGER_ERRORS as error:
                 self.report_error(error)
                 return None
+            except StoreError as error:  # where a teacher is
+                self._lost_disk(str(error))
+                return None
+            if attempt is not None:
+                self._unproven = None
             if not isinstance(attempt, Assignment):
                 return attempt
             self.running[attempt.number] = attempt
@@ -173,7 +180,7 @@ class Controller:
         assignment = self._next_trial(waiting, asks=asks)
         if assignment is None and not asks:
             self._next_look = time.monotonic() + LOOK_SECONDS
-            self._limits.read_budget()
+            self._read_budget()
         return assignment
 
     def _next_trial(self, waiting: list[Waiting], *, asks: bool) -> Assignment | None:
@@ -183,6 +190,8 @@ class Controller:
             assignment = self._attempts.next(trial_id)
             if assignment is not None:
                 return assignment
+        if self._keeps_places(waiting):
+            return None
         parked = {trial.number: trial.trial_id for trial in waiting if trial.parked}
         promoted = self._parking.promoted(parked, over=self._limits.over())
         if promoted is not None:
@@ -194,11 +203,21 @@ class Controller:
             return self._with_all_parked(parked)
         return assignment
 
+    def _keeps_places(self, waiting: list[Waiting]) -> bool:
+        """Whether the free places are those of trials that are due again soon.
+
+        A study with one worker so repeats, whatever it lost. Others' places are theirs to keep.
+        """
+        due = sum(not trial.parked for trial in waiting)
+        if not due or len(self.running) + due < self.config.resources.concurrent_trials:
+            return False
+        return sum(one.alive for one in self._ledger.controllers(self._record)) == 1
+
     def _with_all_parked(self, parked: dict[int, int]) -> Assignment | None:
         if not parked or self.running or self._ledger.open_attempts(self._record):
             return None
-        if len(self._ledger.waiting(self._record)) != len(parked):
-            return None  # another controller has just parked one more
+        if {trial.number for trial in self._ledger.waiting(self._record)} != parked.keys():
+            return None  # another controller has just parked one more, or taken one
         if self._population is None:
             furthest = self._parking.end_of_halving(parked, over=self._limits.over())
             return None if furthest is None else self._attempts.next(parked[furthest])
@@ -217,7 +236,9 @@ class Controller:
                 return False
             if self._database is None:
                 try:
-                    return self._write(job, attempt, message)
+                    goes_on = self._write(job, attempt, message)
+                    self._unproven = None
+                    return goes_on
                 except LEDGER_ERRORS as error:
                     self.report_error(error)
             if self._database is not None:
@@ -234,11 +255,12 @@ class Controller:
         with self._lock:
             if not database_is_away(error):
                 self.abandon(error)
-            elif self._database is None:
-                limit = self.config.failures.outage_seconds
-                self._database = Outage(error, limit)
-                logger.warning("the database is away, trainings go on: %s", _line(error))
+            elif self._database is None and self._unproven is None:
+                self._database = Outage(error, self.config.failures.outage_seconds)
+                logger.warning("the database is away, trainings go on: %s", in_one_line(error))
             else:
+                self._database = self._database or self._unproven
+                assert self._database is not None
                 self._database.goes_on(error)
                 if self._database.over_limit:
                     self.abandon(error)
@@ -261,7 +283,7 @@ class Controller:
                 return
             seconds = self._database.seconds
             logger.warning("the database is back after %.0f s, %d messages kept", seconds, kept)
-            self._database = None
+            self._unproven, self._database = self._database, None
 
     def _let_go_of_unknown(self) -> None:
         # A commit whose answer was lost may have begun an attempt that nobody executes.
@@ -277,6 +299,8 @@ class Controller:
         if isinstance(job, int):
             return self._write_trial(job, attempt, message, kept=kept)
         goes_on = self._teaching.handle(job, attempt, message)
+        if message.kind == "disk":
+            self._lost_disk(message.detail)
         if self._teaching.failure:
             self._limits.give_up(self._teaching.failure)
         return goes_on
@@ -294,6 +318,8 @@ class Controller:
             else:
                 verdict = self._judge.write(transaction, assignment, message, decide=not kept)
         self._judge.wrote(assignment, message)
+        if message.kind in ("evaluated", "finished"):
+            self._disk = None  # what is reported has been kept
         if verdict is not None:
             self._follow(assignment, verdict, message.detail)
         self._observers.wrote(assignment, message, verdict)
@@ -303,24 +329,37 @@ class Controller:
         del self.running[assignment.number]
         if verdict.state is not None:
             self._limits.count(verdict.state)
-        if verdict.reason is Reason.DISK and self._disk is None:
-            away = DiskAway(f"the disk of {self._folder}: {_last_line(detail)}")
+        if verdict.reason is Reason.DISK:
+            self._lost_disk(detail)
+
+    def _lost_disk(self, detail: str | None) -> None:
+        """Something could not be kept: begin nothing until the disk answers, and that with pauses.
+
+        It may answer and still have no room for a checkpoint.
+        """
+        away = DiskAway(f"the disk of {self._folder}: {_last_line(detail)}")
+        self._disk_answers = False
+        if self._disk is None:
             self._disk = Outage(away, self.config.failures.outage_seconds)
             logger.warning("the study pauses: %s", away)
+            return
+        self._disk.goes_on(away)
+        if self._disk.over_limit:
+            self.abandon(away)
 
     def _disk_is_away(self) -> bool:
-        """Whether trials had to stop because of the disk, and it takes no writes yet."""
-        if self._disk is not None and self._disk.due:
+        """Whether something could not be kept, and the disk does not answer yet."""
+        if self._disk is None or self._disk_answers:
+            return False
+        if self._disk.due:
             try:
                 check_disk(self._folder)
             except OSError as error:
-                self._disk.goes_on(DiskAway(str(error)))
-                if self._disk.over_limit:
-                    self.abandon(self._disk.error)
+                self._lost_disk(str(error))
             else:
                 logger.warning("the disk takes writes again after %.0f s", self._disk.seconds)
-                self._disk = None
-        return self._disk is not None
+                self._disk_answers = True
+        return not self._disk_answers
 
     def abandon(self, error: Exception) -> None:
         """Leave everything as the ledger has it, because `error` keeps this from going on."""
@@ -345,14 +384,14 @@ class Controller:
     def _full(self) -> bool:
         return self._population is not None and self._population.full
 
+    def _read_budget(self) -> None:
+        if self._limits.read_budget():
+            # Suggestions ahead were planned for fewer trials.
+            self.study.sampler = make_ahead(self.config, self._limits.budget)
+
     def _may_begin(self) -> bool:
         return not self.stopping and self._limits.may_begin()
 
 
 def _last_line(detail: str | None) -> str:
     return (detail or "it cannot be written to").strip().splitlines()[-1][:500]
-
-
-def _line(error: Exception) -> str:
-    # What PostgreSQL's driver says has several, and no password.
-    return " ".join(str(getattr(error, "orig", None) or error).split())[:500]

@@ -45,7 +45,8 @@ from ray.tune.search import Searcher
 from hpo.controller import Controller
 from hpo.gang import Gang, GangFailure
 from hpo.messages import Message, named
-from hpo.ray_daemon import DaemonWatch, RayLost
+from hpo.outage import RayLost
+from hpo.ray_daemon import DaemonWatch
 from hpo.study import Resources, local_cpus
 
 logger = logging.getLogger("hpo.dispatch")
@@ -258,16 +259,19 @@ def run_attempts(controller: Controller, scratch: Path) -> None:
 
 @contextmanager
 def ray_session(address: str | None, namespace: str) -> Iterator[None]:
-    """A local Ray for as long as the block runs, or the cluster at `address`."""
-    ray.init(
-        address=address or "local",
-        namespace=namespace,
-        num_cpus=local_cpus() if address is None else None,
-        include_dashboard=False if address is None else None,
-        log_to_driver=False,
-        configure_logging=True,
-        logging_level=logging.WARNING,
-    )
+    """A local Ray for as long as the block runs, or the cluster at `address`. Raises RayLost."""
+    try:
+        ray.init(
+            address=address or "local",
+            namespace=namespace,
+            num_cpus=local_cpus() if address is None else None,
+            include_dashboard=False if address is None else None,
+            log_to_driver=False,
+            configure_logging=True,
+            logging_level=logging.WARNING,
+        )
+    except Exception as error:  # it raises plain ones too, when a node takes too long
+        raise RayLost(f"Ray did not start: {' '.join(str(error).split())}") from error
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""How attempts end: design.md's table of endings, pruning, parking, and what Optuna is told.
+"""How attempts end (docs/life-of-a-trial.md has the table), pruning, parking, what Optuna is told.
 
 Called by the controller inside its transactions. Nothing here knows who runs attempts, or decides
 what runs next.
@@ -164,7 +164,9 @@ class Judge:
                 return Verdict(Reason.STOPPED, None)
             case "disk":
                 return Verdict(Reason.DISK, None)
-            case "worker_lost" | "busy":
+            case "busy":
+                return Verdict(Reason.BUSY, None, again_in=backoff(self._busy(assignment)))
+            case "worker_lost":
                 lost = 1 + self._lost(assignment.attempt.trial_id)
                 if lost > self._config.failures.max_retries:
                     return Verdict(Reason.WORKER_LOST, TrialState.FAIL)
@@ -177,6 +179,12 @@ class Judge:
             finished = attempt.ended_at is not None and attempt.reason is None
             lost = 0 if finished else lost + (attempt.reason is Reason.WORKER_LOST)
         return lost
+
+    def _busy(self, assignment: Assignment) -> int:
+        """Attempts in a row that found another process in the trial's run folder, this one too."""
+        reasons = [a.reason for a in self._ledger.trial_attempts(assignment.attempt.trial_id)[:-1]]
+        others = (n for n, reason in enumerate(reversed(reasons)) if reason is not Reason.BUSY)
+        return 1 + next(others, len(reasons))
 
     def _at_evaluation(self, assignment: Assignment, step: int) -> Verdict | None:
         if assignment.repeat > 0:

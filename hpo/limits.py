@@ -12,6 +12,7 @@ class Limits:
     """Those of one study, as one controller sees them."""
 
     def __init__(self, ledger: Ledger, record: StudyRecord, config: StudyConfig) -> None:
+        self.budget = record.budget_trials
         self.trials_spent = record.reserved_trials >= record.budget_trials
         self.space_exhausted = False
         self.gave_up: str | None = None  # why not, if not for one of these
@@ -41,10 +42,12 @@ class Limits:
         """A trial has ended."""
         self._failures = self._failures + 1 if state is TrialState.FAIL else 0
 
-    def read_budget(self) -> None:
-        """Read the budget of trials anew: `hpo resume --trials` may have made it larger."""
+    def read_budget(self) -> bool:
+        """Read the budget of trials anew; whether `hpo resume --trials` has made it another."""
         record = self._ledger.study(self._record.name)
+        before, self.budget = self.budget, record.budget_trials
         self.trials_spent = record.reserved_trials >= record.budget_trials
+        return self.budget != before
 
     def _time_spent(self) -> str | None:
         hours, device_hours = self._config.budget.hours, self._config.budget.device_hours

@@ -53,6 +53,10 @@ class Outage:
         self._next = time.monotonic() + self._pause
 
 
+class RayLost(RuntimeError):
+    """Ray's daemon on this machine died, or did not start."""
+
+
 class DiskAway(Exception):
     """A folder that trials are kept in cannot be written to."""
 
@@ -62,6 +66,13 @@ def database_is_away(error: Exception) -> bool:
     if isinstance(error, StorageInternalError):  # Optuna's, around what SQLAlchemy raised
         return not isinstance(error.__cause__, sa.exc.DBAPIError) or _away(error.__cause__)
     return isinstance(error, (RolledBack, sa.exc.TimeoutError)) or _away(error)
+
+
+def in_one_line(error: BaseException) -> str:
+    """What a database's error says, without its SQL and parameters."""
+    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(getattr(error, "orig", None) or error).split())[:500]
 
 
 def _away(error: BaseException | None) -> bool:

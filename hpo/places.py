@@ -43,7 +43,7 @@ def check_places(ledger: Ledger, record: StudyRecord, runs: str) -> None:
         if kept != here and (is_url(runs) or not Path(here).is_dir()):
             raise ConfigError(
                 f"--runs {runs}: trial {trial.number} of study {record.name} is kept in {kept!a}, "
-                f"not in {here}; give the --runs that it is in, or move it"
+                f"not in {here}; give the --runs that it is in, or copy it there"
             )
     for teacher in ledger.teachers(record):
         what = f"study {record.name}: teacher {teacher.key!a}"

@@ -111,13 +111,15 @@ class Population:
         self._study.set_user_attr("compared_at", step)
         return begun
 
-    def fork_of(self, trial: FrozenTrial) -> dict[str, Any]:
-        """The train setting for where the trial begins: at its parent's checkpoint, or step 0."""
+    def fork_of(self, trial: FrozenTrial, folder: Callable[[int], str]) -> dict[str, Any]:
+        """The train setting for where the trial begins: at its parent's checkpoint, or step 0.
+
+        `folder` says where the run of a trial is, by its number.
+        """
         parent = trial.user_attrs.get("parent")
         if parent is None:
             return {}
-        run = self._trials()[parent].user_attrs["run_dir"]
-        return {"fork": {"run": run, "step": trial.user_attrs["parent_step"]}}
+        return {"fork": {"run": folder(parent), "step": trial.user_attrs["parent_step"]}}
 
     def _begin(self, exploit: Exploit, step: int) -> FrozenTrial:
         trials, storage = self._trials(), self._study._storage

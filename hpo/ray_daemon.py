@@ -11,11 +11,9 @@ from typing import Any
 import ray
 from ray import tune
 
+from hpo.outage import RayLost
+
 LOOK_SECONDS = 2.0
-
-
-class RayLost(Exception):
-    """Ray's daemon on this machine died."""
 
 
 class DaemonWatch(tune.Callback):  # type: ignore[misc]

@@ -39,8 +39,6 @@ from hpo.space import CategoricalDimension, Dimension, FloatDimension
 from trainer.settings import ConfigError, Section
 
 Space = Mapping[str, Dimension]
-MOST_POINTS = 100_000  # of a space, for a sampler that keeps all of them
-
 Trials = Annotated[int, Field(ge=1)]
 Population = Annotated[int, Field(ge=2)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -144,7 +142,9 @@ class Ax(SamplerSection):
 
 
 class CmaEs(SamplerSection):
-    """CMA-ES (Hansen 2016), its generations in the ledger; seeded by trial. The first is drawn."""
+    """CMA-ES (Hansen 2016), its generations in the ledger; seeded by the seed alone, as Optuna adds
+    the trial's number itself. The first trial is drawn.
+    """
 
     name: Literal["cmaes"]
     population: Population | None = None  # trials in a generation; null: 4 + 3 ln(dimensions)
@@ -154,7 +154,7 @@ class CmaEs(SamplerSection):
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
         """Optuna's sampler."""
         return CmaEsFromTrials(
-            seed=trial_seed,
+            seed=self.seed,
             independent_sampler=RandomSampler(seed=trial_seed),
             popsize=self.population,
             with_margin=self.margin,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 
 import optuna
@@ -27,6 +27,7 @@ from hpo.controller import LEDGER_ERRORS, Controller
 from hpo.live import Board
 from hpo.logs import LogObserver, logged
 from hpo.metrics import metrics_served
+from hpo.outage import RayLost, in_one_line
 from hpo.study import StudyConfig, check_machine, local_cpus
 from hpo.tracking import check_tracking, make_tracker
 from storage import Lease, LeaseHeld, LeaseLost, Ledger, StudyRecord
@@ -165,15 +166,19 @@ def _run_under(
             quiet.keep_in(local / record.name / "log.txt")
             logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
             console = Console(file=quiet.output)
-            place = runs.rstrip("/") if is_url(runs) else str(local)
             with (
                 logged(local / record.name, record.name, lease.controller_id),
                 metrics_served(ledger, record, config, metrics_port),
             ):
                 logger.info("process %d on %s runs it", os.getpid(), socket.gethostname())
-                ending = _run(ledger, record, config, lease, place, local, ray_address, console)
+                ending = _run(ledger, record, config, lease, runs, local, ray_address, console)
                 logger.info(ending.message if ending else "its lease was lost")
                 return ending
+    except (OSError, RayLost) as error:  # a full disk, for one
+        reason = " ".join(str(error).split())
+        return Ending(
+            1, f"left study {record.name}: {reason}; go on with: hpo resume {record.name}"
+        )
     finally:
         # A ledger that cannot be reached is why we leave; the lease then runs out by itself.
         with contextlib.suppress(*LEDGER_ERRORS):
@@ -208,15 +213,21 @@ def _run(
     guard = _Guard(ledger, record, lease, controller, board)
     with ExitStack() as stack:
         stack.callback(tracker.close)
-        scratch = local / record.name / f".tune-{lease.controller_id}"
-        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        scratch = Path(
+            stack.enter_context(TemporaryDirectory("-hpo-tune", ignore_cleanup_errors=True))
+        )
         stack.enter_context(ledger.heartbeat(lease, controller.report_error))
         namespace = f"hpo-{record.uid}-{lease.controller_id}"
         stack.enter_context(dispatch.ray_session(ray_address, namespace))
         stack.enter_context(guard.watching())
         stack.enter_context(board.shown())
-        dispatch.run_attempts(controller, scratch)
-    return None if isinstance(controller.broken, LeaseLost) else _ending(controller)
+        dispatch.run_attempts(controller, Path(scratch))
+    if isinstance(controller.broken, LeaseLost):
+        # Whoever asked it to stop does not want it to begin again.
+        name = record.name
+        stopped = Ending(INTERRUPTED, f"study {name} is stopped here; {_again(name)}")
+        return stopped if guard.asked_to_stop else None
+    return _ending(controller)
 
 
 class _Guard:
@@ -235,6 +246,7 @@ class _Guard:
         self._lease = lease
         self._controller = controller
         self._board = board
+        self.asked_to_stop = False  # by a signal, or `hpo stop`
         self._signalled = False
         self._looks = 0
 
@@ -295,7 +307,7 @@ class _Guard:
         return asked_at is not None and asked_at > self._lease.started_at
 
     def _stop(self, why: str) -> None:
-        self._controller.stopping = True
+        self.asked_to_stop = self._controller.stopping = True
         self._board.say(why)
 
 
@@ -332,11 +344,10 @@ def _recall(board: Board, study: optuna.Study) -> None:
 
 def _ending(controller: Controller) -> Ending:
     name = controller.study.study_name
-    again = f"hpo resume {name}"
     if controller.broken is not None:
-        return Ending(1, f"left study {name}: {controller.broken}; go on with: {again}")
+        return Ending(1, f"left study {name}: {in_one_line(controller.broken)}; {_again(name)}")
     if controller.stopping:
-        return Ending(INTERRUPTED, f"study {name} is stopped; go on with: {again}")
+        return Ending(INTERRUPTED, f"study {name} is stopped; {_again(name)}")
     complete = controller.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     gave_up = controller.gave_up
     if not complete:
@@ -344,8 +355,12 @@ def _ending(controller: Controller) -> Ending:
     if not any(is_feasible(trial) for trial in complete):
         return Ending(1, f"study {name}: no trial keeps its constraints; see: hpo trials {name}")
     if controller.failing:
-        return Ending(1, f"study {name} stopped: {gave_up}; go on with: {again}")
+        return Ending(1, f"study {name} stopped: {gave_up}; {_again(name)}")
     return Ending(0, f"study {name} is done{f': {gave_up}' if gave_up else ''}")
+
+
+def _again(name: str) -> str:
+    return f"go on with: hpo resume {name}"
 
 
 def _local_gpus(config: StudyConfig) -> int:

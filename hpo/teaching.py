@@ -79,6 +79,9 @@ class Teaching:
             return False
         ended = message.kind != "evaluated"
         with self._ledger.transaction(self._lease) as transaction:
+            if not transaction.teachers.is_open(key, attempt):
+                self.attempt = None  # its end was written, or another controller has taken over
+                return False
             if message.step:
                 written = transaction.teachers.record_step(current.job, message.step)
             if ended:
@@ -120,11 +123,10 @@ class Teaching:
                 return TeacherState.TRAINED, None
             case "busy":  # the other was a moment faster
                 return TeacherState.WAITING, None
-            case "stopped":
-                return TeacherState.WAITING, Reason.STOPPED
+            case "stopped" | "disk":
+                return TeacherState.WAITING, Reason(message.kind)
             case "worker_lost":
-                self._lost += 1
-                used_up = self._lost > self._config.failures.max_retries
+                used_up = self._lost >= self._config.failures.max_retries
                 return TeacherState.FAILED if used_up else TeacherState.WAITING, Reason.WORKER_LOST
             case kind:
                 return TeacherState.FAILED, Reason(kind)
@@ -135,6 +137,7 @@ class Teaching:
             self._lost = 0
         elif teacher.state is TeacherState.WAITING and teacher.reason is not None:
             self._waiting[0] = teacher
+            self._lost += teacher.reason is Reason.WORKER_LOST
         elif teacher.state is TeacherState.FAILED:
             last_line = (
                 f": {teacher.detail.strip().splitlines()[-1][:500]}" if teacher.detail else ""

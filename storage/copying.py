@@ -41,11 +41,13 @@ def copy_study(
     another one it is a new study. Returns how many rows of each table were written, and read back
     the same. Raises LeaseHeld while a controller runs the study, and StudyExists.
     """
-    changes: dict[str, Row] = {}
+    # A wish to stop was for its controllers, by another clock.
+    changes: dict[str, Row] = {"hpo_studies": {"stop_requested_at": None}}
     if name != study.name:
         digest = hashlib.sha256(document.encode()).hexdigest()
         ours = {"document": document, "document_sha256": digest, "uid": uuid.uuid4().hex}
-        changes = {"studies": {"study_name": name}, "hpo_studies": ours}
+        changes["studies"] = {"study_name": name}
+        changes["hpo_studies"] |= ours
     with _snapshot(source) as here:
         tables = _study_tables(here)
         _refuse_running(source, study)

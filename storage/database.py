@@ -23,7 +23,7 @@ from storage.trials import TrialStorage
 VERSION_TABLE = "hpo_alembic_version"
 HEAD = "0005"
 BUSY_SECONDS = 30  # how long SQLite waits for another writer
-IDLE_SECONDS = 60  # how long a transaction may do nothing in PostgreSQL; a sampler's time counts
+IDLE_SECONDS = 300  # how long a transaction may do nothing in PostgreSQL; a sampler's time counts
 
 
 def shown(url: str) -> str:

@@ -12,6 +12,7 @@ class Reason(StrEnum):
     DIVERGED = "diverged"  # the loss turned NaN or infinite, or passed its limit
     OUT_OF_MEMORY = "out_of_memory"
     WORKER_LOST = "worker_lost"  # a rank or node lost, a hang, an unreadable checkpoint
+    BUSY = "busy"  # a dead controller's rank still trains in the run folder
     DISK = "disk"  # the run folder's is full, read-only or gone; the study pauses
     ERROR = "error"  # the code raised
     PARKED = "parked"  # at a rung, checkpointed: goes on if it comes to be among the best there

@@ -24,7 +24,6 @@ class Tally:
 def tally(ledger: Reader, study: StudyRecord) -> Tally:
     """Count a study."""
     of_study = TRIALS.c.study_id == study.study_id
-    state = sa.cast(TRIALS.c.state, sa.String)
     attempts = sa.select(AttemptRow).join(TRIALS, TRIALS.c.trial_id == AttemptRow.trial_id)
     attempts = attempts.where(of_study)
     is_open = AttemptRow.ended_at.is_(None)
@@ -35,10 +34,6 @@ def tally(ledger: Reader, study: StudyRecord) -> Tally:
         .scalar_subquery()
     )
     with ledger._sessions() as session:
-        trials = session.execute(
-            sa.select(state, sa.func.count()).where(of_study).group_by(TRIALS.c.state)
-        )
-        by_state = {row[0]: row[1] for row in trials}
         counted = session.execute(
             attempts.with_only_columns(AttemptRow.reason, is_open, sa.func.count()).group_by(
                 AttemptRow.reason, is_open
@@ -50,7 +45,7 @@ def tally(ledger: Reader, study: StudyRecord) -> Tally:
         now = ledger._now(session)
     last = max((max(start, at or start) for start, at in heard), default=None)
     return Tally(
-        by_state,
+        dict(ledger.trial_counts(study)),
         {reason: count for reason, still_open, count in counted if not still_open},
         len(heard),
         None if last is None else max(0.0, now - last),

@@ -41,6 +41,12 @@ class TeacherWriter:
         row.began_at = self._now()
         return teacher_record(row)
 
+    def is_open(self, key: str, attempt: int) -> bool:
+        """Whether this controller's attempt of that number is the teacher's open one."""
+        row = self._teacher(key)
+        mine = row.controller_id == self._controller_id and row.attempts == attempt
+        return mine and row.began_at is not None
+
     def record_step(self, key: str, step: int) -> TeacherRecord:
         """Keep the optimizer step that the teacher has come to."""
         row = self._teacher(key)

@@ -113,7 +113,7 @@ def check_writable(url: str) -> None:
     """Raise ConfigError or StoreError unless objects can be written, read and deleted at `url`."""
     store = Store(url)
     name = f".hpo-{uuid.uuid4().hex}"
-    store.write(name, b"")
+    store.write(name, bytes(1 << 20))  # a megabyte: there may be a quota
     if store.read(name) is None:
         raise StoreError(f"{url}: what is written there cannot be read")
     store.delete([name])

@@ -36,13 +36,13 @@ def copy(
     from hpo.study import restore_study
     from storage.copying import copy_study
     from storage.database import shown
+    from trainer.settings import parse_document
 
     source = open_ledger(storage_url(storage))
     record = source.study(name)
     new_name = new_name or name
-    document = yaml.safe_dump(
-        {**yaml.safe_load(record.document), "study": new_name}, sort_keys=False
-    )
+    settings = parse_document(record.document, f"study {name}")
+    document = yaml.safe_dump({**settings, "study": new_name}, sort_keys=False)
     restore_study(document, new_name)
     counts = copy_study(source, record, to, name=new_name, document=document)
     for table, rows in counts.items():

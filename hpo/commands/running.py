@@ -110,9 +110,10 @@ def stop(name: Name, storage: Storage = None) -> None:
     record = ledger.study(name)
     if not _controllers(ledger, record):
         fail(f"study {name} is not being run")
+    asked = {c.controller_id for c in ledger.controllers(record) if c.alive}
     ledger.request_stop(record)
     say(f"asked {', '.join(_controllers(ledger, record))} to stop; waiting for checkpoints")
-    while _controllers(ledger, record):
+    while asked & {c.controller_id for c in ledger.controllers(record) if c.alive}:
         time.sleep(0.5)
     say(f"study {name} is stopped; go on with: hpo resume {name}")
 

@@ -190,6 +190,31 @@ def test_a_lost_worker_is_tried_again_until_its_retries_are_used_up(url: str) ->
     assert controller.failing
 
 
+def test_a_busy_run_folder_is_waited_for_and_counts_as_no_retry(url: str) -> None:
+    stage = Stage(url, failures={"max_retries": 0})
+    controller = stage.controller()
+    for _ in range(3):
+        assert play(controller, Message("busy", detail="another process")) == 0
+    finish(controller)
+    (trial,) = stage.trials
+    reasons = [attempt.reason for attempt in stage.ledger.trial_attempts(trial._trial_id)]
+    assert reasons == [Reason.BUSY, Reason.BUSY, Reason.BUSY, None]
+    assert trial.state is TrialState.COMPLETE
+
+
+def test_a_trial_that_is_due_again_soon_keeps_its_place(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller = Stage(url).controller()
+    monkeypatch.setattr("hpo.judge.FIRST_BACKOFF_SECONDS", 0.3)
+    play(controller, Message("worker_lost"))
+    assert controller.next() is None, "with one worker the study repeats, whatever it lost"
+    time.sleep(0.4)
+    again = controller.next()
+    assert again is not None
+    assert (again.number, again.attempt.number) == (0, 2)
+
+
 def test_what_an_attempt_says_after_its_end_is_left_alone(url: str) -> None:
     stage = Stage(url)
     controller = stage.controller()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from hpo import outage
 from hpo.controller import Controller
+from hpo.judge import Assignment
 from hpo.messages import Message
 from storage import Reason
 from tests.hpo.test_controller import Stage, finish, ppl
@@ -209,3 +211,42 @@ def test_a_disk_is_checked_by_writing_to_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         outage.check_disk(str(tmp_path / "file"))
+
+
+def test_a_disk_that_answers_but_has_no_room_is_not_tried_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_in(tmp_path, failures={"outage_seconds": 0.2})
+    lease = stage.ledger.acquire(stage.record)
+    controller = Controller(stage.ledger, stage.record, stage.config, lease, str(tmp_path / "runs"))
+    monkeypatch.setattr(outage, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(outage, "LONGEST_SECONDS", 0.1)
+    deadline = time.monotonic() + 30
+    while not controller.exhausted and time.monotonic() < deadline:
+        assignment = controller.next()
+        if assignment is not None:
+            assert isinstance(assignment, Assignment)
+            number = assignment.attempt.number
+            controller.handle(0, number, Message("disk", 10, detail="OSError: No space left"))
+    assert "No space left" in str(controller.broken)
+    attempts = stage.ledger.trial_attempts(stage.trials[0]._trial_id)
+    assert 2 <= len(attempts) < 20
+    assert {attempt.reason for attempt in attempts} == {Reason.DISK}
+
+
+def test_a_database_that_answers_but_takes_no_trial_is_not_tried_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_in(tmp_path, failures={"outage_seconds": 0.2})
+    controller = stage.controller()
+
+    def refuse(transaction: Any) -> None:
+        raise sa.exc.OperationalError("INSERT", {}, Exception("no space left on device"))
+
+    monkeypatch.setattr(controller._attempts, "first", refuse)
+    deadline = time.monotonic() + 30
+    while controller.broken is None and time.monotonic() < deadline:
+        assert controller.next() is None
+        controller.mend()
+    assert "no space left" in outage.in_one_line(controller.broken or Exception())
+    assert "SQL" not in outage.in_one_line(controller.broken or Exception())
