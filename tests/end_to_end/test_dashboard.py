@@ -76,6 +76,7 @@ def test_a_dashboard_for_others_opens_to_its_users_alone(desk: Desk) -> None:
         ("alice:secret", 0o600, "line 1 is not NAME:BCRYPT-HASH"),
         ("alice:{SHA}fEqNCco3Yq9h5ZUglD3CZJT4lBs=", 0o600, "line 1 is not NAME:BCRYPT-HASH"),
     ],
+    ids=["not private", "empty", "no hash", "another hash"],
 )
 def test_a_file_that_is_no_private_file_of_users_is_refused(
     text: str, mode: int, words: str, tmp_path: Path
