@@ -7,6 +7,7 @@ neither in its API nor on the card that shows what that says.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import socket
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIServer
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import optuna
 from optuna.storages import BaseStorage
@@ -38,47 +39,50 @@ def serve(
     Raises ConfigError for an address that cannot be had, and for one that others reach without a
     file of `users`.
     """
-    from bottle import run
     from optuna_dashboard import wsgi
 
     known = None if users is None else read_users(users)
-    address, port = _free(host, port)
+    family, address = _resolved(host)
     if known is None and not ipaddress.ip_address(address).is_loopback:
         raise ConfigError(
             f"--host {host}: others reach that address; give --users FILE, which "
             "`htpasswd -B -c FILE NAME` makes"
         )
-    shown = f"[{address}]" if ":" in address else address
     count_feasibility(ledger.storage)
     application = wsgi(ledger.storage)
-    say(f"dashboard of {ledger.url} at http://{shown}:{port}/dashboard (Ctrl-C ends it)")
-    run(
-        application if known is None else guarded(application, known),
-        host=address,
-        port=port,
-        server_class=_Server,
-    )
+    if known is not None:
+        application = guarded(application, known)
+    with _bound(family, address, host, port) as server:
+        server.set_app(application)
+        shown = f"[{address}]" if ":" in address else address
+        say(
+            f"dashboard of {ledger.url} at http://{shown}:{server.server_port}/dashboard "
+            "(Ctrl-C ends it)"
+        )
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
-def _free(host: str, port: int | None) -> tuple[str, int]:
-    """The numeric address of `host`, and `port`, or a free one, if it can be bound there."""
+def _resolved(host: str) -> tuple[int, str]:
+    """The family and the numeric address of `host`."""
     try:
-        found = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise ConfigError(f"--host {host}: no such address; use 127.0.0.1 or 0.0.0.0") from None
-    family, kind, *_, place = found[0]
-    with socket.socket(family, kind) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(place)
-        except OSError as error:
-            reason = str(error.strerror).lower()
-            if error.errno == errno.EADDRNOTAVAIL:
-                raise ConfigError(
-                    f"--host {host}: {reason}; use an address of this machine"
-                ) from None
-            raise ConfigError(f"--port {port}: {reason}; leave it out for a free one") from None
-        return str(place[0]), int(probe.getsockname()[1])
+    return found[0][0], str(found[0][4][0])
+
+
+def _bound(family: int, address: str, host: str, port: int | None) -> _Server:
+    """A server that has the address already: who is told of it may come at once."""
+    kind = type("_Server", (_Server,), {"address_family": family})
+    try:
+        server: _Server = kind((address, port or 0), WSGIRequestHandler)
+    except OSError as error:
+        reason = str(error.strerror).lower()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise ConfigError(f"--host {host}: {reason}; use an address of this machine") from None
+        raise ConfigError(f"--port {port}: {reason}; leave it out for a free one") from None
+    return server
 
 
 def count_feasibility(storage: BaseStorage) -> None:
