@@ -22,7 +22,7 @@ def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(desk: Desk) -> No
     desk.environment["WANDB_API_KEY"] = ""
     file = desk.write_study(
         resources={"concurrent_trials": 2},  # two cores have a place for one
-        train={"steps": 800, "eval_every": 100},
+        train={"steps": 600, "eval_every": 100},
         tracking={"wandb": {"project": "tests", "mode": "offline"}},
     )
     first = desk.start("start", str(file))
@@ -51,7 +51,7 @@ def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(desk: Desk) -> No
     assert "study tiny is done" in out
     trials = desk.study().trials
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 2
-    assert desk.steps(0) == list(range(100, 801, 100))
+    assert desk.steps(0) == list(range(100, 601, 100))
     shown = [desk.json("show", "tiny", number)["attempts"] for number in "01"]
     assert [[a["reason"] for a in attempts] for attempts in shown] == [
         ["stopped", "stopped", None]
@@ -60,13 +60,13 @@ def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(desk: Desk) -> No
     starts = [[a["first_step"] or 0 for a in attempts] for attempts in shown]
     assert all(steps == sorted(steps) for steps in starts)
     assert any(step > 100 and step % 100 for steps in starts for step in steps)
-    assert wandb_steps(desk) == {"tiny-0000": list(range(100, 801, 100)),
-                                 "tiny-0001": list(range(100, 801, 100))}  # fmt: skip
+    assert wandb_steps(desk) == {"tiny-0000": list(range(100, 601, 100)),
+                                 "tiny-0001": list(range(100, 601, 100))}  # fmt: skip
     reading_commands_agree(desk)
     log = [json.loads(line) for line in (desk.folder / "runs/tiny/log.jsonl").open()]
     assert {line["study"] for line in log} == {"tiny"}
     begun = [(line["trial"], line["attempt"]) for line in log if "begins" in line["message"]]
-    assert begun == [(0, 1), (0, 2), (0, 3), (1, 1)]
+    assert sorted(begun) == [(trial, attempt) for trial in (0, 1) for attempt in (1, 2, 3)]
 
     out = desk.hpo("resume", "tiny")
     assert "study tiny is done" in out
@@ -98,7 +98,7 @@ def reading_commands_agree(desk: Desk) -> None:
     trials = desk.json("trials", "tiny")
     assert trials[best["trial"]] == best
     shown = desk.json("show", "tiny", "0")
-    assert shown["metrics"]["800"]["valid_ppl"] == study.trials[0].value
+    assert shown["metrics"]["600"]["valid_ppl"] == study.trials[0].value
     for command in (["list"], ["status", "tiny"], ["trials", "tiny"], ["best", "tiny"]):
         text = desk.hpo(*command)
         assert "tiny" in text or "COMPLETE" in text
