@@ -56,7 +56,7 @@ class Ours:
         record = self.ledger.study(NAME)
         self._lease = self.ledger.acquire(record)
         self.controller = Controller(
-            self.ledger, record, config(pruner), self._lease, Path("/runs")
+            self.ledger, record, config(pruner), self._lease, "/runs"
         )
 
     def ask(self) -> None:
