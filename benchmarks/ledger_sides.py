@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Protocol
 
 import optuna
@@ -55,9 +54,7 @@ class Ours:
         self.ledger = Ledger.open(url)
         record = self.ledger.study(NAME)
         self._lease = self.ledger.acquire(record)
-        self.controller = Controller(
-            self.ledger, record, config(pruner), self._lease, "/runs"
-        )
+        self.controller = Controller(self.ledger, record, config(pruner), self._lease, "/runs")
 
     def ask(self) -> None:
         """Have a trial with parameters."""
