@@ -23,6 +23,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from benchmarks import tiny
 from benchmarks.chaos_checks import Check, check, trials_of
 from benchmarks.chaos_faults import FAULTS, possible
 from benchmarks.chaos_scene import STUDY, Command, Look, Scene
@@ -42,24 +43,13 @@ RESUMES = 20  # typed in a row without either
 def study(trials: int, seed: int, sampler: str) -> dict[str, Any]:
     """The study file: trials of 1 to 3 s, one at a time."""
     return {
+        **tiny.STUDY,
         "study": STUDY,
         "sampler": {"name": sampler, "seed": seed},
         "pruner": {"name": "asha", "min_steps": 80, "reduction_factor": 2},
         "budget": {"trials": trials},
-        "resources": {"ranks": 2, "cpus_per_rank": 1, "concurrent_trials": 1},
         "failures": {"max_retries": 10, "hang_seconds": 30},
-        "train": {
-            "steps": 160,
-            "eval_every": 20,
-            "data": {"name": "pydocs", "context": 32, "batch_size": 8},
-            "model": {"layers": 2, "d_model": 32, "heads": 2, "d_ff": 64, "dropout": 0.1},
-            "layerdrop": {"policy": "linear"},
-            "optim": {"warmup_steps": 5},
-        },
-        "space": {
-            "optim.lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
-            "layerdrop.p_init": {"type": "float", "low": 0.05, "high": 0.4},
-        },
+        "train": {**tiny.STUDY["train"], "steps": 160},
     }
 
 

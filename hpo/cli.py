@@ -59,14 +59,11 @@ def _one_line(error: Exception) -> str | None:
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
-    from storage import LedgerError
+    from storage import LedgerError, in_one_line
     from trainer.settings import ConfigError, one_line
 
     if isinstance(error, (ConfigError, LedgerError)):
         return one_line(str(error))
-    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
-        error = error.__cause__  # type: ignore[assignment]
-    if isinstance(error, SQLAlchemyError):
-        said = " ".join(str(getattr(error, "orig", None) or error).split())
-        return one_line(f"the database: {said}")
+    if isinstance(error, (SQLAlchemyError, StorageInternalError)):
+        return one_line(f"the database: {in_one_line(error)}")
     return None

@@ -17,8 +17,6 @@ from collections import deque
 from collections.abc import Sequence
 
 import optuna
-from optuna.exceptions import OptunaError
-from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.ahead import inform, make_ahead, ready
 from hpo.attempts import Attempts
@@ -26,7 +24,7 @@ from hpo.judge import Assignment, Judge, Verdict
 from hpo.limits import Limits
 from hpo.messages import Job, Message
 from hpo.observers import Observer, Observers
-from hpo.outage import DiskAway, Outage, check_disk, database_is_away, in_one_line
+from hpo.outage import LEDGER_ERRORS, DiskAway, Lifeline, check_disk, database_is_away
 from hpo.parking import Parking
 from hpo.places import study_folder
 from hpo.population import Explore, Population
@@ -38,18 +36,16 @@ from storage import (
     BudgetSpent,
     Lease,
     Ledger,
-    LedgerError,
     Reason,
     StudyRecord,
     Waiting,
+    in_one_line,
 )
 from trainer.store import StoreError
 
 logger = logging.getLogger("hpo.controller")
 
 LOOK_SECONDS = 1.0  # between two looks at what other controllers may have left
-
-LEDGER_ERRORS = (LedgerError, OptunaError, SQLAlchemyError)
 
 
 class Controller:
@@ -95,11 +91,9 @@ class Controller:
         self._attempts = Attempts(ledger, lease, self.study, config, self._folder, self._population)
         self._limits = Limits(ledger, record, config)
         self._teaching = Teaching(ledger, record, config, lease, self._observers.teacher)
-        self._database: Outage | None = None  # while it is away
-        self._unproven: Outage | None = None  # back, but nothing has been written since
+        self._database = Lifeline(config.failures.outage_seconds)
         self._kept: deque[tuple[Job, int, Message]] = deque()  # to be written when it is back
-        self._disk: Outage | None = None  # until an attempt has kept something again
-        self._disk_answers = False  # whether the last look at it found nothing
+        self._disk = Lifeline(config.failures.outage_seconds)
         self._next_look = 0.0
         self._lock = threading.RLock()
         inform(self.study)
@@ -124,7 +118,7 @@ class Controller:
                 return False
             if self._teaching.failure or self.stopping:
                 return True
-            if self._database or (self._disk and not self._disk_answers):
+            if self._database.away or self._disk.away:
                 return False
             try:
                 if self._may_begin() and not self._full:
@@ -156,7 +150,7 @@ class Controller:
                 self._lost_disk(str(error))
                 return None
             if attempt is not None:
-                self._unproven = None
+                self._database.kept()
             if not isinstance(attempt, Assignment):
                 return attempt
             self.running[attempt.number] = attempt
@@ -165,7 +159,7 @@ class Controller:
 
     def _may_execute(self) -> bool:
         full = len(self.running) >= self.config.resources.concurrent_trials
-        away = self._database is not None or self._disk_is_away()
+        away = self._database.away or self._disk_is_away()
         return not (self.stopping or self._teaching.failure or full or away)
 
     def _next_attempt(self) -> Assignment | TeacherAttempt | None:
@@ -234,41 +228,35 @@ class Controller:
             self._next_look = 0.0
             if self.broken:
                 return False
-            if self._database is None:
+            if not self._database.away:
                 try:
-                    goes_on = self._write(job, attempt, message)
-                    self._unproven = None
-                    return goes_on
+                    return self._write(job, attempt, message)
                 except LEDGER_ERRORS as error:
                     self.report_error(error)
-            if self._database is not None:
+            if self._database.away:
                 self._kept.append((job, attempt, message))
-            return self._database is not None and message.kind == "evaluated"
+            return self._database.away and message.kind == "evaluated"
 
     @property
     def waits_for_database(self) -> bool:
         """Whether the database is away."""
-        return self._database is not None
+        return self._database.away
 
     def report_error(self, error: Exception) -> None:
         """The ledger raised `error`: wait until it is back, or leave."""
         with self._lock:
             if not database_is_away(error):
                 self.abandon(error)
-            elif self._database is None and self._unproven is None:
-                self._database = Outage(error, self.config.failures.outage_seconds)
+                return
+            if not self._database.away:
                 logger.warning("the database is away, trainings go on: %s", in_one_line(error))
-            else:
-                self._database = self._database or self._unproven
-                assert self._database is not None
-                self._database.goes_on(error)
-                if self._database.over_limit:
-                    self.abandon(error)
+            if self._database.lost():
+                self.abandon(error)
 
     def mend(self) -> None:
         """With the database away, and if it is time: try it, and write what was kept."""
         with self._lock:
-            if self._database is None or self.broken or not self._database.due:
+            if self.broken or not self._database.due:
                 return
             kept = len(self._kept)
             try:
@@ -283,7 +271,7 @@ class Controller:
                 return
             seconds = self._database.seconds
             logger.warning("the database is back after %.0f s, %d messages kept", seconds, kept)
-            self._unproven, self._database = self._database, None
+            self._database.answered()
 
     def _let_go_of_unknown(self) -> None:
         # A commit whose answer was lost may have begun an attempt that nobody executes.
@@ -317,9 +305,10 @@ class Controller:
                 verdict = self._judge.written(assignment)  # by a commit whose answer was lost
             else:
                 verdict = self._judge.write(transaction, assignment, message, decide=not kept)
+        self._database.kept()
         self._judge.wrote(assignment, message)
         if message.kind in ("evaluated", "finished"):
-            self._disk = None  # what is reported has been kept
+            self._disk.kept()  # what is reported has a checkpoint
         if verdict is not None:
             self._follow(assignment, verdict, message.detail)
         self._observers.wrote(assignment, message, verdict)
@@ -333,24 +322,15 @@ class Controller:
             self._lost_disk(detail)
 
     def _lost_disk(self, detail: str | None) -> None:
-        """Something could not be kept: begin nothing until the disk answers, and that with pauses.
-
-        It may answer and still have no room for a checkpoint.
-        """
+        """Something could not be kept: begin nothing until the disk answers."""
         away = DiskAway(f"the disk of {self._folder}: {_last_line(detail)}")
-        self._disk_answers = False
-        if self._disk is None:
-            self._disk = Outage(away, self.config.failures.outage_seconds)
+        if not self._disk.away:
             logger.warning("the study pauses: %s", away)
-            return
-        self._disk.goes_on(away)
-        if self._disk.over_limit:
+        if self._disk.lost():
             self.abandon(away)
 
     def _disk_is_away(self) -> bool:
         """Whether something could not be kept, and the disk does not answer yet."""
-        if self._disk is None or self._disk_answers:
-            return False
         if self._disk.due:
             try:
                 check_disk(self._folder)
@@ -358,8 +338,8 @@ class Controller:
                 self._lost_disk(str(error))
             else:
                 logger.warning("the disk takes writes again after %.0f s", self._disk.seconds)
-                self._disk_answers = True
-        return not self._disk_answers
+                self._disk.answered()
+        return self._disk.away
 
     def abandon(self, error: Exception) -> None:
         """Leave everything as the ledger has it, because `error` keeps this from going on."""

@@ -194,7 +194,7 @@ def _key_in_netrc() -> bool:
 def ray(place: Place) -> Finding:
     """Ray: the cluster that is to be joined, or one of our own."""
     from hpo import dispatch
-    from hpo.service import cluster_resources
+    from hpo.room import cluster_resources
     from trainer.terminal import Quiet
 
     began = time.perf_counter()

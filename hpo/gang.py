@@ -8,13 +8,10 @@ for its next trial; a dead or hung rank never holds up the rest.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import re
 import time
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
@@ -23,6 +20,7 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskE
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from hpo.failures import Failure, first_cause, typed
 from hpo.messages import Job, Kind, Progress, named
 from hpo.rank_log import RankLog
 
@@ -33,17 +31,7 @@ T = TypeVar("T")
 
 SETTLE_SECONDS = 5.0  # after a first failure, how long the other ranks may take to say theirs
 _RANK_NAME = "rank-"
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV}
 POLL_SECONDS = 2.0  # between two looks at a gang's progress
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What a rank answers instead of raising: a typed end and its traceback."""
-
-    kind: Kind
-    detail: str
-    dead: bool = False  # the process is gone: what the others say is a consequence
 
 
 class GangFailure(Exception):
@@ -85,7 +73,7 @@ class Rank:
                 _use_network_of(ray.util.get_node_ip_address())
             self._world = join(self._rank, self._ranks, 0, address, port)
 
-        return _typed(enter)
+        return typed(enter)
 
     def start(
         self, job: Job, attempt: int, document: dict[str, Any]
@@ -117,7 +105,7 @@ class Rank:
             if run is not None:
                 run.close()
 
-        return _typed(free)
+        return typed(free)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def progress(self) -> Progress:
@@ -132,7 +120,7 @@ class Rank:
             self._run.request_stop()
 
     def _logged(self, work: Callable[[], T]) -> T | Failure:
-        answer = _typed(work)
+        answer = typed(work)
         if self._log is not None:
             self._log.keep()
         return answer
@@ -202,7 +190,7 @@ class Gang:
         failures = [answer for answer in answers if isinstance(answer, Failure)]
         if failures:
             self.kill()
-            cause = _cause(failures)
+            cause = first_cause(failures)
             raise GangFailure(cause.kind, cause.detail)
         return answers
 
@@ -292,60 +280,6 @@ def _answer(future: Any) -> Any:
         return Failure("error", str(error))
     except RayError as error:
         return Failure("worker_lost", f"{type(error).__name__}: {error}", dead=True)
-
-
-def _typed(work: Callable[[], T]) -> T | Failure:
-    """What `work` returns, or a Failure typed by what it raised."""
-    try:
-        return work()
-    except Exception as error:  # noqa: BLE001 - each becomes a typed reason in the ledger
-        return Failure(_kind(error), traceback.format_exc())
-
-
-def _kind(error: BaseException) -> Kind:
-    import torch
-    from torch.distributed import DistError
-
-    from trainer.checkpoint import CheckpointError
-    from trainer.folder import FolderInUse
-    from trainer.store import StoreError
-
-    text = str(error).lower()
-    if isinstance(error, StoreError) or _is_of_the_disk(error):
-        return "disk"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError)
-        and ("out of memory" in text or "can't allocate memory" in text)
-    ):
-        return "out_of_memory"
-    lost_peer = isinstance(error, RuntimeError) and any(
-        phrase in text for phrase in ("connection closed by peer", "connection reset", "gloo")
-    )
-    if isinstance(error, FolderInUse):
-        return "busy"
-    if isinstance(error, (CheckpointError, DistError, ConnectionError)) or lost_peer:
-        return "worker_lost"
-    return "error"
-
-
-def _is_of_the_disk(error: BaseException) -> bool:
-    """Whether a file could not be written or read because its disk is full, read-only or gone."""
-    rust = re.search(r"\(os error (\d+)\)", str(error))  # safetensors
-    number = int(rust[1]) if rust else getattr(error, "errno", None)
-    if number in _DISK:
-        return True
-    cause = error.__cause__ or error.__context__
-    return cause is not None and _is_of_the_disk(cause)
-
-
-def _cause(failures: list[Failure]) -> Failure:
-    """The first cause among what the ranks said: one that lost its peer only suffers from it."""
-
-    def rank(failure: Failure) -> int:
-        order: list[Kind] = ["out_of_memory", "disk", "error", "busy", "worker_lost"]
-        return 1 if failure.dead else 2 * order.index(failure.kind)
-
-    return min(failures, key=rank)
 
 
 def _use_network_of(address: str) -> None:

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from hpo.controller import LEDGER_ERRORS
+from hpo.outage import LEDGER_ERRORS
 from hpo.study import StudyConfig
 from storage import Ledger, StudyRecord
 from storage.tallies import tally

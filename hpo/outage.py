@@ -11,46 +11,60 @@ import time
 from pathlib import Path
 
 import sqlalchemy as sa
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import OptunaError, StorageInternalError
 
-from storage import RolledBack
+from storage import LedgerError, RolledBack
 from trainer.settings import is_url
 from trainer.store import check_writable
+
+LEDGER_ERRORS = (LedgerError, OptunaError, sa.exc.SQLAlchemyError)
 
 FIRST_SECONDS, LONGEST_SECONDS = 0.5, 15.0  # between two looks
 _PROBE_BYTES = 1 << 20
 
 
-class Outage:
-    """One of them, from its first error on."""
+class Lifeline:
+    """One such thing: whether it is away, when to look again, and when it was away for too long.
 
-    def __init__(self, error: Exception, limit_seconds: float) -> None:
-        self.error = error
-        self._began = time.monotonic()
+    An answer is not the end of an outage: a disk may answer and have no room, a database may answer
+    and take no row. It ends when something was kept there; until then a new error is the old one's.
+    """
+
+    def __init__(self, limit_seconds: float) -> None:
+        self.away = False
         self._limit = limit_seconds
-        self._pause = FIRST_SECONDS
-        self._next = self._began + self._pause
+        self._began: float | None = None  # None: all is well
+        self._pause = self._next = 0.0
 
     @property
     def seconds(self) -> float:
-        """How long it has lasted."""
-        return time.monotonic() - self._began
+        """How long the outage has lasted."""
+        return 0.0 if self._began is None else time.monotonic() - self._began
 
     @property
     def due(self) -> bool:
-        """Whether it is time to look again."""
-        return time.monotonic() >= self._next
+        """Whether it is away, and it is time to look again."""
+        return self.away and time.monotonic() >= self._next
 
-    @property
-    def over_limit(self) -> bool:
-        """Whether it has lasted for too long."""
-        return self.seconds > self._limit
-
-    def goes_on(self, error: Exception) -> None:
-        """Somebody looked, and met `error`: look less often."""
-        self.error = error
-        self._pause = min(2 * self._pause, LONGEST_SECONDS)
+    def lost(self) -> bool:
+        """It met an error: look again, later each time. Whether it has been away for too long."""
+        self.away = True
+        if self._began is None:
+            self._began, self._pause = time.monotonic(), FIRST_SECONDS
+            over = False
+        else:
+            self._pause = min(2 * self._pause, LONGEST_SECONDS)
+            over = self.seconds > self._limit
         self._next = time.monotonic() + self._pause
+        return over
+
+    def answered(self) -> None:
+        """Somebody looked, and met no error."""
+        self.away = False
+
+    def kept(self) -> None:
+        """Something was kept there."""
+        self.away, self._began = False, None
 
 
 class RayLost(RuntimeError):
@@ -66,13 +80,6 @@ def database_is_away(error: Exception) -> bool:
     if isinstance(error, StorageInternalError):  # Optuna's, around what SQLAlchemy raised
         return not isinstance(error.__cause__, sa.exc.DBAPIError) or _away(error.__cause__)
     return isinstance(error, (RolledBack, sa.exc.TimeoutError)) or _away(error)
-
-
-def in_one_line(error: BaseException) -> str:
-    """What a database's error says, without its SQL and parameters."""
-    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(getattr(error, "orig", None) or error).split())[:500]
 
 
 def _away(error: BaseException | None) -> bool:

@@ -11,6 +11,7 @@ from storage.errors import (
     RolledBack,
     StudyExists,
     StudyNotFound,
+    in_one_line,
 )
 from storage.leases import Lease
 from storage.ledger import Ledger
@@ -40,4 +41,5 @@ __all__ = [
     "Transaction",
     "Waiting",
     "check_study_name",
+    "in_one_line",
 ]

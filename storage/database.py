@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import scoped_session, sessionmaker
 
-from storage.errors import LedgerError
+from storage.errors import LedgerError, in_one_line
 from storage.session import JoinedSession
 from storage.trials import TrialStorage
 
@@ -133,8 +133,7 @@ def _plain_errors(url: URL) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, ImportError, RuntimeError, OSError) as error:
-        line = " ".join(str(getattr(error, "orig", None) or error).split())
-        reason = line
+        reason = in_one_line(error)
         for secret in (url.password, url.query.get("password")):
             reason = reason.replace(str(secret), "***") if secret else reason
         raise LedgerError(f"{shown(str(url))}: cannot be opened: {reason}") from None

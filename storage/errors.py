@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from optuna.exceptions import StorageInternalError
+
 
 class LedgerError(Exception):
     """The ledger cannot do what was asked; the message says why. Nothing was written."""
@@ -34,3 +36,10 @@ class LeaseHeld(LedgerError):
         super().__init__(message)
         self.controller = controller
         self.expires_in = expires_in  # seconds, by the database's clock
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error says, a database's without its SQL and parameters; not without passwords."""
+    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(getattr(error, "orig", None) or error).split())

@@ -51,7 +51,7 @@ def start(
 ) -> None:
     """Start a new study and run it until its budget is spent."""
     from hpo.metrics import check_port
-    from hpo.service import check_place
+    from hpo.room import check_place
     from hpo.study import find_study_file, load_study
     from hpo.teachers import with_teachers
 
@@ -87,7 +87,7 @@ def resume(
     """Go on with a study, from its ledger alone; with PostgreSQL, beside whoever runs it now."""
     from hpo.metrics import check_port
     from hpo.places import check_places
-    from hpo.service import check_place
+    from hpo.room import check_place
     from hpo.views import config_of
 
     ledger = open_ledger(storage_url(storage))

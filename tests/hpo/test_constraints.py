@@ -18,9 +18,9 @@ from rich.console import Console
 from hpo import tables, views
 from hpo.constraints import Constraint
 from hpo.dashboard import count_feasibility
+from hpo.guard import recall
 from hpo.live import Board
 from hpo.messages import Message
-from hpo.service import _recall
 from tests.hpo.test_controller import Stage, play
 from tests.hpo.test_study_files import refusal
 
@@ -137,7 +137,7 @@ def test_the_live_view_calls_no_infeasible_trial_best(url: str) -> None:
     assert board.best == (0, 6.0)
     assert "trial 1 COMPLETE valid_ppl 3, infeasible" in out.getvalue()
     resumed = Board(Console(file=out), "played", objective, 4, constraints)
-    _recall(resumed, controller.study)
+    recall(resumed, controller.study)
     assert resumed.best == (0, 6.0)
 
 

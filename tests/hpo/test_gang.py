@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from torch.distributed import DistNetworkError
 
 from hpo.dispatch import places
-from hpo.gang import Failure, GangFailure, _cause, _kind
+from hpo.failures import Failure, first_cause, kind_of
+from hpo.gang import GangFailure
 from hpo.study import Resources
 from trainer.checkpoint import CheckpointError
 from trainer.folder import FolderInUse
@@ -42,8 +43,8 @@ from trainer.store import StoreError
         (ZeroDivisionError(), "error"),
     ],
 )
-def test_an_exception_has_one_kind(error: Exception, kind: str) -> None:
-    assert _kind(error) == kind
+def test_an_exception_has_onekind_of(error: Exception, kind: str) -> None:
+    assert kind_of(error) == kind
 
 
 def test_the_cause_is_told_from_its_consequences() -> None:
@@ -51,10 +52,10 @@ def test_the_cause_is_told_from_its_consequences() -> None:
     raised = Failure("error", "ValueError")
     lost_peer = Failure("worker_lost", "Connection closed by peer")
     memory = Failure("out_of_memory", "MemoryError")
-    assert _cause([lost_peer, raised]) is raised
-    assert _cause([raised, dead]) is dead, "a rank whose peer died may raise anything"
-    assert _cause([lost_peer, memory]) is memory
-    assert _cause([lost_peer, dead]) is dead
+    assert first_cause([lost_peer, raised]) is raised
+    assert first_cause([raised, dead]) is dead, "a rank whose peer died may raise anything"
+    assert first_cause([lost_peer, memory]) is memory
+    assert first_cause([lost_peer, dead]) is dead
 
 
 def test_a_failure_says_what_it_is_after_a_journey_between_processes() -> None:

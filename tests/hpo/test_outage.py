@@ -19,7 +19,7 @@ from hpo import outage
 from hpo.controller import Controller
 from hpo.judge import Assignment
 from hpo.messages import Message
-from storage import Reason
+from storage import Reason, in_one_line
 from tests.hpo.test_controller import Stage, finish, ppl
 
 
@@ -248,5 +248,5 @@ def test_a_database_that_answers_but_takes_no_trial_is_not_tried_for_ever(
     while controller.broken is None and time.monotonic() < deadline:
         assert controller.next() is None
         controller.mend()
-    assert "no space left" in outage.in_one_line(controller.broken or Exception())
-    assert "SQL" not in outage.in_one_line(controller.broken or Exception())
+    assert "no space left" in in_one_line(controller.broken or Exception())
+    assert "SQL" not in in_one_line(controller.broken or Exception())

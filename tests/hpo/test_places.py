@@ -19,6 +19,7 @@ from hpo.cli import app, main
 from hpo.places import check_places, study_folder, trial_folder
 from hpo.study import load_study
 from storage import Ledger, LedgerError, StudyRecord, TeacherRecord, check_study_name
+from storage.names import is_study_name
 from tests.hpo.test_study_files import written
 from trainer.config import resolve
 from trainer.settings import ConfigError
@@ -81,6 +82,7 @@ def test_no_study_can_be_called_what_leads_out_of_its_folder(ledger: Ledger) -> 
 @pytest.mark.parametrize("name", ["a", "A.b-c_d", "2026-01-01", "a..b", "x" * 100])
 def test_a_name_of_plain_characters_will_do(name: str) -> None:
     check_study_name(name)
+    assert is_study_name(name)
 
 
 def test_every_command_refuses_a_study_that_another_program_has_called_so(

@@ -1,0 +1,120 @@
+"""Watches over a running controller from a thread of its own, and answers signals.
+
+Looks for wishes to stop, a database that is back, what other controllers have done, and the ranks'
+progress. Decides nothing about trials.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import optuna
+from optuna.trial import TrialState
+
+from hpo.constraints import is_feasible
+from hpo.controller import Controller
+from hpo.live import Board
+from storage import Lease, LeaseLost, Ledger, StudyRecord
+
+logger = logging.getLogger("hpo.service")
+
+INTERRUPTED = 130  # exit status
+POLL_SECONDS = 1.0
+LOOKS_AT_OTHERS = 5  # polls from one look at what other controllers have finished to the next
+
+
+class Guard:
+    """Watches over a running controller: signals, wishes to stop, a lost ledger, progress."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        record: StudyRecord,
+        lease: Lease,
+        controller: Controller,
+        board: Board,
+    ) -> None:
+        self.asked_to_stop = False  # by a signal, or `hpo stop`
+        self._ledger = ledger
+        self._record = record
+        self._lease = lease
+        self._controller = controller
+        self._board = board
+        self._signalled = False
+        self._looks = 0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Answer signals and follow the ranks while the block runs."""
+        done = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(done,), name="guard", daemon=True)
+        before = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # A handler may interrupt a print: it only leaves word for the thread that watches.
+        if self._signalled:
+            os._exit(INTERRUPTED)  # the second: leave at once, the checkpoints are what they are
+        self._signalled = True
+
+    def _watch(self, done: threading.Event) -> None:
+        while not done.wait(POLL_SECONDS):
+            try:
+                self._look()
+            except Exception:
+                # Whatever it was (Ray busy, say), the next look must still come.
+                logger.exception("could not look after the trials")
+
+    def _look(self) -> None:
+        from hpo import gang
+
+        self._controller.mend()
+        if not self._controller.stopping:
+            if self._signalled:
+                self._stop("stopping: running trials write a checkpoint; again to leave at once")
+            elif not self._controller.waits_for_database and self._asked_to_stop():
+                self._stop("stopping: asked to by `hpo stop`")
+        if isinstance(self._controller.broken, LeaseLost):
+            gang.kill_all()  # others go on with their trials
+        elif self._controller.stopping:
+            gang.request_stop()
+        self._looks += 1
+        if not self._controller.waits_for_database and self._looks % LOOKS_AT_OTHERS == 0:
+            self._count_others()
+        self._board.progress(gang.progress())
+
+    def _count_others(self) -> None:
+        controllers = self._ledger.controllers(self._record)
+        if sum(controller.alive for controller in controllers) > 1:
+            recall(self._board, self._controller.study)
+
+    def _asked_to_stop(self) -> bool:
+        asked_at = self._ledger.study(self._record.name).stop_requested_at
+        return asked_at is not None and asked_at > self._lease.started_at
+
+    def _stop(self, why: str) -> None:
+        self.asked_to_stop = self._controller.stopping = True
+        self._board.say(why)
+
+
+def recall(board: Board, study: optuna.Study) -> None:
+    """Show what all controllers of the study have done."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    board.finished = dict(Counter(trial.state.name for trial in trials))
+    for trial in trials:
+        if trial.state is TrialState.COMPLETE and trial.values and is_feasible(trial):
+            board.recall(trial.number, trial.values[0])

@@ -1,0 +1,86 @@
+"""Whether a study can run where it is to run: asked before anything is written to the ledger."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hpo.study import StudyConfig, check_machine, local_cpus
+from hpo.tracking import check_tracking
+from trainer.settings import ConfigError, is_url
+from trainer.store import StoreError, check_writable
+from trainer.terminal import Quiet
+
+
+def check_place(config: StudyConfig, runs: str, ray_address: str | None) -> None:
+    """Raise ConfigError unless a trial fits, `runs` can be written, and wandb, if asked, there."""
+    check_tracking(config.tracking)
+    if ray_address is None:
+        check_machine(config, local_cpus(), _local_gpus(config), "this machine")
+    else:
+        _check_cluster(config, ray_address)
+    _check_runs(runs)
+
+
+def _check_runs(runs: str) -> None:
+    if is_url(runs):
+        try:
+            check_writable(runs)
+        except (ConfigError, StoreError) as error:
+            raise ConfigError(f"--runs {error}") from None
+        return
+    folder = Path(runs).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"--runs {runs}: {there} is not a folder that can be written to")
+
+
+def cluster_resources(ray_address: str) -> tuple[float, float]:
+    """CPUs and GPUs of the Ray cluster at `ray_address`. Raises ConfigError if it is not ours."""
+    from hpo import dispatch
+
+    with _visited(ray_address):
+        return dispatch.cluster_size()
+
+
+def _check_cluster(config: StudyConfig, ray_address: str) -> None:
+    from hpo import dispatch
+
+    wanted = config.resources
+    with _visited(ray_address):
+        (cpus, gpus), places = dispatch.cluster_size(), dispatch.places(wanted)
+    check_machine(config, cpus, gpus, "the Ray cluster")
+    if places < wanted.ranks:
+        raise ConfigError(
+            f"study {config.study}: resources.ranks: {wanted.ranks} ranks need as many "
+            f"places, and the Ray cluster's nodes have {places}: one rank cannot be shared by two"
+        )
+
+
+@contextmanager
+def _visited(ray_address: str) -> Iterator[None]:
+    from hpo import dispatch
+
+    host, _, port = ray_address.rpartition(":")
+    try:
+        # Ray itself would try for minutes where nobody answers.
+        socket.create_connection((host, int(port)), timeout=10).close()
+        with Quiet(), dispatch.ray_session(ray_address, "hpo-check"):
+            yield
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"--ray-address {ray_address}: no Ray cluster of ours answers there, or "
+            f"$RAY_AUTH_TOKEN is not its token: {reason}"
+        ) from None
+
+
+def _local_gpus(config: StudyConfig) -> int:
+    if not config.resources.gpus_per_rank:
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
