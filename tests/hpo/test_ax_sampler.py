@@ -162,7 +162,7 @@ def test_a_controller_killed_after_8_of_16_trials_is_followed_by_the_same_points
                 controller.handle(assignment.number, 1, Message("finished", 300, ppl(10 + loss)))
 
     stage = Stage(f"sqlite:///{tmp_path}/whole.db", **changes)
-    controller = stage.controller(0.001)
+    controller = stage.controller()
     play(stage, controller, 8)
     # What a kill leaves is the ledger, as it is between two transactions.
     with (
@@ -174,6 +174,7 @@ def test_a_controller_killed_after_8_of_16_trials_is_followed_by_the_same_points
     heir = copy.copy(stage)
     heir.ledger = Ledger.open(f"sqlite:///{tmp_path}/killed.db")
     heir.record = heir.ledger.study("played")
+    heir.lapse()
     play(heir, heir.controller(), 16)
     assert [t.params for t in heir.trials] == [t.params for t in stage.trials]
     assert len({str(t.params) for t in stage.trials}) == 16

@@ -131,7 +131,7 @@ def test_the_live_view_calls_no_infeasible_trial_best(url: str) -> None:
     out = io.StringIO()
     objective, constraints = stage.config.objectives[0], stage.config.constraints
     board = Board(Console(file=out), "played", objective, 4, constraints)
-    controller = stage.controller(30, board)
+    controller = stage.controller(board)
     play(controller, ended(6))
     play(controller, ended(3, memory=1100))
     assert board.best == (0, 6.0)

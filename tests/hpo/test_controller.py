@@ -20,6 +20,7 @@ from hpo.live import Board
 from hpo.messages import Message
 from hpo.study import StudyConfig
 from storage import LeaseLost, Ledger, Reason, TeacherRecord
+from tests.leases import lapse
 from trainer.config import TrainConfig
 
 STUDY: dict[str, Any] = {
@@ -66,9 +67,13 @@ class Stage:
             "played", directions, names, document, budget, teachers
         )
 
-    def controller(self, lease_seconds: float = 30, *observers: Any) -> Controller:
-        lease = self.ledger.acquire(self.record, seconds=lease_seconds)
+    def controller(self, *observers: Any) -> Controller:
+        lease = self.ledger.acquire(self.record)
         return Controller(self.ledger, self.record, self.config, lease, "/runs", observers)
+
+    def lapse(self) -> None:
+        """The controllers are gone, and for so long that their leases have run out."""
+        lapse(self.ledger)
 
     @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:
@@ -119,7 +124,7 @@ def test_concurrent_trials_are_as_many_as_the_study_says(url: str) -> None:
 
 def test_observers_are_told_in_order(url: str) -> None:
     watcher = Watcher()
-    controller = Stage(url).controller(30, watcher)
+    controller = Stage(url).controller(watcher)
     play(controller, Message("evaluated", 100, ppl(9.0)), Message("finished", 300, ppl(8.0)))
     play(controller, Message("diverged", 120))
     assert watcher.seen == [
@@ -134,9 +139,9 @@ def test_a_resumed_study_proposes_what_the_uninterrupted_one_does(tmp_path: Path
         stage = Stage(f"sqlite:///{folder}/hpo.db", budget={"trials": 9})
         for number in range(9):
             if number % restart_every == 0:
-                controller = stage.controller(0.001)
+                controller = stage.controller()
             finish(controller, abs(number - 4.0))
-            time.sleep(0.002)
+            stage.lapse()
         return [trial.params for trial in stage.trials]
 
     uninterrupted = params(tmp_path / "a", restart_every=9)
@@ -152,11 +157,11 @@ def test_pending_trials_are_different_points(url: str) -> None:
 
 def test_an_orphan_keeps_number_and_parameters_and_goes_on_as_its_next_attempt(url: str) -> None:
     stage = Stage(url)
-    dead = stage.controller(0.001)
+    dead = stage.controller()
     orphan = dead.next()
     assert orphan is not None
     dead.handle(orphan.number, 1, Message("evaluated", 100, ppl(9.0), first_step=0))
-    time.sleep(0.01)
+    stage.lapse()
     heir = stage.controller()
     adopted = heir.next()
     assert adopted is not None
@@ -291,12 +296,12 @@ def test_a_stopped_study_hands_out_nothing_and_keeps_its_trials_running(url: str
 
 def test_hours_are_counted_over_all_controllers(url: str) -> None:
     stage = Stage(url, budget={"trials": 9, "hours": 1.0})
-    first = stage.controller(0.001)
+    first = stage.controller()
     finish(first)
     with stage.ledger._sessions() as session:  # as if the first controller had run for an hour
         session.execute(sa.text("UPDATE hpo_controllers SET started_at = started_at - 3600"))
         session.commit()
-    time.sleep(0.01)
+    stage.lapse()
     second = stage.controller()
     assert second.next() is None
     assert second.gave_up == "the budget of 1 hours is spent"
@@ -310,7 +315,7 @@ def test_an_objective_known_only_at_the_end_is_told_there_with_its_front(url: st
     }  # fmt: skip
     last = Message("finished", 300, {**ppl(8.0), "valid_ppl_depth_2": 9.5}, depth_front=[point])
     board = Board(Console(file=io.StringIO()), "played", stage.config.objectives[0], 4)
-    controller = stage.controller(30, board)
+    controller = stage.controller(board)
     play(controller, Message("evaluated", 100, ppl(9.0)), last)
     (trial,) = stage.trials
     assert (trial.value, trial.intermediate_values) == (9.5, {300: 9.5})
@@ -331,9 +336,9 @@ def test_several_objectives_are_told_together(url: str) -> None:
 
 def test_a_report_repeated_after_an_adoption_changes_nothing(url: str) -> None:
     stage = Stage(url)
-    dead = stage.controller(0.001)
+    dead = stage.controller()
     play(dead, Message("evaluated", 100, ppl(9.0)), Message("evaluated", 200, ppl(8.5)))
-    time.sleep(0.01)
+    stage.lapse()
     heir = stage.controller()
     play(
         heir,
@@ -347,11 +352,11 @@ def test_a_report_repeated_after_an_adoption_changes_nothing(url: str) -> None:
 
 def test_a_study_that_failed_too_often_may_be_resumed_when_that_is_mended(url: str) -> None:
     stage = Stage(url, failures={"max_failures": 2}, budget={"trials": 9})
-    first = stage.controller(0.001)
+    first = stage.controller()
     play(first, Message("error", detail="boom"))
     play(first, Message("error", detail="boom"))
     assert first.exhausted
-    time.sleep(0.01)
+    stage.lapse()
     second = stage.controller()
     finish(second)
     assert not second.exhausted
@@ -373,14 +378,14 @@ def test_device_hours_are_counted_while_trials_run_and_over_all_controllers(url:
         budget={"trials": 9, "device_hours": 1.0},
         resources={"ranks": 2, "concurrent_trials": 2},
     )
-    first = stage.controller(0.001)
+    first = stage.controller()
     assert first.next() is not None
     with stage.ledger._sessions() as session:  # as if the two ranks had run for half an hour
         session.execute(sa.text("UPDATE hpo_attempts SET started_at = started_at - 1801"))
         session.commit()
     assert first.next() is None
     assert first.gave_up == "the budget of 1 device-hours is spent"
-    time.sleep(0.01)
+    stage.lapse()
     second = stage.controller()
     finish(second)  # the orphan
     assert second.next() is None

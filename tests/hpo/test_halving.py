@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,7 @@ def test_it_trains_fewer_steps_than_asha_that_stops(tmp_path: Path) -> None:
 
 def test_a_controller_killed_while_trials_are_parked_loses_none_of_them(url: str) -> None:
     stage = stage_of_nine(url)
-    dead = stage.controller(0.001)
+    dead = stage.controller()
     for _ in range(4):
         assignment = dead.next()
         assert assignment is not None
@@ -134,7 +133,7 @@ def test_a_controller_killed_while_trials_are_parked_loses_none_of_them(url: str
         message = Message("evaluated", step, ppl(QUALITY[assignment.number]), first_step=step - 100)
         dead.handle(assignment.number, assignment.attempt.number, message)
     parked = [t.number for t in stage.trials if t.state is TrialState.RUNNING]
-    time.sleep(0.01)
+    stage.lapse()
     heir = stage.controller()
     trained = drive(heir, QUALITY)
     assert {number for number, first, _ in trained if first == 0} == set(range(9)) - set(parked)
@@ -156,8 +155,8 @@ def test_several_objectives_are_halved_by_the_metric_that_is_named(url: str) -> 
 
 def test_a_study_too_small_for_its_rungs_still_carries_one_trial_through(url: str) -> None:
     stage = stage_of_nine(url)
-    stage.ledger.acquire(stage.record, seconds=0.001, trials=2)
-    time.sleep(0.01)
+    stage.ledger.acquire(stage.record, trials=2)
+    stage.lapse()
     controller = Controller(
         stage.ledger,
         stage.ledger.study("played"),

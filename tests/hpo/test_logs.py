@@ -17,7 +17,7 @@ def test_every_line_says_its_study_and_controller_and_its_trial_and_attempt(
 ) -> None:
     stage = Stage(f"sqlite:///{tmp_path}/hpo.db")
     with logged(tmp_path, "played", 1):
-        controller = stage.controller(30, LogObserver())
+        controller = stage.controller(LogObserver())
         play(
             controller,
             Message("evaluated", 100, ppl(9.0)),

@@ -18,14 +18,15 @@ from hpo.controller import Controller
 from hpo.messages import Message
 from storage import LeaseLost, Ledger, Reason
 from tests.hpo.test_controller import Stage, finish, ppl
+from tests.leases import lapse
 
 ROOT = Path(__file__).parents[2]
 
 
-def joined(stage: Stage, seconds: float = 30) -> Controller:
+def joined(stage: Stage) -> Controller:
     """One controller more, with a ledger of its own as another process has."""
     ledger = Ledger.open(stage.ledger.url)
-    lease = ledger.acquire(stage.record, seconds=seconds, join=True)
+    lease = ledger.acquire(stage.record, join=True)
     return Controller(ledger, stage.record, stage.config, lease, "/runs")
 
 
@@ -67,9 +68,9 @@ class TestTwoControllers:
         self, ledger_url: str
     ) -> None:
         stage = Stage(ledger_url)
-        paused, other = joined(stage, seconds=0.2), joined(stage)
+        paused, other = joined(stage), joined(stage)
         assert paused.next() is not None
-        time.sleep(0.3)
+        lapse(stage.ledger, paused._lease)
         with other._ledger.transaction(other._lease) as transaction:  # as its heartbeat does
             transaction.reap()
         adopted = other.next()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +51,8 @@ class Grown(Stage):
         folder.mkdir(exist_ok=True)
         super().__init__(f"sqlite:///{folder}/hpo.db", **{**STUDY, **changes})
 
-    def controller(self, lease_seconds: float = 30, *observers: Any) -> Controller:
-        lease = self.ledger.acquire(self.record, seconds=lease_seconds)
+    def controller(self, *observers: Any) -> Controller:
+        lease = self.ledger.acquire(self.record)
         assert self.config.schedule is not None
         explore = make_explore(self.config.schedule, self.config.space, self.config.sampler.seed)
         return Controller(self.ledger, self.record, self.config, lease, "/runs", observers, explore)
@@ -61,7 +60,7 @@ class Grown(Stage):
     def run(self, seed: int = 0, kill_after: int | None = None) -> None:
         """Train to the end, in an order from `seed`, with a kill after so many messages each."""
         rng, said = random.Random(seed), 0
-        controller, running = self.controller(0.001), list[Assignment]()
+        controller, running = self.controller(), list[Assignment]()
         while not controller.exhausted:
             while (assignment := controller.next()) is not None:
                 assert isinstance(assignment, Assignment)
@@ -71,8 +70,8 @@ class Grown(Stage):
                 running.pop(at)
             said += 1
             if kill_after and said % kill_after == 0:
-                time.sleep(0.002)  # the lease runs out
-                controller, running = self.controller(0.001), []
+                self.lapse()
+                controller, running = self.controller(), []
 
     @staticmethod
     def advance(controller: Controller, assignment: Assignment) -> bool:

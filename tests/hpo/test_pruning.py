@@ -113,7 +113,8 @@ def test_trials_are_compared_at_equal_tokens(url: str) -> None:
         optuna.load_study(study_name="played", storage=stage.ledger.storage).enqueue_trial(
             {"data.batch_size": size}
         )
-    assert train(stage.controller(0.001), {100: 20.0, 200: 10.0}) is None
+    assert train(stage.controller(), {100: 20.0, 200: 10.0}) is None
+    stage.lapse()
     controller = stage.controller()  # which has seen nothing of the first
     assert train(controller, {100: 30.0, 200: 19.0}) is None, "20.0 at as many tokens"
     assert train(controller, {200: 21.0}) == 200
@@ -122,11 +123,13 @@ def test_trials_are_compared_at_equal_tokens(url: str) -> None:
 def test_a_kill_between_evaluations_changes_no_decision(url: str) -> None:
     pruner = {"name": "asha", "metric": "valid_ppl", "min_steps": 100, "reduction_factor": 2}
     stage = Stage(url, pruner=pruner, objectives=BOTH)
-    assert train(stage.controller(0.001), GOOD) is None
-    controller = stage.controller(0.001)
+    assert train(stage.controller(), GOOD) is None
+    stage.lapse()
+    controller = stage.controller()
     first = controller.next()
     assert first is not None
     assert controller.handle(first.job, 1, Message("evaluated", 100, metrics(19.0)))
+    stage.lapse()
     again = stage.controller()
     second = again.next()
     assert second is not None

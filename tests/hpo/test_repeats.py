@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -56,11 +55,11 @@ def test_a_trial_that_falls_behind_is_repeated_no_more(url: str) -> None:
 
 def test_a_kill_between_two_trainings_repeats_none_and_leaves_none_out(url: str) -> None:
     stage = Stage(url, repeats=3)
-    dead = stage.controller(0.001)
+    dead = stage.controller()
     train(dead, 5.0)
     assert stage.trials[0].state is TrialState.RUNNING
     assert dead.next() is not None, "the second has begun"
-    time.sleep(0.01)
+    stage.lapse()
     heir = stage.controller()
     assert [train(heir, value).repeat for value in (6.0, 7.0)] == [1, 2]
     assert stage.trials[0].value == 6.0

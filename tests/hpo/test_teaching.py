@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def teach(controller: Controller, *messages: Message) -> int:
 def test_no_trial_starts_before_the_teacher_is_trained(url: str, folder: Path) -> None:
     watcher = Watcher()
     stage = Stage(url, [planned(folder)], resources={"cpus_per_rank": 2, "concurrent_trials": 2})
-    controller = stage.controller(30, watcher)
+    controller = stage.controller(watcher)
     lesson = controller.next()
     assert lesson is not None
     assert (lesson.config["output_dir"], lesson.config["threads"]) == (str(folder), 2)
@@ -89,7 +88,7 @@ def test_a_teacher_that_another_process_trains_is_waited_for_and_then_reused(
 ) -> None:
     watcher = Watcher()
     stage = Stage(url, [planned(folder)])
-    controller = stage.controller(30, watcher)
+    controller = stage.controller(watcher)
     # The other process is a moment faster: it has the lock when our attempt asks for it.
     teach(controller, Message("busy"))
     folder.mkdir(parents=True)
@@ -114,9 +113,9 @@ def test_a_teacher_goes_on_after_a_stop_and_after_a_kill(url: str, folder: Path)
     (teacher,) = stage.ledger.teachers(stage.record)
     assert (teacher.state, teacher.reason, teacher.step) == ("waiting", Reason.STOPPED, 7)
     stage.ledger.release(stopped._lease)
-    killed = stage.controller(0.001)
+    killed = stage.controller()
     assert killed.next() is not None
-    time.sleep(0.01)
+    stage.lapse()
     heir = stage.controller()
     assert killed.handle(KEY, 2, Message("finished", 30)) is False
     assert teach(heir, Message("finished", 30)) == 3
@@ -125,7 +124,7 @@ def test_a_teacher_goes_on_after_a_stop_and_after_a_kill(url: str, folder: Path)
 
 def test_a_lost_worker_is_tried_again_and_then_ends_the_study(url: str, folder: Path) -> None:
     stage = Stage(url, [planned(folder)], failures={"max_retries": 1})
-    controller = stage.controller(0.001)
+    controller = stage.controller()
     teach(controller, Message("worker_lost", detail="rank 1 died"))
     teach(controller, Message("worker_lost", detail="Traceback\nrank 1 died"))
     assert controller.next() is None
@@ -133,7 +132,7 @@ def test_a_lost_worker_is_tried_again_and_then_ends_the_study(url: str, folder: 
     assert controller.failing
     assert controller.gave_up == f"its teacher {KEY} failed (worker_lost): rank 1 died"
     assert stage.trials == []
-    time.sleep(0.01)
+    stage.lapse()
     mended = stage.controller()
     teach(mended, Message("finished", 30))
     finish(mended)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sqlite3
-import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -17,22 +16,19 @@ import sqlalchemy as sa
 from storage import LeaseHeld, Ledger, LedgerError, Point, Reason, StudyExists, StudyRecord
 from storage.copying import copy_study
 from tests.conftest import empty_database
+from tests.leases import lapse
 from tests.storage.test_ledger import MINIMIZE, new_study, run_trial
 from tests.storage.test_teachers import PLANNED
 
 BACKENDS = ("sqlite", "postgresql")
-VERSIONS = {
-    "version_info",
-    "alembic_version",
-    "hpo_alembic_version",
-}  # of the database, not a study
+VERSIONS = {"version_info", "alembic_version", "hpo_alembic_version"}  # not of a study
 
 
 def full_study(ledger: Ledger) -> StudyRecord:
     """A study that has a row in every table: its controller is dead, and left a trial open."""
     run_trial(ledger, ledger.acquire(new_study(ledger, "elsewhere")))  # ids begin later than at 1
     study = ledger.create_study("full", MINIMIZE, ["valid_ppl"], "study: full\n", 9, [PLANNED])
-    lease = ledger.acquire(study, seconds=0.01)
+    lease = ledger.acquire(study)
     loaded = optuna.load_study(study_name="full", storage=ledger.storage)
     loaded.set_user_attr("note", "ü")
     with ledger.transaction(lease) as tx:
@@ -66,7 +62,7 @@ def full_study(ledger: Ledger) -> StudyRecord:
         study.study_id, "NSGAIISampler:parent:1", [orphan._trial_id, trial._trial_id]
     )
     ledger.enqueue(study, [Point({"lr": 0.5}, {"by": "hand"})])
-    time.sleep(0.02)
+    lapse(ledger)
     return ledger.study("full")
 
 

@@ -8,6 +8,7 @@ import optuna
 import pytest
 
 from storage import Lease, LeaseLost, Ledger, Reason, StudyRecord, TeacherRecord, TeacherState
+from tests.leases import lapse
 from tests.storage.test_ledger import MINIMIZE
 
 PLANNED = TeacherRecord("0a1b", "/cache/teachers/0a1b", "steps: 30\n", 30)
@@ -66,9 +67,9 @@ def test_a_lost_controller_leaves_its_teacher_waiting_and_may_not_write_of_it(
     ledger: Ledger,
 ) -> None:
     study = new_study(ledger, PLANNED)
-    dead = ledger.acquire(study, seconds=0.1)
+    dead = ledger.acquire(study)
     begin(ledger, dead)
-    time.sleep(0.2)
+    lapse(ledger)
     heir = ledger.acquire(study)
     (left,) = ledger.teachers(study)
     assert (left.state, left.reason) == (TeacherState.WAITING, Reason.CONTROLLER_LOST)
