@@ -49,7 +49,7 @@ class Attempts:
         trial.set_user_attr("run_dir", folder)
         attempt = transaction.begin_attempt(trial._trial_id, devices=self._config.resources.ranks)
         document = self._config.trial_document(params, folder)
-        return Assignment(trial.number, trial, attempt, document, params)
+        return Assignment(trial.number, trial, attempt, document, params, until=self._until)
 
     def next(self, trial_id: int) -> Assignment | None:
         """Of a trial that waits: its number and parameters stay as they are.
@@ -74,4 +74,10 @@ class Attempts:
         if repeat:
             reported = document["steps"]
         document = repeat_document(document, repeat)
-        return Assignment(trial.number, trial, attempt, document, frozen.params, reported, repeat)
+        return Assignment(
+            trial.number, trial, attempt, document, frozen.params, reported, repeat, self._until
+        )
+
+    @property
+    def _until(self) -> int | None:
+        return None if self._population is None else self._population.barrier

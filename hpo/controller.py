@@ -233,9 +233,10 @@ class Controller:
                     return self._write(job, attempt, message)
                 except LEDGER_ERRORS as error:
                     self.report_error(error)
-            if self._database.away:
-                self._kept.append((job, attempt, message))
-            return self._database.away and message.kind == "evaluated"
+            if not self._database.away:
+                return False
+            self._kept.append((job, attempt, message))
+            return message.kind == "evaluated" and not self._waits_at(job, message.step)
 
     @property
     def waits_for_database(self) -> bool:
@@ -304,7 +305,8 @@ class Controller:
             if kept and not transaction.is_open(assignment.attempt):
                 verdict = self._judge.written(assignment)  # by a commit whose answer was lost
             else:
-                verdict = self._judge.write(transaction, assignment, message, decide=not kept)
+                decide = not kept or assignment.waits_at(message.step)
+                verdict = self._judge.write(transaction, assignment, message, decide=decide)
         self._database.kept()
         self._judge.wrote(assignment, message)
         if message.kind in ("evaluated", "finished"):
@@ -313,6 +315,10 @@ class Controller:
             self._follow(assignment, verdict, message.detail)
         self._observers.wrote(assignment, message, verdict)
         return verdict is None
+
+    def _waits_at(self, job: Job, step: int) -> bool:
+        assignment = self.running.get(job) if isinstance(job, int) else None
+        return assignment is not None and assignment.waits_at(step)
 
     def _follow(self, assignment: Assignment, verdict: Verdict, detail: str | None) -> None:
         del self.running[assignment.number]

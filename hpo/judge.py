@@ -38,6 +38,11 @@ class Assignment:
     params: dict[str, Any]
     reported_step: int = 0  # last optimizer step the ledger has metrics of
     repeat: int = 0  # which of the trial's trainings it is
+    until: int | None = None  # in a population: the optimizer step at which it waits for the others
+
+    def waits_at(self, step: int) -> bool:
+        """Whether the attempt may not train past `step`, whatever its evaluation says."""
+        return self.until is not None and max(step, self.reported_step) >= self.until
 
     @property
     def job(self) -> int:
@@ -190,8 +195,7 @@ class Judge:
         if assignment.repeat > 0:
             return None
         if self._population is not None:
-            waits = max(step, assignment.reported_step) >= self._population.barrier
-            return Verdict(Reason.PARKED, None) if waits else None
+            return Verdict(Reason.PARKED, None) if assignment.waits_at(step) else None
         if self.halving is not None:
             curves = self.curves()
             resource = max(curves[assignment.number], default=0)

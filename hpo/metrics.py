@@ -10,13 +10,13 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import optuna
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from hpo.outage import LEDGER_ERRORS
 from hpo.study import StudyConfig
+from hpo.views import best_trial
 from storage import Ledger, StudyRecord
 from storage.tallies import tally
 from trainer.settings import ConfigError
@@ -103,16 +103,15 @@ class StudyCollector(Collector):
         }
         help_text = "Until a controller's lease runs out; negative: it has, nobody renews it."
         yield self._gauge("lease_seconds", help_text, ages, "controller")
-        yield self._gauge("best_value", "The best feasible trial's value.", self._best(), "metric")
+        yield self._gauge(
+            "best_value", "The best feasible trial's value.", self._best(record), "metric"
+        )
 
-    def _best(self) -> dict[str, float | None]:
-        if len(self._config.objectives) > 1:
-            return {}
-        study = optuna.load_study(study_name=self._study, storage=self._ledger.storage)
-        try:
-            return {self._config.objectives[0].metric: study.best_value}
-        except ValueError:
-            return {}  # no feasible trial has completed yet
+    def _best(self, record: StudyRecord) -> dict[str, float | None]:
+        objectives, constrained = self._config.objectives, bool(self._config.constraints)
+        directions = [objective.direction for objective in objectives]
+        trial = best_trial(self._ledger, record, directions, constrained=constrained)
+        return {} if trial is None else {objectives[0].metric: trial.value}
 
     def _gauge(
         self, name: str, says: str, values: Mapping[str, float | None], label: str | None = None

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from storage import Ledger, StudyRecord
 from trainer.config import resolve
 from trainer.settings import ConfigError, is_url, parse_document
-from trainer.teacher import content_folder, is_trained
+from trainer.teacher import content_folder, is_key, is_trained
 
 
 def study_folder(runs: str, study: str) -> str:
@@ -49,6 +49,8 @@ def check_places(ledger: Ledger, record: StudyRecord, runs: str) -> None:
         what = f"study {record.name}: teacher {teacher.key!a}"
         if is_trained(teacher.folder, teacher.steps):
             continue
+        if not is_key(teacher.key):  # it becomes part of a path
+            raise ConfigError(f"{what}: no key of a teacher's content; the ledger was changed")
         here = teacher_folder(folder, teacher.key)
         if not is_url(runs):
             here = str(content_folder(resolve(parse_document(teacher.config, what), what)))

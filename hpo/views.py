@@ -88,6 +88,26 @@ def best_trials(ledger: Ledger, name: str) -> list[View]:
     return [best] if best else []
 
 
+def best_trial(
+    ledger: Ledger, record: StudyRecord, directions: Sequence[str], *, constrained: bool
+) -> FrozenTrial | None:
+    """The best COMPLETE and feasible trial; None without one, or with several objectives."""
+    if len(directions) > 1:
+        return None
+    if not constrained:  # and so every complete trial is feasible
+        try:
+            return ledger.storage.get_best_trial(record.study_id)
+        except ValueError:
+            return None
+    complete = ledger.trials(record, TrialState.COMPLETE)
+    sign = 1 if directions[0] == "minimize" else -1
+    return min(
+        (trial for trial in complete if is_feasible(trial)),
+        key=lambda trial: sign * (trial.values or [math.inf])[0],
+        default=None,
+    )
+
+
 def config_of(record: StudyRecord) -> StudyConfig:
     """The study's settings, as the ledger keeps them."""
     return restore_study(record.document, record.name)
@@ -126,23 +146,15 @@ class _Study:
             "trials": sum(states.values()) - states["WAITING"],
             "budget": self.record.budget_trials,
             "states": dict(states),
-            "controller": ", ".join(f"process {c.pid} on {c.host}" for c in alive) or None,
+            "controller": ", ".join(map(str, alive)) or None,
         }
 
     def best(self) -> View | None:
-        if len(self.objectives) > 1:
-            return None
-        if not self.constraints:  # and so every complete trial is feasible
-            try:
-                return self.view(self._ledger.storage.get_best_trial(self.record.study_id))
-            except ValueError:
-                return None
-        complete = self._ledger.trials(self.record, TrialState.COMPLETE)
-        feasible = [trial for trial in complete if is_feasible(trial)]
-        if not feasible:
-            return None
-        sign = 1 if self.objectives[0]["direction"] == "minimize" else -1
-        return self.view(min(feasible, key=lambda t: sign * (t.values or [math.inf])[0]))
+        directions = [objective["direction"] for objective in self.objectives]
+        trial = best_trial(
+            self._ledger, self.record, directions, constrained=bool(self.constraints)
+        )
+        return None if trial is None else self.view(trial)
 
     def view(self, trial: FrozenTrial, attempts: Sequence[Attempt] | None = None) -> View:
         if attempts is None:

@@ -119,9 +119,8 @@ def _refuse_running(source: Ledger, study: StudyRecord) -> None:
     for controller in source.controllers(study):
         if controller.alive:
             raise LeaseHeld(
-                f"study {study.name} is being run by process {controller.pid} on "
-                f"{controller.host}: `hpo stop {study.name}` first; if it was killed, its lease "
-                f"runs out in {controller.expires_in:.0f} s",
+                f"study {study.name} is being run by {controller}: `hpo stop {study.name}` first; "
+                f"if it was killed, its lease runs out in {controller.expires_in:.0f} s",
                 controller.controller_id,
                 controller.expires_in,
             )

@@ -42,12 +42,12 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
     Creates database file and tables if `create`. Raises LedgerError, naming the URL without its
     password, when it cannot be opened or was written by a newer version.
     """
-    parsed = _parse(url)
-    _check_sqlite_file(parsed, create)
-    with _plain_errors(parsed):
-        _check_version(_read_version(parsed), create)
+    parsed = parse(url)
+    check_sqlite_file(parsed, create)
+    with plain_errors(parsed):
+        check_version(_read_version(parsed), create)
         storage = TrialStorage(
-            parsed.render_as_string(hide_password=False), engine_kwargs=_engine_options(parsed)
+            parsed.render_as_string(hide_password=False), engine_kwargs=engine_options(parsed)
         )
         if storage.engine.dialect.name == "sqlite":
             sa.event.listen(storage.engine, "connect", _set_up_sqlite)
@@ -63,10 +63,10 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
 
 def has_ledger(url: str) -> bool:
     """Whether there is a ledger at `url`. Makes nothing. Raises LedgerError as `open_storage`."""
-    parsed = _parse(url)
+    parsed = parse(url)
     if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
         return False
-    with _plain_errors(parsed):
+    with plain_errors(parsed):
         return _read_version(parsed) is not None
 
 
@@ -77,7 +77,7 @@ def clock(dialect: str) -> sa.ColumnElement[float]:
     return sa.literal_column("extract(epoch from clock_timestamp())::float8", sa.Double())
 
 
-def _parse(url: str) -> URL:
+def parse(url: str) -> URL:
     try:
         parsed = make_url(url)
         parsed.get_dialect()
@@ -93,7 +93,7 @@ def _parse(url: str) -> URL:
     return parsed
 
 
-def _check_sqlite_file(url: URL, create: bool) -> None:
+def check_sqlite_file(url: URL, create: bool) -> None:
     if url.get_backend_name() != "sqlite":
         return
     if not url.database or url.database == ":memory:":
@@ -105,7 +105,7 @@ def _check_sqlite_file(url: URL, create: bool) -> None:
         raise LedgerError(f"{path}: the folder {path.parent} does not exist")
 
 
-def _engine_options(url: URL) -> dict[str, Any]:
+def engine_options(url: URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": BUSY_SECONDS}}
     # A server gone without a word is noticed in seconds, not by TCP's own quarter of an hour.
@@ -129,7 +129,7 @@ def _set_up_postgresql(connection: Any, _: object) -> None:
 
 
 @contextmanager
-def _plain_errors(url: URL) -> Iterator[None]:
+def plain_errors(url: URL) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, ImportError, RuntimeError, OSError) as error:
@@ -141,14 +141,14 @@ def _plain_errors(url: URL) -> Iterator[None]:
 
 def _read_version(url: URL) -> str | None:
     # On an engine of its own: Optuna's storage writes tables as soon as it is made.
-    engine = sa.create_engine(url, **_engine_options(url))
+    engine = sa.create_engine(url, **engine_options(url))
     with engine.connect() as connection:
-        version = _version(connection)
+        version = tables_version(connection)
     engine.dispose()
     return version
 
 
-def _check_version(version: str | None, create: bool) -> None:
+def check_version(version: str | None, create: bool) -> None:
     if version is None and not create:
         raise RuntimeError("it holds no ledger; `hpo start` makes one")
     if version is not None and version > HEAD:
@@ -163,7 +163,7 @@ def _migrate(engine: Engine) -> None:
         if engine.dialect.name == "sqlite":
             # sqlite3 begins no transaction for tables by itself: a kill would leave half of them.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
-        if _version(connection) == HEAD:
+        if tables_version(connection) == HEAD:
             return
         from alembic import command
         from alembic.config import Config
@@ -174,7 +174,7 @@ def _migrate(engine: Engine) -> None:
         command.upgrade(config, "head")
 
 
-def _version(connection: Connection) -> str | None:
+def tables_version(connection: Connection) -> str | None:
     if not sa.inspect(connection).has_table(VERSION_TABLE):
         return None
     version: str | None = connection.scalar(sa.text(f"SELECT version_num FROM {VERSION_TABLE}"))  # noqa: S608

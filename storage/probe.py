@@ -13,13 +13,13 @@ from sqlalchemy.engine import Connection
 
 from storage.database import (
     HEAD,
-    _check_sqlite_file,
-    _check_version,
-    _engine_options,
-    _parse,
-    _plain_errors,
-    _version,
+    check_sqlite_file,
+    check_version,
     clock,
+    engine_options,
+    parse,
+    plain_errors,
+    tables_version,
 )
 from storage.errors import LedgerError
 
@@ -42,15 +42,15 @@ def probe(url: str) -> Probe | None:
 
     Raises LedgerError, without the password, when that cannot be done or the ledger is too new.
     """
-    parsed = _parse(url)
-    _check_sqlite_file(parsed, create=True)
+    parsed = parse(url)
+    check_sqlite_file(parsed, create=True)
     file = Path(parsed.database or "")
     if parsed.get_backend_name() == "sqlite" and not file.exists():
         if not os.access(file.parent, os.W_OK | os.X_OK):
             raise LedgerError(f"{file}: the folder {file.parent} cannot be written to")
         return None
-    with _plain_errors(parsed):
-        engine = sa.create_engine(parsed, **_engine_options(parsed))
+    with plain_errors(parsed):
+        engine = sa.create_engine(parsed, **engine_options(parsed))
         try:
             with engine.connect() as connection:
                 return _try_out(connection)
@@ -59,8 +59,8 @@ def probe(url: str) -> Probe | None:
 
 
 def _try_out(connection: Connection) -> Probe:
-    tables = _version(connection)
-    _check_version(tables, create=True)
+    tables = tables_version(connection)
+    check_version(tables, create=True)
     now = sa.select(clock(connection.dialect.name))
     took = []
     for _ in range(ROUND_TRIPS):

@@ -33,6 +33,9 @@ class Controller:
     seen_at: float
     expires_in: float  # seconds left of the lease; negative when it has run out
 
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
     @property
     def alive(self) -> bool:
         """Whether it holds a lease that has not run out."""

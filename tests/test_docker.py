@@ -19,11 +19,13 @@ GROUPS = {"hpo": typer.main.get_command(app), "ray": ray_cli}
 
 
 def commands(service: dict[str, Any]) -> list[list[str]]:
-    """What a service runs of ours and Ray's; of a script, each line that does."""
+    """What a service runs of ours and Ray's; of a script, each line that does, with each verb."""
     command = service.get("command", [])
     if command[:2] != ["sh", "-c"]:
         return [command] if command else []
-    lines = command[2].replace("$$verb", "resume").replace("exec ", "").splitlines()
+    script = command[2].replace("exec ", "")
+    lines = [line for verb in ("start", "resume")
+             for line in script.replace("$$verb", verb).splitlines()]  # fmt: skip
     words = [shlex.split(line.partition("||")[0]) for line in lines]
     return [line for line in words if line and line[0] in GROUPS]
 

@@ -78,7 +78,7 @@ def run_here(run: str, step: int | None = None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def teacher_folder(url: str) -> Path:
+def brought_teacher(url: str) -> Path:
     """A folder of this node's cache with the ended run at `url`, brought once for all its gangs.
 
     Raises ConfigError where no run has ended there.

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.config import TrainConfig, absolute, absolute_data, load
 from trainer.data import cache_dir, fingerprint
-from trainer.remote import has_finished, teacher_folder
+from trainer.remote import brought_teacher, has_finished
 from trainer.settings import ConfigError, is_url
 
 KEY_LENGTH = 16  # hex digits
@@ -66,7 +67,7 @@ def find_teacher(student: TrainConfig) -> Teacher | None:
         return None
     assert student.distillation.teacher is not None, "its config says so"
     named = absolute(student.distillation.teacher, Path())
-    path = teacher_folder(named) if is_url(named) else Path(named)
+    path = brought_teacher(named) if is_url(named) else Path(named)
     teacher = _in_folder(path) if path.is_dir() else _of_config(path)
     _check_fits(teacher, student, path)
     return teacher
@@ -115,6 +116,11 @@ def _of_config(path: Path) -> Teacher:
 def content_folder(config: TrainConfig) -> Path:
     """Where the run of a teacher is, by its content. Raises ConfigError for missing data."""
     return Path(absolute(str(cache_dir()), Path())) / "teachers" / _key(config)
+
+
+def is_key(text: str) -> bool:
+    """Whether `text` can name a teacher by its content."""
+    return re.fullmatch(f"[0-9a-f]{{{KEY_LENGTH}}}", text) is not None
 
 
 def _teacher(config: TrainConfig, folder: Path | None) -> Teacher:

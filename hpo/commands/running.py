@@ -235,4 +235,4 @@ def _run(
 
 
 def _controllers(ledger: Ledger, record: StudyRecord) -> list[str]:
-    return [f"process {c.pid} on {c.host}" for c in ledger.controllers(record) if c.alive]
+    return [str(c) for c in ledger.controllers(record) if c.alive]

@@ -21,6 +21,7 @@ from hpo.judge import Assignment
 from hpo.messages import Message
 from storage import Reason, in_one_line
 from tests.hpo.test_controller import Stage, finish, ppl
+from tests.hpo.test_population import Grown
 
 
 @pytest.fixture(autouse=True)
@@ -250,3 +251,18 @@ def test_a_database_that_answers_but_takes_no_trial_is_not_tried_for_ever(
         controller.mend()
     assert "no space left" in in_one_line(controller.broken or Exception())
     assert "SQL" not in in_one_line(controller.broken or Exception())
+
+
+def test_a_member_of_a_population_waits_for_the_others_meanwhile(tmp_path: Path) -> None:
+    """Trained further, it would have let go of the checkpoint that others go on from."""
+    stage = Grown(tmp_path)
+    controller = stage.controller()
+    member = controller.next()
+    assert isinstance(member, Assignment)
+    with away(tmp_path):
+        assert controller.handle(0, 1, Message("evaluated", 50, ppl(9.0), first_step=0))
+        assert not controller.handle(0, 1, Message("evaluated", 100, ppl(8.0), first_step=0))
+    controller.mend()
+    (waiting,) = stage.ledger.waiting(stage.record)
+    assert (waiting.number, waiting.parked) == (0, True)
+    assert stage.trials[0].intermediate_values == {50: 9.0, 100: 8.0}

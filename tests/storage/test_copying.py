@@ -90,6 +90,7 @@ def said(ledger: Ledger, name: str) -> dict[str, Any]:
         "metrics": [ledger.metrics(trial_id) for trial_id in numbers],
         "results": [ledger.results(trial_id) for trial_id in numbers],
         "depth_fronts": [ledger.depth_front(trial_id) for trial_id in numbers],
+        "waiting": {(numbers[each.trial_id], each.parked) for each in ledger.waiting(study)},
         "teachers": ledger.teachers(study),
         "controllers": [
             (c.host, c.pid, c.started_at, c.seen_at) for c in ledger.controllers(study)
@@ -137,7 +138,11 @@ def test_a_copy_says_all_that_the_study_says(
     (lost,), (teacher,) = after["attempts"][1], after["teachers"]
     assert (lost.reason, lost.ended_at) == (Reason.CONTROLLER_LOST, before["controllers"][0][3])
     assert (teacher.state, teacher.reason) == ("waiting", Reason.CONTROLLER_LOST)
-    closed = {"attempts": {**before["attempts"], 1: [lost]}, "teachers": [teacher]}
+    closed = {
+        "attempts": {**before["attempts"], 1: [lost]},
+        "teachers": [teacher],
+        "waiting": {*before["waiting"], (1, False)},
+    }
     assert after == {**before, **closed}
     assert [c.state for c in target.controllers(target.study("full"))] == ["lost"]
 
