@@ -274,11 +274,11 @@ def _parameters(space: Space) -> list[Any]:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Keep Ax's talk, and its libraries' warnings, off the terminal while the block runs."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ax.utils.common.logger  # noqa: F401 (its handlers are there then)
+
+        # Theirs alone: `logging.disable` is everybody's, and two threads leave it set.
+        for handler in logging.getLogger("ax").handlers:
+            handler.setLevel(logging.CRITICAL)
+        yield

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from hpo import judge
+
+torch.set_num_threads(1)  # Ax's models are too small to share, and the cores are busy
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import sqlite3
 from pathlib import Path
@@ -17,7 +18,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo import ahead
+from hpo import ahead, ax_sampler
 from hpo.ax_sampler import AxSampler, _experiment, _read
 from hpo.controller import Assignment, Controller
 from hpo.messages import Message
@@ -179,3 +180,9 @@ def test_a_controller_killed_after_8_of_16_trials_is_followed_by_the_same_points
     assert [t.params for t in heir.trials] == [t.params for t in stage.trials]
     assert len({str(t.params) for t in stage.trials}) == 16
     assert {t.user_attrs["suggested_by"] for t in stage.trials} == {"ax"}
+
+
+def test_others_are_heard_while_ax_is_silent() -> None:
+    with ax_sampler._silence():
+        assert logging.getLogger("hpo").isEnabledFor(logging.WARNING)
+        assert {handler.level for handler in logging.getLogger("ax").handlers} == {logging.CRITICAL}
