@@ -33,11 +33,9 @@ from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.orm import Session
 
-FEW = 1_000  # trials, whose rows are read by their ids
+FEW = 1_000  # trials, whose rows are read by their ids, of all tables at once
 
 _distribution = lru_cache(maxsize=1_000)(json_to_distribution)  # trials share theirs
-_report = TrialIntermediateValueModel.stored_repr_to_intermediate_value
-_value = TrialValueModel.stored_repr_to_value
 
 
 def newer_or_named(study_id: int, than: int, trial_ids: Collection[int]) -> sa.ColumnElement[bool]:
@@ -80,13 +78,9 @@ class TrialStorage(RDBStorage):
     def _read(self, wanted: sa.ColumnElement[bool]) -> list[FrozenTrial]:
         with _create_scoped_session(self.scoped_session) as session:
             trials = _bare(session, wanted)
-            ids: Any = list(trials)
-            if not ids:
-                return []
-            if len(ids) > FEW:
-                ids = sa.select(TrialModel.trial_id).where(wanted)
-            with _no_cycles_looked_for():
-                _fill(session, trials, ids)
+            if trials:
+                with _no_cycles_looked_for():
+                    _fill(trials, _rows(session, wanted, list(trials)))
         return list(trials.values())
 
 
@@ -108,39 +102,78 @@ def _bare(session: Session, wanted: sa.ColumnElement[bool]) -> dict[int, FrozenT
     }
 
 
-def _fill(session: Session, trials: dict[int, FrozenTrial], ids: Any) -> None:
-    def rows(model: Any, *columns: Any) -> Iterable[Any]:
-        (key,) = sa.inspect(model).primary_key
-        query = sa.select(model.trial_id, *columns).where(model.trial_id.in_(ids)).order_by(key)
-        # Another controller may have added a trial since.
-        return (row for row in session.execute(query) if row[0] in trials)
+def _rows_of(
+    table: int, model: Any, *, name: Any = None, at: Any = None, number: Any = None, text: Any
+) -> sa.Select[Any]:
+    """Rows that belong to trials: (table, row's id, trial's id, name, at, number, text)."""
+    (key,) = sa.inspect(model).primary_key
+    return sa.select(
+        sa.literal_column(str(table), sa.Integer).label("of"),
+        key.label("row_id"),
+        model.trial_id.label("trial_id"),
+        (sa.cast(sa.null(), sa.Text) if name is None else name).label("name"),
+        (sa.cast(sa.null(), sa.Integer) if at is None else at).label("at"),
+        (sa.cast(sa.null(), sa.Float(53)) if number is None else number).label("number"),
+        sa.cast(text, sa.Text).label("text"),
+    )
 
-    param = TrialParamModel
-    for trial_id, name, value, text in rows(
-        param, param.param_name, param.param_value, param.distribution_json
-    ):
-        trial, name, distribution = trials[trial_id], intern(name), _distribution(text)
-        trial.distributions[name] = distribution
-        trial.params[name] = distribution.to_external_repr(value)
-    of_value = TrialValueModel
-    for trial_id, objective, value, kind in rows(
-        of_value, of_value.objective, of_value.value, of_value.value_type
-    ):
-        trial = trials[trial_id]
-        values = trial.values or []
-        values += [0.0] * (objective + 1 - len(values))
-        values[objective] = _value(value, kind)
-        trial.values = values
-    user, system = TrialUserAttributeModel, TrialSystemAttributeModel
-    for trial_id, key, text in rows(user, user.key, user.value_json):
-        trials[trial_id].user_attrs[intern(key)] = json.loads(text)
-    for trial_id, key, text in rows(system, system.key, system.value_json):
-        trials[trial_id].system_attrs[intern(key)] = json.loads(text)
-    reported = TrialIntermediateValueModel
-    for trial_id, step, value, kind in rows(
-        reported, reported.step, reported.intermediate_value, reported.intermediate_value_type
-    ):
-        trials[trial_id].intermediate_values[step] = _report(value, kind)
+
+_PARAM, _VALUE, _USER, _SYSTEM, _REPORT = range(5)
+_param, _value, _report = TrialParamModel, TrialValueModel, TrialIntermediateValueModel
+_user, _system = TrialUserAttributeModel, TrialSystemAttributeModel
+_TABLES: dict[Any, sa.Select[Any]] = {
+    _param: _rows_of(
+        _PARAM, _param,
+        name=_param.param_name, number=_param.param_value, text=_param.distribution_json,
+    ),
+    _value: _rows_of(
+        _VALUE, _value, at=_value.objective, number=_value.value, text=_value.value_type
+    ),
+    _user: _rows_of(_USER, _user, name=_user.key, text=_user.value_json),
+    _system: _rows_of(_SYSTEM, _system, name=_system.key, text=_system.value_json),
+    _report: _rows_of(
+        _REPORT, _report,
+        at=_report.step, number=_report.intermediate_value, text=_report.intermediate_value_type,
+    ),
+}  # fmt: skip
+# One question instead of five, which a controller asks for its trials all the time.
+_OF_FEW = sa.union_all(
+    *(rows.where(model.trial_id.in_(sa.bindparam("ids", expanding=True)))
+      for model, rows in _TABLES.items())
+).order_by("of", "row_id")  # fmt: skip
+
+
+def _rows(session: Session, wanted: sa.ColumnElement[bool], ids: list[int]) -> Iterator[Any]:
+    """What the trials `ids`, which are those `wanted`, have in other tables, in its order there."""
+    if len(ids) <= FEW:
+        yield from session.execute(_OF_FEW, {"ids": ids})
+        return
+    many = sa.select(TrialModel.trial_id).where(wanted)
+    for model, rows in _TABLES.items():
+        yield from session.execute(rows.where(model.trial_id.in_(many)).order_by("row_id"))
+
+
+def _fill(trials: dict[int, FrozenTrial], rows: Iterable[Any]) -> None:
+    for of, _, trial_id, name, at, number, text in rows:
+        trial = trials.get(trial_id)
+        if trial is None:  # another controller has added it since
+            continue
+        if of == _REPORT:
+            kind = _report.TrialIntermediateValueType[text]
+            value = _report.stored_repr_to_intermediate_value(number, kind)
+            trial.intermediate_values[at] = value
+        elif of == _PARAM:
+            name, distribution = intern(name), _distribution(text)
+            trial.distributions[name] = distribution
+            trial.params[name] = distribution.to_external_repr(number)
+        elif of == _VALUE:
+            values = trial.values or []
+            values += [0.0] * (at + 1 - len(values))
+            values[at] = _value.stored_repr_to_value(number, _value.TrialValueType[text])
+            trial.values = values
+        else:
+            attrs = trial.user_attrs if of == _USER else trial.system_attrs
+            attrs[intern(name)] = json.loads(text)
 
 
 @contextmanager
