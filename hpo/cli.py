@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from hpo.commands import data, operating, reading, running
+from hpo.commands import data, operating, reading, running, writing
 from hpo.commands.common import fail
 
 app = typer.Typer(
@@ -33,6 +33,8 @@ app.command()(reading.best)
 app.command()(reading.transfer)
 app.command()(reading.schedule)
 app.command()(reading.dashboard)
+app.command()(writing.report)
+app.command()(writing.export)
 app.command()(operating.doctor)
 
 data_app = typer.Typer(no_args_is_help=True, help="The published data sets.")

@@ -206,6 +206,24 @@ class Reader:
                     found[trial_id][step] = metrics[metric]
         return dict(found)
 
+    def last_metrics(self, study: StudyRecord) -> dict[int, dict[str, Any]]:
+        """All metrics of each trial of the study at its last step, by trial id."""
+        last = (
+            sa.select(MetricsRow.trial_id, sa.func.max(MetricsRow.step).label("step"))
+            .join(TRIALS, TRIALS.c.trial_id == MetricsRow.trial_id)
+            .where(TRIALS.c.study_id == study.study_id)
+            .group_by(MetricsRow.trial_id)
+            .subquery()
+        )
+        with self._sessions() as session:
+            rows = session.execute(
+                sa.select(MetricsRow.trial_id, MetricsRow.metrics).join(
+                    last,
+                    (last.c.trial_id == MetricsRow.trial_id) & (last.c.step == MetricsRow.step),
+                )
+            )
+            return {trial_id: dict(metrics) for trial_id, metrics in rows}
+
     def results(self, trial_id: int) -> list[dict[str, float]]:
         """The last metrics of each training of a trial that has several, in order."""
         with self._sessions() as session:

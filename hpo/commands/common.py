@@ -93,15 +93,16 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def write(text: str, file: Path | None) -> None:
-    """Print `text`, or write it to `file`, whole or not at all."""
+def write(content: str | bytes, file: Path | None) -> None:
+    """Print a text, or write `content` to `file`, whole or not at all."""
     if file is None:
-        print(text, end="")
+        print(content, end="")
         return
     aside = file.with_name(f".{file.name}.writing")
     try:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_bytes(content if isinstance(content, bytes) else content.encode())
         aside.replace(file)
     except OSError as error:
+        aside.unlink(missing_ok=True)
         fail(f"-o {file}: cannot be written: {error.strerror}")
     say(f"wrote {file}")

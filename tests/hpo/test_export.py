@@ -1,0 +1,66 @@
+"""A study as a table: what was written is what pandas reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from hpo.commands.writing import export
+from hpo.export import table
+from tests.hpo.long_studies import MARKUP, START, written
+from tests.hpo.test_controller import Stage
+from trainer.settings import ConfigError
+
+READERS: dict[str, Any] = {
+    ".csv": pd.read_csv,
+    ".parquet": pd.read_parquet,
+    ".json": pd.read_json,
+}
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_a_table_is_read_back_as_it_was(tmp_path: Path, suffix: str) -> None:
+    url = f"sqlite:///{tmp_path}/hpo.db"
+    kept = table(written(url, 8, ("valid_ppl", "step_seconds")).ledger, "played")
+    export("played", tmp_path / f"table{suffix}", url)
+    read = READERS[suffix](tmp_path / f"table{suffix}")
+    for column in ("started", "ended"):
+        read[column] = pd.to_datetime(read[column], utc=True, format="ISO8601")
+    kept["feasible"] = read["feasible"] = None  # the study has nothing to keep
+    pd.testing.assert_frame_equal(read, kept, check_dtype=False, rtol=1e-6)
+
+
+def test_a_row_says_what_became_of_a_trial(tmp_path: Path) -> None:
+    rows = table(written(f"sqlite:///{tmp_path}/hpo.db", 8).ledger, "played").set_index("number")
+    lost = rows.loc[4]
+    assert (lost["state"], lost["attempts"], lost["device_seconds"]) == ("COMPLETE", 2, 7.6)
+    assert lost["started"].timestamp() == START + 4
+    assert lost["ended"].timestamp() == pytest.approx(START + 7.9)
+    assert lost["metric.valid_ppl"] == pytest.approx(lost["value.valid_ppl"] * (1 + 200 / 300))
+    assert rows.loc[1, "param.layerdrop.policy"] == MARKUP
+    assert rows["state"].tolist().count("PRUNED") == 4
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_a_study_without_trials_is_a_table_without_rows(tmp_path: Path, suffix: str) -> None:
+    url = f"sqlite:///{tmp_path}/hpo.db"
+    Stage(url)
+    export("played", tmp_path / f"table{suffix}", url)
+    assert len(READERS[suffix](tmp_path / f"table{suffix}")) == 0
+
+
+def test_choices_of_several_types_fit_into_parquet() -> None:
+    from hpo.export import _parquet
+
+    assert _parquet(pd.DataFrame({"param.x": ["auto", 8, None, True]}))
+
+
+def test_another_suffix_is_refused_by_the_names_of_the_three(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/hpo.db"
+    Stage(url)
+    with pytest.raises(ConfigError, match=r"table\.xlsx: the name must end in \.csv, \.parquet, "):
+        export("played", tmp_path / "table.xlsx", url)
+    assert not (tmp_path / "table.xlsx").exists()

@@ -1,0 +1,163 @@
+"""The page about a study: what is on it, and what must never be."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.trial import create_trial
+from plotly.offline import get_plotlyjs
+
+from hpo.report import at_edges, page
+from tests.hpo.long_studies import MARKUP, written
+from tests.hpo.test_controller import Stage
+
+ROOT = Path(__file__).parents[2]
+Page = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def page_of(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """The page of a study, made once."""
+    made: dict[Any, str] = {}
+
+    def get(*of: Any) -> str:
+        if of not in made:
+            url = f"sqlite:///{tmp_path_factory.mktemp('ledger')}/hpo.db"
+            made[of] = page(written(url, *of).ledger, "played")
+        return made[of]
+
+    return get
+
+
+def own(html: str) -> str:
+    """The page without plotly.js."""
+    library = get_plotlyjs()
+    assert html.count(library) == 1
+    return html.replace(library, "")
+
+
+def headings(html: str) -> list[str]:
+    return re.findall("<h2>(.*?)</h2>", html)
+
+
+def drawn(html: str) -> int:
+    return own(html).count("Plotly.newPlot(")
+
+
+def test_a_page_of_twelve_trials_shows_everything(page_of: Page) -> None:
+    html = page_of(12)
+    assert headings(html) == [
+        "Best trial", "valid_ppl: history", "valid_ppl: parameter importances",
+        "valid_ppl: parallel coordinates", "valid_ppl: slices", "valid_ppl: learning curves",
+        "Time line", "Failures", "Cost", "The study file", "This page",
+    ]  # fmt: skip
+    assert drawn(html) == 7, "six parameters are two rows of slices"
+    assert "Left out" not in html
+    assert "12 of 12 trials begun" in html
+    assert "optim.lr:" in html, "the study file"
+    assert re.search(r"optuna \d+\.", own(html))
+    assert re.search(r"git commit [0-9a-f]{40}", own(html)) or not (ROOT / ".git").exists()
+
+
+@pytest.mark.parametrize("trials", [12, 2000])
+def test_a_page_loads_nothing_and_stays_small(page_of: Page, trials: int) -> None:
+    html = page_of(trials)
+    assert len(html.encode()) < 10e6
+    assert not re.search(r"""(src|href)\s*=|url\(|@import|https?://""", own(html))
+    assert "default-src 'none'" in html
+
+
+def test_a_page_of_two_thousand_trials_says_what_it_leaves_out(page_of: Page) -> None:
+    html = page_of(2000)
+    assert "Of 1000 trials the best 20 and a sample of the others, 200 in all." in html
+    assert "The newest 2000; 250 earlier ones are left out." in html
+    assert "The newest 20 of 500." in html
+
+
+def test_whatever_the_ledger_says_is_text(page_of: Page) -> None:
+    html = own(page_of(12))
+    assert "alert(" in html
+    assert MARKUP not in html
+    scripts = len(re.findall("<script", html))
+    assert scripts == html.count("</script>") == 1 + drawn(page_of(12))
+
+
+@pytest.mark.parametrize(("trials", "why"), [(0, "No trial is complete yet"), (1, "need 5")])
+def test_a_page_of_too_few_trials_says_why_figures_are_missing(
+    page_of: Page, trials: int, why: str
+) -> None:
+    html = page_of(trials)
+    assert why in html
+    assert drawn(html) >= trials
+
+
+def test_each_of_several_objectives_has_its_history_and_importances(page_of: Page) -> None:
+    found = headings(page_of(24, ("valid_ppl", "step_seconds")))
+    for metric in ("valid_ppl", "step_seconds"):
+        assert {f"{metric}: history", f"{metric}: parameter importances"} <= {*found}
+    assert "Pareto front" in found
+    assert "Best trials: the Pareto front" in found
+    assert "Depth front" in headings(page_of(1))
+
+
+@pytest.mark.parametrize(
+    ("value", "dimension", "edge"),
+    [
+        (1.05e-4, FloatDistribution(1e-4, 1e-2, log=True), "lower end of its space (0.0001)"),
+        (3e-4, FloatDistribution(1e-4, 1e-2, log=True), None),
+        (3e-4, FloatDistribution(1e-4, 1.0), "lower end of its space (0.0001)"),
+        (0.39, FloatDistribution(0.0, 0.4), None),
+        (0.395, FloatDistribution(0.0, 0.4), "upper end of its space (0.4)"),
+        (8, IntDistribution(2, 8), "upper end of its space (8)"),
+        (5, IntDistribution(5, 5), None),
+    ],
+)
+def test_a_best_trial_at_the_edge_of_its_space_is_warned_of(
+    value: float, dimension: Any, edge: str | None
+) -> None:
+    best = create_trial(value=1.0, params={"x": value}, distributions={"x": dimension})
+    warnings = at_edges([best])
+    assert len(warnings) == (edge is not None)
+    assert all(edge in warning for warning in warnings if edge)
+
+
+def test_the_command_writes_the_page_or_one_line(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/hpo.db"
+    Stage(url)
+    command = [sys.executable, "-m", "hpo", "report", "played", "--storage", url, "-o"]
+    nowhere = subprocess.run(
+        [*command, str(tmp_path / "no" / "r.html")], capture_output=True, text=True, check=False
+    )
+    assert nowhere.returncode == 2
+    assert nowhere.stderr.count("\n") == 1
+    assert "r.html: cannot be written: No such file or directory" in nowhere.stderr
+    told = subprocess.run(
+        [*command, str(tmp_path / "r.html")], capture_output=True, text=True, check=True
+    )
+    assert told.stdout == f"wrote {tmp_path / 'r.html'}\n"
+    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_a_browser_without_a_network_draws_the_figures(page_of: Page, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(page_of(12))
+    dom = subprocess.run(
+        [
+            "chromium", "--headless=new", "--no-sandbox", "--disable-gpu",
+            "--virtual-time-budget=9000",
+            f"--user-data-dir={tmp_path / 'chromium'}",
+            "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", f"file://{file}",
+        ],
+        capture_output=True, text=True, check=True, timeout=120,
+    ).stdout  # fmt: skip
+    figures = re.findall(r'<svg class="main-svg"[^>]*>', dom)
+    assert len(figures) >= drawn(page_of(12))
