@@ -1,13 +1,24 @@
-"""Studies written into a ledger at once, as long as a test wants, with what trainings report."""
+"""Studies written into a ledger at once, as long as a test wants, with what trainings report.
+
+Rows go in by SQL: Optuna takes a minute for two thousand trials.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from datetime import UTC, datetime
 from typing import Any
 
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.trial import TrialState, create_trial
+import sqlalchemy as sa
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    distribution_to_json,
+)
+from optuna.storages._rdb import models as optunas
+from optuna.trial import TrialState
 
 from storage.models import AttemptRow, DepthPointRow, MetricsRow
 from storage.session import joined
@@ -23,22 +34,34 @@ SPACE: dict[str, BaseDistribution] = {
     "layerdrop.policy": CategoricalDistribution(["static", MARKUP]),
 }
 REASONS = (None, "pruned", "pruned", None, "worker_lost", "pruned", None, "diverged")
+RETRIED = "worker_lost"  # then trained again, to the end
 START = 1.8e9
+
+Rows = dict[type[Any], list[dict[str, Any]]]
 
 
 def written(url: str, trials: int, metrics: tuple[str, ...] = ("valid_ppl",)) -> Stage:
     """A study whose best trials have optim.lr near 1e-3; every trial begins a second later."""
     objectives = [{"metric": metric} for metric in metrics]
     stage = Stage(url, objectives=objectives, budget={"trials": max(1, trials)})
-    study = optuna.load_study(study_name="played", storage=stage.ledger.storage)
-    with joined(stage.ledger._sessions):  # one commit, and no wait for the disk after each
-        study.add_trials([_trial(number, metrics) for number in range(trials)])
     controller = stage.ledger.acquire(stage.record).controller_id
-    made = stage.trials
+    rows: Rows = defaultdict(list)
+    for number in range(trials):
+        _optunas(rows, stage.record.study_id, number, len(metrics))
+        _attempts(rows, number, controller)
+        _metrics(rows, number, metrics)
     with joined(stage.ledger._sessions) as session:
-        for number, trial in enumerate(made):
-            _rows(session, controller, number, trial._trial_id, metrics)
+        for table, values in rows.items():
+            session.execute(sa.insert(table), values)
     return stage
+
+
+def _reason(number: int) -> str | None:
+    return REASONS[number % len(REASONS)]
+
+
+def _complete(number: int) -> bool:
+    return _reason(number) in {None, RETRIED}
 
 
 def _params(number: int) -> dict[str, Any]:
@@ -58,48 +81,53 @@ def _value(number: int) -> float:
     return 100 + 40 * abs(math.log10(params["optim.lr"]) + 3) + 20 * params["model.dropout"]
 
 
-def _trial(number: int, metrics: tuple[str, ...]) -> optuna.trial.FrozenTrial:
-    reason = REASONS[number % len(REASONS)]
-    complete = reason in {None, "worker_lost"}  # the lost one was trained again
-    return create_trial(
-        state=TrialState.COMPLETE if complete else TrialState.PRUNED,
-        values=[_value(number), *(1.0 / _value(number) for _ in metrics[1:])] if complete else None,
-        params=_params(number),
-        distributions=SPACE,
-        user_attrs={"reason": reason or "", "detail": MARKUP},
+def _optunas(rows: Rows, study_id: int, number: int, objectives: int) -> None:
+    trial = {"trial_id": number + 1}
+    at = datetime.fromtimestamp(START + number, UTC).replace(tzinfo=None)
+    state = TrialState.COMPLETE if _complete(number) else TrialState.PRUNED
+    rows[optunas.TrialModel].append(
+        trial
+        | {"number": number, "study_id": study_id, "state": state}
+        | {"datetime_start": at, "datetime_complete": at}
     )
+    rows[optunas.TrialUserAttributeModel].append(
+        trial | {"key": "detail", "value_json": f'"{MARKUP}"'}
+    )
+    for name, value in _params(number).items():
+        rows[optunas.TrialParamModel].append(
+            trial
+            | {"param_name": name, "param_value": SPACE[name].to_internal_repr(value)}
+            | {"distribution_json": distribution_to_json(SPACE[name])}
+        )
+    for objective in range(objectives if _complete(number) else 0):
+        value = _value(number) if objective == 0 else 1 / _value(number)
+        rows[optunas.TrialValueModel].append(
+            trial
+            | {"objective": objective, "value": value}
+            | {"value_type": optunas.TrialValueModel.TrialValueType.FINITE}
+        )
 
 
-def _rows(
-    session: Any, controller: int, number: int, trial_id: int, metrics: tuple[str, ...]
-) -> None:
-    reason = REASONS[number % len(REASONS)]
-    ends = [(1, reason), *([(2, None)] if reason == "worker_lost" else [])]
-    for attempt, why in ends:
-        begin = START + number + 2 * (attempt - 1)
-        session.add(
-            AttemptRow(
-                id=2 * number + attempt, trial_id=trial_id, number=attempt,
-                controller_id=controller, devices=2, started_at=begin,
-                ended_at=begin + 1.9, first_step=0, last_step=300, reason=why,
-                detail=f"Traceback\nValueError: {MARKUP}" if why == "worker_lost" else None,
-            )
-        )  # fmt: skip
-    session.flush()
-    for step in range(50, 350 if reason in {None, "worker_lost"} else 200, 50):
+def _attempts(rows: Rows, number: int, controller: int) -> None:
+    reason = _reason(number)
+    for attempt, why in enumerate([reason, None] if reason == RETRIED else [reason]):
+        begin = START + number + 2 * attempt
+        rows[AttemptRow].append(
+            {"id": 2 * number + attempt + 1, "trial_id": number + 1, "number": attempt + 1}
+            | {"controller_id": controller, "devices": 2, "reason": why}
+            | {"started_at": begin, "ended_at": begin + 1.9, "first_step": 0, "last_step": 300}
+            | {"detail": f"Traceback\nValueError: {MARKUP}" if why else None}
+        )
+
+
+def _metrics(rows: Rows, number: int, metrics: tuple[str, ...]) -> None:
+    of_trial = {"trial_id": number + 1, "attempt_id": 2 * number + 1, "at": START}
+    for step in range(50, 350 if _complete(number) else 200, 50):
         value = _value(number) * (1 + 200 / step)
         told = {metric: value if n == 0 else 1 / value for n, metric in enumerate(metrics)}
-        session.add(
-            MetricsRow(
-                trial_id=trial_id, step=step, attempt_id=2 * number + 1, at=START, metrics=told
-            )
-        )  # fmt: skip
-    if number == 0:
-        for depth in (2, 4):
-            session.add(
-                DepthPointRow(
-                    trial_id=trial_id, step=300, depth=depth, search="greedy",
-                    layers=list(range(1, depth + 1)), valid_ppl=200.0 - depth, parameters=10,
-                    seconds_per_token=1e-4,
-                )
-            )  # fmt: skip
+        rows[MetricsRow].append(of_trial | {"step": step, "metrics": told})
+    for depth in (2, 4) if number == 0 else ():
+        rows[DepthPointRow].append(
+            {"trial_id": 1, "step": 300, "depth": depth, "search": "greedy", "layers": [1, depth]}
+            | {"valid_ppl": 200.0 - depth, "parameters": 10, "seconds_per_token": 1e-4}
+        )
