@@ -27,8 +27,8 @@ MOST_LINES, MOST_POINTS, MOST_BARS = 200, 500, 2000  # that a figure draws
 FEW_FOR_IMPORTANCES = 5  # complete trials
 SLICES_A_ROW = 4
 WIDTH = 1000  # pixels: what a landscape page holds
-FAINT = "rgba(130, 130, 130, 0.25)"
-COLOURS = {
+FAINT = "rgba(130, 130, 130, 0.3)"
+COLOURS = {  # what went wrong is drawn last, over the rest
     "finished": "#2a9d4a",
     "running": "#3b82f6",
     "pruned": "#b8bec7",
@@ -113,14 +113,17 @@ def learning_curves(
     figure = go.Figure()
     for name, colour, numbers in (
         ("pruned or unfinished", FAINT, [n for n in rest if n not in complete]),
-        ("complete", "rgba(90, 90, 90, 0.5)", [n for n in rest if n in complete]),
+        ("complete", "rgba(70, 70, 70, 0.6)", [n for n in rest if n in complete]),
     ):
         if numbers:
             figure.add_scatter(
-                **_joined(curves, numbers), name=name, mode="lines", line={"color": colour}
+                **_joined(curves, numbers),
+                name=name,
+                mode="lines",
+                line={"color": colour, "width": 0.8},
             )
     shades = sample_colorscale("Viridis", [i / max(1, len(best)) for i in range(len(best))])
-    for number, colour in zip(best, shades, strict=True):
+    for number, colour in reversed([*zip(best, shades, strict=True)]):  # the best on top
         figure.add_scatter(
             **_joined(curves, [number]),
             name=f"trial {number}",
@@ -130,6 +133,7 @@ def learning_curves(
     values = [value for curve in curves.values() for value in curve.values()]
     wide = min(values) > 0 and max(values) > 5 * min(values)
     figure.update_yaxes(title=escape(metric), type="log" if wide else "linear")
+    figure.update_layout(height=520, legend={"traceorder": "reversed"})  # room for its legend
     return figure.update_xaxes(title="optimizer step")
 
 
@@ -154,7 +158,8 @@ def time_line(bars: Sequence[Bar]) -> go.Figure:
     """Attempts by controller, as many rows each as it had at a time, coloured by reason."""
     rows = _rows(bars)
     figure = go.Figure()
-    for reason in sorted({bar.reason for bar in bars}):
+    there = {bar.reason for bar in bars}
+    for reason in [*(r for r in COLOURS if r in there), *sorted(there - COLOURS.keys())]:
         chosen = [(bar, row) for bar, row in zip(bars, rows, strict=True) if bar.reason == reason]
         figure.add_bar(
             orientation="h",
@@ -175,7 +180,9 @@ def time_line(bars: Sequence[Bar]) -> go.Figure:
 def as_html(figure: go.Figure) -> str:
     """The figure as a piece of a page that has plotly.js; it loads nothing."""
     figure.update_layout(template="plotly_white", title=None, width=WIDTH)
-    figure.update_layout(height=figure.layout.height or 380, margin={"l": 70, "r": 20, "t": 30})
+    figure.update_layout(
+        height=figure.layout.height or 380, margin={"l": 70, "r": 20, "t": 30, "b": 50}
+    )
     config = {"displaylogo": False, "plotlyServerURL": ""}
     return str(figure.to_html(full_html=False, include_plotlyjs=False, config=config))
 

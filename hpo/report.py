@@ -29,6 +29,7 @@ from storage import Attempt, Ledger
 from trainer.settings import parse_document
 
 EDGE = 0.02  # of a dimension's range
+MANY = 0.25  # of the best trials: a Pareto front always has some at an edge
 MOST_ROWS = 20  # of a table
 NO_FAILURES = {"finished", "running", "pruned", "parked", "exploited", "stopped"}
 LIBRARIES = ("layerdrop-hpo", "optuna", "ray", "torch", "deepspeed", "plotly")
@@ -45,7 +46,7 @@ class Section:
 
 @dataclass
 class _Study:
-    """What the page says of a study, read once."""
+    """What the page says of a study, read once. `trials` are by number."""
 
     ledger: Ledger
     name: str
@@ -55,14 +56,15 @@ class _Study:
         self.document: dict[str, Any] = parse_document(self.record.document, f"study {self.name}")
         self.metrics = [objective["metric"] for objective in self.document["objectives"]]
         self.directions = [objective["direction"] for objective in self.document["objectives"]]
-        self.trials = self.ledger.trials(self.record, *TrialState)
-        self.numbers = {trial._trial_id: trial.number for trial in self.trials}
+        # In this order: of a study that runs, what is read later knows all that was read before.
+        self.best = views.best_trials(self.ledger, self.name)
         of_trials = self.ledger.attempts(self.record)
+        self.trials = self.ledger.trials(self.record, *TrialState)
+        self.controllers = {c.controller_id: c for c in self.ledger.controllers(self.record)}
+        self.numbers = {trial._trial_id: trial.number for trial in self.trials}
         self.attempts = sorted(
             (a for attempts in of_trials.values() for a in attempts), key=lambda a: a.started_at
         )
-        self.controllers = {c.controller_id: c for c in self.ledger.controllers(self.record)}
-        self.best = views.best_trials(self.ledger, self.name)
 
     def end(self, attempt: Attempt) -> float:
         """When the attempt ended; of one that has not, when its controller was last seen."""
@@ -104,7 +106,7 @@ def page(ledger: Ledger, name: str) -> str:
 
 
 def at_edges(best: Sequence[FrozenTrial]) -> list[str]:
-    """A sentence for each end of a dimension at which best trials lie."""
+    """A sentence for each end of a dimension at which the best trial lies, or many of them."""
     found: dict[tuple[str, str, float], list[FrozenTrial]] = defaultdict(list)
     for trial in best:
         for path, value in trial.params.items():
@@ -120,6 +122,7 @@ def at_edges(best: Sequence[FrozenTrial]) -> list[str]:
         f"{', …' if len(trials) > 3 else ''} in {len(trials)} of {len(best)} best trials, at the "
         f"{side} end of its space ({bound:g}): a better value may lie beyond it"
         for (path, side, bound), trials in found.items()
+        if len(trials) >= MANY * len(best)
     ]
 
 
@@ -155,7 +158,7 @@ def _of_objective(study: _Study, position: int, metric: str) -> Iterator[Section
 
     ranked = figures.ranking(study.trials, position, direction)
     if not ranked:
-        yield Section(metric, "No trial is complete yet, so there is no history to show.")
+        yield Section(metric, f"No trial is complete with a finite {metric} yet.")
         return
     everything, lines, points = draw(None), draw(figures.MOST_LINES), draw(figures.MOST_POINTS)
     yield _section(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import create_trial
 from plotly.offline import get_plotlyjs
 
+from hpo.commands.writing import report
 from hpo.report import at_edges, page
 from tests.hpo.long_studies import MARKUP, written
 from tests.hpo.test_controller import Stage
@@ -90,7 +90,9 @@ def test_whatever_the_ledger_says_is_text(page_of: Page) -> None:
     assert scripts == html.count("</script>") == 1 + drawn(page_of(12))
 
 
-@pytest.mark.parametrize(("trials", "why"), [(0, "No trial is complete yet"), (1, "need 5")])
+@pytest.mark.parametrize(
+    ("trials", "why"), [(0, "No trial is complete with a finite"), (1, "need 5")]
+)
 def test_a_page_of_too_few_trials_says_why_figures_are_missing(
     page_of: Page, trials: int, why: str
 ) -> None:
@@ -129,21 +131,28 @@ def test_a_best_trial_at_the_edge_of_its_space_is_warned_of(
     assert all(edge in warning for warning in warnings if edge)
 
 
-def test_the_command_writes_the_page_or_one_line(tmp_path: Path) -> None:
+def test_a_front_is_warned_of_only_where_many_of_it_lie_at_an_edge() -> None:
+    def front(at_edge: int) -> list[Any]:
+        space = {"x": FloatDistribution(0.0, 1.0)}
+        params = [{"x": 0.01 if number < at_edge else 0.5} for number in range(8)]
+        return [create_trial(value=1.0, params=x, distributions=space) for x in params]
+
+    assert not at_edges(front(1))
+    assert "in 2 of 8 best trials, at the lower end" in at_edges(front(2))[0]
+
+
+def test_the_command_writes_the_page_or_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     url = f"sqlite:///{tmp_path}/hpo.db"
     Stage(url)
-    command = [sys.executable, "-m", "hpo", "report", "played", "--storage", url, "-o"]
-    nowhere = subprocess.run(
-        [*command, str(tmp_path / "no" / "r.html")], capture_output=True, text=True, check=False
-    )
-    assert nowhere.returncode == 2
-    assert nowhere.stderr.count("\n") == 1
-    assert "r.html: cannot be written: No such file or directory" in nowhere.stderr
-    told = subprocess.run(
-        [*command, str(tmp_path / "r.html")], capture_output=True, text=True, check=True
-    )
-    assert told.stdout == f"wrote {tmp_path / 'r.html'}\n"
+    with pytest.raises(SystemExit, match="2"):
+        report("played", tmp_path / "no" / "r.html", url)
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.endswith("r.html: cannot be written: No such file or directory")
+    report("played", tmp_path / "r.html", url)
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+    assert {file.name for file in tmp_path.iterdir()} >= {"r.html", "hpo.db"}
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
