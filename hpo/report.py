@@ -19,7 +19,6 @@ from typing import Any
 
 import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from plotly.offline import get_plotlyjs
@@ -41,7 +40,7 @@ class Section:
 
     title: str
     says: str
-    figures: tuple[Markup, ...] = ()
+    figures: tuple[str, ...] = ()
 
 
 @dataclass
@@ -101,7 +100,7 @@ def page(ledger: Ledger, name: str) -> str:
         cost=_cost(study),
         document=study.record.document,
         program=_program(),
-        plotly=Markup(get_plotlyjs()),  # noqa: S704 - a library's own text
+        plotly=get_plotlyjs(),
     )
 
 
@@ -142,7 +141,7 @@ def _sections(study: _Study, best: Sequence[int]) -> Iterator[Section]:
     if len(study.metrics) > 1:
         everything = figures.to_draw(study.trials, study.directions, lambda trial: trial.values)
         yield _section("Pareto front", "", lambda: figures.pareto_front(everything, study.metrics))
-    fronts = {number: _depth_front(study, number) for number in best[:5]}
+    fronts = {n: study.ledger.depth_front(study.trials[n]._trial_id) for n in best[:5]}
     if any(fronts.values()):
         says = "Sub-models of the best trials, without retraining."
         yield _section("Depth front", says, lambda: figures.depth_front(fronts))
@@ -229,18 +228,13 @@ def _section(title: str, says: str, draw: Callable[[], go.Figure | Iterator[go.F
         parts = [drawn] if isinstance(drawn, go.Figure) else list(drawn)
     except (ValueError, RuntimeError) as error:
         return Section(title, f"Left out: {error}.")
-    html = tuple(Markup(figures.as_html(part)) for part in parts)  # noqa: S704 - escaped there
-    return Section(title, says, html)
+    return Section(title, says, tuple(map(figures.as_html, parts)))
 
 
 def _thinned(have: int, most: int) -> str:
     if have <= most:
         return ""
     return f"Of {have} trials the best {figures.BEST} and a sample of the others, {most} in all."
-
-
-def _depth_front(study: _Study, number: int) -> list[dict[str, Any]]:
-    return study.ledger.depth_front(study.trials[number]._trial_id)
 
 
 def _reason(attempt: Attempt) -> str:

@@ -22,7 +22,13 @@ from trainer.data import load_splits
 from trainer.sections import DataConfig
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/searching.md", "docs/training.md", "docs/operating.md")
+PAGES = (
+    "README.md",
+    "docs/reporting.md",
+    "docs/searching.md",
+    "docs/training.md",
+    "docs/operating.md",
+)
 README = "\n".join((ROOT / page).read_text() for page in PAGES)
 
 

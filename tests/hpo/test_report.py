@@ -86,6 +86,7 @@ def test_whatever_the_ledger_says_is_text(page_of: Page) -> None:
     html = own(page_of(12))
     assert "alert(" in html
     assert MARKUP not in html
+    assert r"\u003cscript" not in html, "nor as markup that Plotly could take for such"
     scripts = len(re.findall("<script", html))
     assert scripts == html.count("</script>") == 1 + drawn(page_of(12))
 
