@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -98,11 +99,14 @@ def write(content: str | bytes, file: Path | None) -> None:
     if file is None:
         print(content, end="")
         return
+    if file.is_dir():
+        fail(f"-o {file}: is a folder; name a file in it")
     aside = file.with_name(f".{file.name}.writing")
     try:
         aside.write_bytes(content if isinstance(content, bytes) else content.encode())
         aside.replace(file)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
         fail(f"-o {file}: cannot be written: {error.strerror}")
     say(f"wrote {file}")

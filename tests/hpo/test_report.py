@@ -148,13 +148,18 @@ def test_the_command_writes_the_page_or_one_line(
 ) -> None:
     url = f"sqlite:///{tmp_path}/hpo.db"
     Stage(url)
-    with pytest.raises(SystemExit, match="2"):
-        report("played", tmp_path / "no" / "r.html", url)
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.endswith("r.html: cannot be written: No such file or directory")
+    (tmp_path / "file").touch()
+    for output, why in (
+        (tmp_path / "no" / "r.html", "cannot be written: No such file or directory"),
+        (tmp_path / "file" / "r.html", "cannot be written: Not a directory"),
+        (tmp_path, "is a folder; name a file in it"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            report("played", output, url)
+        assert f"-o {output}: {why}" in capsys.readouterr().err
     report("played", tmp_path / "r.html", url)
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
-    assert {file.name for file in tmp_path.iterdir()} >= {"r.html", "hpo.db"}
+    assert not [file for file in tmp_path.iterdir() if file.name.endswith(".writing")]
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
