@@ -119,8 +119,9 @@ def learning_curves(
             figure.add_scatter(
                 **_joined(curves, numbers),
                 name=name,
-                mode="lines",
+                mode="lines+markers",  # one that was pruned at its first evaluation is a point
                 line={"color": colour, "width": 0.8},
+                marker={"color": colour, "size": 3},
             )
     shades = sample_colorscale("Viridis", [i / max(1, len(best)) for i in range(len(best))])
     for number, colour in reversed([*zip(best, shades, strict=True)]):  # the best on top
