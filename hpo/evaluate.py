@@ -129,7 +129,10 @@ def enter(ledger: Ledger, plan: Plan) -> tuple[StudyRecord, int]:
             plan.points,
         )
     if not is_evaluation(config_of(record)):
-        raise ConfigError(f"study {record.name}: is there already, and is no evaluation; rename it")
+        raise ConfigError(
+            f"study {record.name}: is there already, and is no evaluation; evaluate a copy under "
+            f"another name: hpo copy {plan.name} --as NAME --to URL"
+        )
     there = {
         _key(known_params(trial), trial.user_attrs.get("origin", {}))
         for trial in ledger.trials(record, *TrialState)

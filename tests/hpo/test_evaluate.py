@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 import pytest
 import yaml
+from optuna.study import StudyDirection
 from typer.testing import CliRunner
 
 from hpo import service
@@ -179,6 +180,17 @@ def test_an_evaluation_that_cannot_be_made_is_refused_and_nothing_is_written(url
     enter(stage.ledger, plan(stage.ledger, "played", 1, 1))
     with pytest.raises(ConfigError, match="is an evaluation itself"):
         plan(stage.ledger, "played.evaluation", 1, 1)
+
+
+def test_a_study_that_only_has_the_name_of_an_evaluation_is_left_alone(url: str) -> None:
+    stage = tuned(url, 5.0)
+    document = stage.record.document.replace("played", "played.evaluation")
+    record = stage.ledger.create_study(
+        "played.evaluation", [StudyDirection.MINIMIZE], ["valid_ppl"], document, 1
+    )
+    with pytest.raises(ConfigError, match="is no evaluation; evaluate a copy"):
+        enter(stage.ledger, plan(stage.ledger, "played", 1, 1))
+    assert not stage.ledger.trial_counts(record)
 
 
 def test_a_trained_evaluation_is_said_again_and_takes_no_other_points(
