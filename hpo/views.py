@@ -85,6 +85,7 @@ def trial_config(ledger: Ledger, name: str, number: int) -> str:
     if trial.state is TrialState.WAITING:
         raise ConfigError(f"study {name}: trial {number} waits to be tried, and has no config yet")
     document = config_of(record).trial_document(trial.params, f"runs/{name}-trial-{number}")
+    document.pop("phase", None)  # an evaluation's trial is trained again without the test
     parent = trial.user_attrs.get("parent")
     if parent is not None:
         run = _trial(ledger, record, parent).user_attrs["run_dir"]
