@@ -37,7 +37,16 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.encoding import Space, contains, decoded, encoded, middle, quasi_random, range_of
+from hpo.encoding import (
+    Space,
+    contains,
+    decoded,
+    encoded,
+    middle,
+    points_in,
+    quasi_random,
+    range_of,
+)
 
 
 class AxSampler(BaseSampler):
@@ -65,7 +74,8 @@ class AxSampler(BaseSampler):
             return {}
         past = _read(study, trial.number, space)
         proposal = None
-        if sum(point.values is not None for point in past) >= self._startup_trials:
+        known = sum(point.values is not None for point in past) >= self._startup_trials
+        if known and not _all_tried(space, past):
             proposal = _propose(space, past, study.directions, self._seed_of(trial))
         return proposal or quasi_random(space, self._seed, trial.number)
 
@@ -181,6 +191,11 @@ def _sems(
     return {f"objective{position}": error for position, error in enumerate(errors)}
 
 
+def _all_tried(space: Space, past: Sequence[_Point]) -> bool:
+    """Whether no point is left, which Ax takes half a minute to find out."""
+    return len({tuple(point.parameters.values()) for point in past}) >= points_in(space)
+
+
 def _propose(
     space: Space, past: Sequence[_Point], directions: Sequence[StudyDirection], seed: int
 ) -> dict[str, Any] | None:
@@ -274,6 +289,8 @@ def _parameters(space: Space) -> list[Any]:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Keep Ax's talk, and its libraries' warnings, off the terminal while the block runs."""
+    # Says at its import that it was imported.
+    logging.getLogger("ax.storage.sqa_store.with_db_settings_base").disabled = True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import ax.utils.common.logger  # noqa: F401 (its handlers are there then)

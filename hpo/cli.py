@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from hpo.commands import data, operating, reading, running, writing
+from hpo.commands import data, evaluating, operating, reading, running, writing
 from hpo.commands.common import fail
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command()(running.start)
 app.command()(running.resume)
 app.command()(running.stop)
 app.command()(running.enqueue)
+app.command()(evaluating.evaluate)
 app.command()(operating.copy)
 app.command("list")(reading.list_studies)
 app.command()(reading.status)

@@ -32,6 +32,18 @@ def _stepped(each: FloatDistribution | IntDistribution) -> bool:
     return each.step is not None and not (isinstance(each, IntDistribution) and each.step == 1)
 
 
+def points_in(space: Space) -> float:
+    """How many points there are; infinitely many where a range has no steps."""
+    points = 1.0
+    for each in space.values():
+        if isinstance(each, CategoricalDistribution):
+            points *= len(each.choices)
+        else:
+            low, high, _ = range_of(each)
+            points *= high - low + 1 if isinstance(low, int) else math.inf
+    return points
+
+
 def encoded(each: BaseDistribution, value: Any) -> Any:
     """Optuna's value in Ax's terms."""
     internal = each.to_internal_repr(value)

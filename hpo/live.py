@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -21,6 +21,8 @@ from hpo.constraints import Constraint, violations
 from hpo.messages import Job, Progress, named
 from hpo.objectives import Objective
 from storage import TeacherRecord, TeacherState
+
+WIDE = 72  # columns, from which on there is room for bars
 
 
 @dataclass
@@ -140,16 +142,13 @@ class Board:
     def render(self) -> RenderableType:
         """The whole view."""
         done = sum(self.finished.values())
-        states = ", ".join(f"{count} {state.lower()}" for state, count in self.finished.items())
         head = Table.grid(padding=(0, 1), expand=False)
-        head.add_row(
-            Text(self.study, style="bold"),
-            ProgressBar(total=self.budget, completed=done, width=24),
-            f"{done}/{self.budget} trials",
-            states,
-            self._time_left(),
-        )
+        name = Text(self.study, style="bold", no_wrap=True, overflow="ellipsis")
+        head.add_row(name, *self._bar(done, self.budget), f"{done}/{self.budget} trials")
         parts: list[RenderableType] = [head]
+        states = ", ".join(f"{count} {state.lower()}" for state, count in self.finished.items())
+        if states:
+            parts.append(Text(", ".join(filter(None, (states, self._time_left()))), "dim"))
         if self.running:
             parts.append(self._running_table())
         if self.best is not None:
@@ -160,18 +159,26 @@ class Board:
 
     def _running_table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in ("", "attempt", "step", "", "loss", self.objective.metric):
-            table.add_column(column, justify="left" if column == "" else "right")
+        bar = [""] * len(self._bar(0, 1))
+        for column in ("", "attempt", "step", *bar, "loss", self.objective.metric):
+            justify: Literal["left", "right"] = "left" if column == "" else "right"
+            table.add_column(column, justify=justify, no_wrap=True)
         for job, trial in list(self.running.items()):
             table.add_row(
                 named(job),
                 str(trial.attempt),
                 f"{trial.step}/{trial.steps}",
-                ProgressBar(total=trial.steps, completed=trial.step, width=20),
+                *self._bar(trial.step, trial.steps),
                 "" if trial.loss is None else f"{trial.loss:.3f}",
                 "" if trial.value is None else f"{trial.value:.2f}",
             )
         return table
+
+    def _bar(self, done: int, total: int) -> list[RenderableType]:
+        """A bar where there is room for one; terminals are resized while a study runs."""
+        if self.console.width < WIDE:
+            return []
+        return [ProgressBar(total=total, completed=done, width=20)]
 
     def _time_left(self) -> str:
         left = self.budget - sum(self.finished.values())

@@ -47,10 +47,10 @@ def check_places(ledger: Ledger, record: StudyRecord, runs: str) -> None:
             )
     for teacher in ledger.teachers(record):
         what = f"study {record.name}: teacher {teacher.key!a}"
-        if is_trained(teacher.folder, teacher.steps):
-            continue
         if not is_key(teacher.key):  # it becomes part of a path
             raise ConfigError(f"{what}: no key of a teacher's content; the ledger was changed")
+        if is_trained(teacher.folder, teacher.steps):
+            continue
         here = teacher_folder(folder, teacher.key)
         if not is_url(runs):
             here = str(content_folder(resolve(parse_document(teacher.config, what), what)))

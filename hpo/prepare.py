@@ -23,7 +23,7 @@ from trainer.corpora import CORPORA
 from trainer.data import data_folder, load_splits
 from trainer.fetch import fetch
 from trainer.settings import ConfigError, nearest
-from trainer.tokens import SPLITS
+from trainer.tokens import TUNING
 
 
 def prepare(settings: Mapping[str, object], url: str | None, say: Callable[[str], None]) -> None:
@@ -40,7 +40,7 @@ def prepare(settings: Mapping[str, object], url: str | None, say: Callable[[str]
         fetched = fetch(name, folder, url, show)
     say(f"{name}: {'fetched into' if fetched else 'already in'} {folder / name}")
 
-    files = {split: folder / CORPORA[name].file(split) for split in SPLITS}
+    files = {split: folder / CORPORA[name].file(split) for split in TUNING}
     # The train split is read for its vocabulary first.
     total = sum(file.stat().st_size for file in [files["train"], *files.values()])
     with _bar(f"tokenizing {name}") as show:
@@ -52,7 +52,7 @@ def prepare(settings: Mapping[str, object], url: str | None, say: Callable[[str]
             show(read, total)
 
         splits = load_splits(config, on_text=on_text)
-    words = ", ".join(f"{splits.words(split):,} {split}" for split in SPLITS)
+    words = ", ".join(f"{splits.words(split):,} {split}" for split in TUNING)
     say(f"{name}: words {words}; a vocabulary of {len(splits.vocabulary):,} in {splits.folder}")
 
 

@@ -153,6 +153,8 @@ class StudyConfig(Section):
     def placed(self, document: dict[str, Any], output_dir: str) -> dict[str, Any]:
         """The train `document` with what the service sets itself."""
         placed = {**document, "output_dir": output_dir}
+        if document.get("phase") != "evaluation":  # then its worker is not told where the test is
+            placed["data"] = {**placed.get("data", {}), "test": None}
         if not self.resources.gpus_per_rank:
             placed["threads"] = self.resources.cpus_per_rank
         return placed
@@ -240,6 +242,7 @@ def _checked(study: StudyConfig, source: str, prefix: str, train_source: str) ->
         raise ConfigError(
             str(error).replace(f"{train_source}: ", f"{train_source}: {prefix}", 1)
         ) from None
+    config.check_tuning(f"{train_source}: {prefix}".rstrip(": "))
     check_space(study.space, source)
     check_conditions(study.space, config.model_dump(), source)
     if not study.space.keys() & {"data", "data.batch_size", "optim", "optim.accumulation"}:

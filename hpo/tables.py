@@ -100,6 +100,25 @@ def best(name: str, found: list[View]) -> None:
         _print(f"next: hpo show {name} {trial['trial']}, hpo trials {name}, hpo dashboard")
 
 
+def evaluation(name: str, found: list[View]) -> None:
+    """The table of `hpo evaluate`."""
+    columns = ("tuned valid", "fresh valid", "optimism", "test", "test - valid")
+    table = _table("trial", "seeds", *columns)
+    for row in found:
+        table.add_row(
+            str(row["trial"]),
+            " ".join(map(str, row["seeds"])) or "none trained",
+            "" if row["tuned_valid_ppl"] is None else f"{row['tuned_valid_ppl']:.2f}",
+            _spread(row["valid_ppl"]),
+            _signed(row["optimism_gap"]),
+            _spread(row["test_ppl"]),
+            _signed(row["test_minus_valid"]),
+        )
+    _print(f"evaluation of {name}: perplexities, mean and standard deviation over fresh seeds")
+    _print(table)
+    _print(f"each training: hpo trials {name}.evaluation")
+
+
 def transfer(found: View) -> None:
     """The lines of `hpo transfer`."""
     small, big = found["small"], found["big"]
@@ -163,6 +182,16 @@ def _values(trial: View, *, names: bool = True) -> str:
         f"{name} {_text(value)}" if names else _text(value)
         for name, value in trial["values"].items()
     )
+
+
+def _spread(found: View) -> str:
+    if found["mean"] is None:
+        return ""
+    return f"{found['mean']:.2f}" + (f" ± {found['sd']:.2f}" if found["sd"] is not None else "")
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.2f}"
 
 
 def _feasible(trial: View) -> str:

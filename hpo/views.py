@@ -13,6 +13,7 @@ from hpo.constraints import Constraint, broken, is_feasible
 from hpo.study import StudyConfig, restore_study
 from storage import Attempt, Ledger, StudyRecord, TeacherRecord
 from storage.points import known_params
+from trainer.config import resolve
 from trainer.settings import ConfigError, parse_document
 
 View = dict[str, Any]
@@ -49,13 +50,9 @@ def trial_list(ledger: Ledger, name: str) -> list[View]:
 def trial_details(ledger: Ledger, name: str, number: int) -> View:
     """Everything about one trial. Raises ConfigError if the study has none of that number."""
     study = _Study(ledger, ledger.study(name))
-    trials = sum(ledger.trial_counts(study.record).values())
-    if not 0 <= number < trials:
-        have = f"it has trials 0 to {trials - 1}" if trials else "it has none yet"
-        raise ConfigError(f"study {name}: no trial {number}; {have}")
-    storage, study_id = ledger.storage, study.record.study_id
-    trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
-    trial, attempts = storage.get_trial(trial_id), ledger.trial_attempts(trial_id)
+    trial = _trial(ledger, study.record, number)
+    trial_id = trial._trial_id
+    attempts = ledger.trial_attempts(trial_id)
     return {
         **study.view(trial, attempts),
         "run_dir": trial.user_attrs.get("run_dir"),
@@ -76,6 +73,24 @@ def trial_details(ledger: Ledger, name: str, number: int) -> View:
         "metrics": ledger.metrics(trial_id),
         "depth_front": ledger.depth_front(trial_id),
     }
+
+
+def trial_config(ledger: Ledger, name: str, number: int) -> str:
+    """A trial's train config, YAML: `python -m trainer` trains it again, in a folder of its own.
+
+    Raises ConfigError if the study has no such trial, or it has no parameters yet.
+    """
+    record = ledger.study(name)
+    trial = _trial(ledger, record, number)
+    if trial.state is TrialState.WAITING:
+        raise ConfigError(f"study {name}: trial {number} waits to be tried, and has no config yet")
+    document = config_of(record).trial_document(trial.params, f"runs/{name}-trial-{number}")
+    document.pop("phase", None)  # an evaluation's trial is trained again without the test
+    parent = trial.user_attrs.get("parent")
+    if parent is not None:
+        run = _trial(ledger, record, parent).user_attrs["run_dir"]
+        document["fork"] = {"run": run, "step": trial.user_attrs["parent_step"]}
+    return f"# Trial {number} of study {name}.\n{resolve(document, name).to_yaml()}"
 
 
 def best_trials(ledger: Ledger, name: str) -> list[View]:
@@ -111,6 +126,15 @@ def best_trial(
 def config_of(record: StudyRecord) -> StudyConfig:
     """The study's settings, as the ledger keeps them."""
     return restore_study(record.document, record.name)
+
+
+def _trial(ledger: Ledger, record: StudyRecord, number: int) -> FrozenTrial:
+    trials = sum(ledger.trial_counts(record).values())
+    if not 0 <= number < trials:
+        have = f"it has trials 0 to {trials - 1}" if trials else "it has none yet"
+        raise ConfigError(f"study {record.name}: no trial {number}; {have}")
+    trial_id = ledger.storage.get_trial_id_from_study_id_trial_number(record.study_id, number)
+    return ledger.storage.get_trial(trial_id)
 
 
 def _teacher(teacher: TeacherRecord) -> View:

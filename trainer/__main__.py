@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         config = load(arguments.config, arguments.settings)
+        config.check_tuning(arguments.config)
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         config.check_ranks(ranks)
         check_data(config.data)

@@ -48,6 +48,8 @@ from trainer.settings import (
 class TrainConfig(Section):
     """One training run."""
 
+    # Whether the run reads the test split at its end. Only `hpo evaluate` sets it.
+    phase: Literal["tuning", "evaluation"] = "tuning"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output_dir: str = "runs/train"
     steps: Count = 400  # optimizer steps
@@ -118,6 +120,25 @@ class TrainConfig(Section):
                 "block are compiled again at every step; use deepspeed.zero_stage 2"
             )
         return self
+
+    @model_validator(mode="after")
+    def _evaluation_has_a_test_text(self) -> TrainConfig:
+        if self.tests and self.data.name == "text" and self.data.test is None:
+            raise ValueError("data.test: an evaluation needs the path of a test text")
+        return self
+
+    @property
+    def tests(self) -> bool:
+        """Whether the run may read the test split."""
+        return self.phase == "evaluation"
+
+    def check_tuning(self, source: str) -> None:
+        """Raise ConfigError, beginning with `source`, for what `hpo evaluate` alone may train."""
+        if self.tests:
+            raise ConfigError(
+                f"{source}: phase: evaluation would read the test split, which only `hpo evaluate` "
+                "does; leave phase out"
+            )
 
     def check_ranks(self, ranks: int) -> None:
         """Raise ConfigError unless `ranks` ranks can train this config, sharing batches equally."""
@@ -198,7 +219,9 @@ def is_section(path: str) -> bool:
 
 
 def check_path(path: str, what: str) -> None:
-    """Raise ConfigError, beginning with `what`, unless `path` is a train setting."""
+    """Raise ConfigError, beginning with `what`, unless `path` is a train setting of the user's."""
+    if path == "phase":
+        raise ConfigError(f"{what}: only `hpo evaluate` sets it, and so reads the test split")
     if path.startswith(("deepspeed.", "layerdrop.caps.")) or path in train_paths():
         return
     raise ConfigError(f"{what}: no such train setting{nearest(path, train_paths())}")
@@ -216,5 +239,5 @@ def check_setting(path: str, value: Any, what: str) -> None:
 
 @cache
 def train_paths() -> list[str]:
-    """Every train setting, as dotted paths."""
-    return [path for path, _ in leaf_fields(TrainConfig)]
+    """Every train setting that is the user's, as dotted paths."""
+    return [path for path, _ in leaf_fields(TrainConfig) if path != "phase"]

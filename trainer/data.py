@@ -20,7 +20,7 @@ from pydoc_data.topics import topics
 from trainer.corpora import CORPORA
 from trainer.sections import DataConfig
 from trainer.settings import ConfigError
-from trainer.tokens import SPLITS, TOKENIZER_VERSION, Split, Splits, cached_splits
+from trainer.tokens import SPLITS, TOKENIZER_VERSION, TUNING, Split, Splits, cached_splits
 from trainer.vocabulary import Lines
 
 # A word, or a run of one punctuation mark: a ruler of 70 stars is one token.
@@ -54,14 +54,20 @@ class _File:
     checksum: str | None = None
 
 
-def check_data(config: DataConfig) -> None:
-    """Raise ConfigError, in one line, when the data cannot be read: fast, and builds nothing."""
+def check_data(config: DataConfig, *, test: bool = False) -> None:
+    """Raise ConfigError, in one line, when the data cannot be read: fast, and builds nothing.
+
+    Of the `test` split nothing is looked at unless asked.
+    """
     with _cache_errors():
-        _source(config)
+        _source(config, splits=SPLITS if test else TUNING)
 
 
 def fingerprint(config: DataConfig) -> str:
-    """Tells the data set's texts and vocabulary from all others. Raises ConfigError as above."""
+    """Tells the texts of train and valid, and the vocabulary, from all others.
+
+    Raises ConfigError as above.
+    """
     with _cache_errors():
         return _fingerprint(config, _source(config))
 
@@ -71,17 +77,20 @@ def cache_dir() -> Path:
     return _expanded(os.environ.get("HPO_CACHE_DIR") or "~/.cache/layerdrop-hpo", "HPO_CACHE_DIR")
 
 
-def load_splits(config: DataConfig, on_text: OnText | None = None) -> Splits:
+def load_splits(config: DataConfig, on_text: OnText | None = None, *, test: bool = False) -> Splits:
     """The data set as token ids, tokenized once for all processes of this machine.
 
-    `on_text` hears of the text files that are read for it. Raises ConfigError when the data cannot
-    be read, or the cache not be written.
+    Its `test` split is read, and can be asked for, in an evaluation alone. `on_text` hears of the
+    text files that are read. Raises ConfigError when the data cannot be read, or the cache not be
+    written.
     """
     byte_pairs = config.vocabulary_size if config.tokenizer == "bpe" else None
     with _cache_errors():
-        source = _source(config, on_text)
-        entry = cache_dir() / f"{config.name}-{_fingerprint(config, source)}"
-        return cached_splits(entry, source.lines, source.min_count, byte_pairs)
+        splits = SPLITS if test else TUNING
+        source = _source(config, on_text, splits)
+        phase = "-evaluation" if test else ""
+        entry = cache_dir() / f"{config.name}-{_fingerprint(config, source)}{phase}"
+        return cached_splits(entry, source.lines, source.min_count, byte_pairs, splits)
 
 
 def _fingerprint(config: DataConfig, source: _Source) -> str:
@@ -99,25 +108,32 @@ def data_folder(given: str | None) -> Path:
     return cache_dir() / "data"
 
 
-def _source(config: DataConfig, on_text: OnText | None = None) -> _Source:
+def _source(
+    config: DataConfig, on_text: OnText | None = None, splits: tuple[Split, ...] = TUNING
+) -> _Source:
     if config.name == "pydocs":
         text = json.dumps(topics, sort_keys=True)
         fingerprint = hashlib.sha256(text.encode()).hexdigest()
         return _Source([fingerprint], lambda split: _pydocs()[split], _PYDOCS_MIN_COUNT)
     files = _text_files(config) if config.name == "text" else _known_files(config)
-    digests = [_checked(files[split]) for split in SPLITS]
+    digests = [_checked(files[split]) for split in splits]
     return _Source(digests, lambda split: _words(files[split], on_text))
 
 
 def _text_files(config: DataConfig) -> dict[Split, _File]:
-    paths = {"train": config.train, "valid": config.valid, "test": config.test}
+    paths: dict[Split, str | None] = {
+        "train": config.train,
+        "valid": config.valid,
+        "test": config.test,
+    }
     return {
         split: _File(
-            _expanded(paths[split] or "", f"data.{split}"),
+            _expanded(path, f"data.{split}"),
             f"data.{split}",
             f"put it there, or change data.{split}",
         )
-        for split in SPLITS
+        for split, path in paths.items()
+        if path is not None
     }
 
 

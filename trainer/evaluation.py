@@ -1,4 +1,4 @@
-"""Measuring a model on valid: its perplexity, and that of its sub-models.
+"""Measuring a model on valid: its perplexity, and that of its sub-models; on test, if it may.
 
 All ranks measure together, each a share, and get the same. It writes nothing and decides nothing;
 what a perplexity means for the run is `trainer.run`'s.
@@ -18,7 +18,7 @@ from trainer.depth import DepthPoint, depth_front
 from trainer.distributed import World
 from trainer.layerdrop import Mask
 from trainer.model import LanguageModel
-from trainer.tokens import Splits
+from trainer.tokens import Split, Splits
 
 _SEARCH_TOKENS = 16_384  # that a greedy search compares on: it takes O(layers^2) passes
 
@@ -38,9 +38,9 @@ class Evaluator:
         self._world = world
         self._model = model
         self._alive = alive
-        self._blocks = EvalBlocks(
-            splits.tokens("valid"), config.data.context, config.evaluation.stride
-        )
+        self._splits = splits
+        self._context = config.data.context
+        self._blocks = self._blocks_of("valid")
         self._words = splits.words("valid") - 1  # the first is never a target
         # Sequences that a rank computes with at a time: as many as in training.
         self._rows = config.data.batch_size // (world.ranks * config.optim.accumulation)
@@ -63,6 +63,16 @@ class Evaluator:
             self._rows,
         )
         return whole_ppl, self._world.on_rank_0(lambda: points)  # the others' times differ
+
+    def test(self) -> float:
+        """Test perplexity of the whole model, inf where that is no number.
+
+        Raises SplitWithheld unless the run is an evaluation.
+        """
+        return self._perplexity(self._blocks_of("test"), self._splits.words("test") - 1)
+
+    def _blocks_of(self, split: Split) -> EvalBlocks:
+        return EvalBlocks(self._splits.tokens(split), self._context, self._config.stride)
 
     def _perplexity(self, blocks: EvalBlocks, words: int, keep: Mask | None = None) -> float:
         # Of all blocks, which hold so many words; inf where that is no number.

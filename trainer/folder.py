@@ -23,7 +23,7 @@ from trainer.settings import ConfigError
 LOCK_SECONDS = 30.0  # a killed predecessor may take a moment to let go
 
 # What may differ when a run is resumed, because its result does not depend on it.
-_FREE = {"output_dir", "threads", "keep_checkpoints", "data.dir"}
+_FREE = {"output_dir", "threads", "keep_checkpoints", "data.dir", "data.test"}
 
 
 class FolderInUse(ConfigError):

@@ -83,8 +83,8 @@ class Run:
     `drop_probability` (mean over layers), of the last step; with policy `sbld`, once its analysis
     has begun, `sensitivity_layer_N`: what the train loss rises by without layer N; those of the
     depth front (trainer/depth.py) and of convergence (trainer/convergence.py) where they are asked
-    for; in fp16 `overflow_steps`, the steps that were skipped because a gradient overflowed, of
-    all attempts.
+    for; `test_ppl`, at the end of a run of phase `evaluation` alone; in fp16 `overflow_steps`, the
+    steps that were skipped because a gradient overflowed, of all attempts.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Run:
         config, world = self._config, self._world
         reset_peak(world.device)
         _compute_with(config.threads, closing)
-        splits = load_splits(config.data)
+        splits = load_splits(config.data, test=config.tests)
         context, distillation = config.data.context, config.distillation
         self._batches = TrainBatches(
             splits.tokens("train"),
@@ -258,18 +258,22 @@ class Run:
             valid_ppl, front = self._evaluator.measure(
                 front=last or self._config.evaluation.depths_at == "each"
             )
-        if not all(map(math.isfinite, (valid_ppl, *(point["valid_ppl"] for point in front)))):
+            test_ppl = self._evaluator.test() if last and self._config.tests else None
+        found = [valid_ppl, *(point["valid_ppl"] for point in front), test_ppl or 0.0]
+        if not all(map(math.isfinite, found)):
             return self._ended("diverged")
         self._progress.depth_front = front
         peak = self._world.largest(peak_bytes(self._world.device))
-        metrics = self._world.on_rank_0(lambda: self._record(valid_ppl, peak))
+        metrics = self._world.on_rank_0(lambda: self._record(valid_ppl, test_ppl, peak))
         self._progress.history.append(metrics)
         self._progress.forget_losses()
         self._step_seconds.clear()
         self._save()
         return self._ended("finished") if last else self._report("evaluated")
 
-    def _record(self, valid_ppl: float, peak_memory_bytes: float) -> dict[str, float]:
+    def _record(
+        self, valid_ppl: float, test_ppl: float | None, peak_memory_bytes: float
+    ) -> dict[str, float]:
         config, last = self._config, self.step - 1
         tokens = config.data.batch_size * config.data.context * len(self._step_seconds)
         metrics = {
@@ -289,6 +293,8 @@ class Run:
             },
             **self._engine.counts(),
         }
+        if test_ppl is not None:
+            metrics["test_ppl"] = test_ppl
         if config.distillation.enabled:
             metrics["distillation_loss"] = self._progress.taught_sum / self._progress.loss_steps
         evaluation = self._config.evaluation

@@ -22,6 +22,7 @@ KEY_LENGTH = 16  # hex digits
 
 # What a run's weights do not depend on. The texts are in the key by their content.
 _NOT_IN_KEY: dict[str, Any] = {
+    "phase": True,
     "output_dir": True,
     "threads": True,
     "keep_checkpoints": True,
@@ -105,6 +106,7 @@ def _of_config(path: Path) -> Teacher:
             "name a run folder, or a train config that is trained first"
         )
     config = load(path)
+    config.check_tuning(str(path))
     if config.distillation.enabled:
         raise ConfigError(
             f"{path}: distillation.enabled: a teacher that has one itself is not trained for you; "

@@ -2,7 +2,8 @@
 
 A cache entry is built aside under a lock and renamed into place, so it is whole or absent. Texts
 are read as a stream: memory holds the vocabulary, never a text. This file never knows where a
-text comes from, and never opens a split that nobody asked for.
+text comes from, and never opens a split that nobody asked for. The test split is not even in an
+entry unless it is asked for when that is built.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from trainer.vocabulary import Lines, Vocabulary, words_of
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+TUNING: tuple[Split, ...] = ("train", "valid")  # what a search may read
 Tokens = npt.NDArray[np.integer[Any]]
 
 TOKENIZER_VERSION = 1  # part of every cache key: raise it when a text would give other ids
@@ -32,20 +34,36 @@ _MANIFEST = "manifest.json"
 _PIECE_WORDS = 2**16  # encoded and written at a time
 
 
+class SplitWithheld(RuntimeError):
+    """A run asked for a split that its phase may not read."""
+
+
 @dataclass(frozen=True)
 class Splits:
     """A data set as token ids, each split mapped from the cache when it is asked for."""
 
     vocabulary: Vocabulary | BytePairs
     folder: Path
+    readable: tuple[Split, ...] = SPLITS
 
     def tokens(self, split: Split) -> Tokens:
-        """The split as a read-only memory map of shape (tokens,), uint16 or int32."""
+        """The split as a read-only memory map of shape (tokens,), uint16 or int32.
+
+        Raises SplitWithheld for one that is not `readable`.
+        """
+        self._check(split)
         return np.memmap(_token_file(self.folder, split), _dtype(self.vocabulary), mode="r")
 
     def words(self, split: Split) -> int:
         """Words of the text, an `<eos>` for each line counted, whatever they were cut into."""
+        self._check(split)
         return int(json.loads((self.folder / _MANIFEST).read_text())["words"][split])
+
+    def _check(self, split: Split) -> None:
+        if split not in self.readable:
+            raise SplitWithheld(
+                f"the {split} split is not read while tuning: `hpo evaluate` trains and tests"
+            )
 
 
 def cached_splits(
@@ -53,8 +71,9 @@ def cached_splits(
     lines: Callable[[Split], Lines],
     min_count: int = 1,
     byte_pairs: int | None = None,
+    wanted: tuple[Split, ...] = SPLITS,
 ) -> Splits:
-    """The splits kept in `folder`, built from `lines(split)` unless they are there and whole.
+    """The splits `wanted` as `folder` has them, built from `lines(split)` unless it is whole.
 
     The vocabulary is the train split's words seen `min_count` times, or `byte_pairs` tokens
     learned from it. Any number of processes may call this at once for one folder: one builds, the
@@ -64,13 +83,17 @@ def cached_splits(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f"{folder.name}.lock")):
             if not _whole(folder):
-                _build(folder, lines, min_count, byte_pairs)
+                _build(folder, lines, min_count, byte_pairs, wanted)
     kind = Vocabulary if byte_pairs is None else BytePairs
-    return Splits(kind.from_bytes((folder / kind.file_name).read_bytes()), folder)
+    return Splits(kind.from_bytes((folder / kind.file_name).read_bytes()), folder, wanted)
 
 
 def _build(
-    folder: Path, lines: Callable[[Split], Lines], min_count: int, byte_pairs: int | None
+    folder: Path,
+    lines: Callable[[Split], Lines],
+    min_count: int,
+    byte_pairs: int | None,
+    wanted: tuple[Split, ...],
 ) -> None:
     aside = folder.with_name(f"{folder.name}.part")
     # Left by a builder that was killed, or damaged: the lock says that nobody else builds.
@@ -85,7 +108,7 @@ def _build(
     (aside / vocabulary.file_name).write_bytes(vocabulary.to_bytes())
     words = {
         split: _write_tokens(_token_file(aside, split), vocabulary, lines(split))
-        for split in SPLITS
+        for split in wanted
     }
     sizes = {path.name: path.stat().st_size for path in aside.iterdir()}
     (aside / _MANIFEST).write_text(json.dumps({"sizes": sizes, "words": words}))

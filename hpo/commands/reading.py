@@ -35,6 +35,10 @@ def list_trials(name: Name, storage: Storage = None, as_json: AsJson = False) ->
 def show(
     name: Name,
     number: Annotated[int, typer.Argument(metavar="NUMBER", help="The trial's number.")],
+    config: Annotated[
+        bool,
+        typer.Option("--config", help="Print its train config, which `python -m trainer` runs."),
+    ] = False,
     storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
@@ -42,6 +46,9 @@ def show(
     from hpo import tables, views
 
     ledger = open_ledger(storage_url(storage))
+    if config:
+        write(views.trial_config(ledger, name, number), None)
+        return
     answer(views.trial_details(ledger, name, number), as_json, tables.trial)
 
 

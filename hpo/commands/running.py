@@ -85,6 +85,7 @@ def resume(
     ] = False,
 ) -> None:
     """Go on with a study, from its ledger alone; with PostgreSQL, beside whoever runs it now."""
+    from hpo.evaluate import is_evaluation
     from hpo.metrics import check_port
     from hpo.places import check_places
     from hpo.room import check_place
@@ -92,9 +93,12 @@ def resume(
 
     ledger = open_ledger(storage_url(storage))
     record = ledger.study(name)
+    config = config_of(record)
     check_port(metrics_port)
-    check_place(config_of(record), runs, ray_address)
+    check_place(config, runs, ray_address)
     check_places(ledger, record, runs)
+    if trials is not None and is_evaluation(config):
+        fail(f"--trials {trials}: study {name} is an evaluation; `hpo evaluate` plans its trials")
     if trials is not None and trials < record.reserved_trials:
         fail(f"--trials {trials}: study {name} has {record.reserved_trials} trials already")
     join = ledger.on_a_server or same_machine
@@ -130,6 +134,7 @@ def enqueue(
     storage: Storage = None,
 ) -> None:
     """Have a study, running or not, try a point of yours before it asks its sampler."""
+    from hpo.evaluate import is_evaluation
     from hpo.space import is_complete
     from hpo.transfer import point_by_hand
     from hpo.views import config_of
@@ -137,6 +142,8 @@ def enqueue(
     ledger = open_ledger(storage_url(storage))
     record = ledger.study(name)
     config = config_of(record)
+    if is_evaluation(config):
+        fail(f"study {name} is an evaluation: a point by hand would be chosen by its test")
     if config.schedule is not None:
         fail(f"study {name} learns a schedule: points by hand have no place in its population")
     point = point_by_hand(config.space, values, name)

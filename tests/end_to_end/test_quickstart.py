@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = (
     "README.md",
     "docs/reporting.md",
+    "docs/evaluating.md",
     "docs/searching.md",
     "docs/training.md",
     "docs/operating.md",
@@ -67,6 +68,10 @@ def test_the_readme_works_as_it_is_written(desk: Desk, tmp_path: Path) -> None:
     assert len(desk.study("quickstart").trials) == 14, "resumed with a larger budget"
     assert len(desk.study("mine").trials) == 6
     assert len(desk.study("shorter").trials) == 2
+    assert len(desk.study("shorter.evaluation").trials) == 1
+    [row] = desk.json("evaluate", "shorter", "--seeds", "1")
+    tested = desk.json("show", "shorter.evaluation", "0")["metrics"]["40"]
+    assert (row["seeds"], row["test_ppl"]["mean"]) == ([1], tested["test_ppl"])
     shorter = desk.json("show", "shorter", "0")
     assert max(int(step) for step in shorter["metrics"]) <= 40
     assert (desk.folder / "other-runs" / "elsewhere" / "trial-0000" / "config.yaml").is_file()

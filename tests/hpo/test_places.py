@@ -141,10 +141,10 @@ def test_a_teacher_is_trained_in_its_own_contents_folder_alone(
             check_places(ledger, ledger.study("tiny"), "runs")
     teachers[:] = [right]
     check_places(ledger, ledger.study("tiny"), "runs")
-    at = study_folder("s3://bucket/runs", "tiny")
+    at = study_folder("memory://runs", "tiny")
     teachers[:] = [replace(right, folder=f"{at}/teachers/{right.key}")]
-    check_places(ledger, ledger.study("tiny"), "s3://bucket/runs")
+    check_places(ledger, ledger.study("tiny"), "memory://runs")
     for key in ("../../other", "", f"{right.key}/x", right.key.upper()):
         teachers[:] = [replace(right, key=key, folder=f"{at}/teachers/{key}")]
         with pytest.raises(ConfigError, match="no key of a teacher's content"):
-            check_places(ledger, ledger.study("tiny"), "s3://bucket/runs")
+            check_places(ledger, ledger.study("tiny"), "memory://runs")

@@ -11,7 +11,7 @@ import pytest
 from trainer.data import check_data, load_splits
 from trainer.sections import DataConfig
 from trainer.settings import ConfigError
-from trainer.tokens import SPLITS, Split
+from trainer.tokens import SPLITS, Split, SplitWithheld
 from trainer.vocabulary import EOS, UNK
 
 REAL_DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -52,7 +52,7 @@ def refusal(config: DataConfig) -> str:
 
 def test_a_text_keeps_every_train_word_and_ends_each_line_with_eos(tmp_path: Path) -> None:
     config = text_config(tmp_path, train="b a\tb\n\nb  a c", valid="b z\n", test="ü\r\na\n")
-    splits = load_splits(config)
+    splits = load_splits(config, test=True)
     assert splits.vocabulary.words == (EOS, "b", "a", "c", UNK)
     texts = {split: splits.vocabulary.decode(splits.tokens(split)) for split in SPLITS}
     assert texts["train"] == ["b", "a", "b", EOS, EOS, "b", "a", "c", EOS]
@@ -62,7 +62,7 @@ def test_a_text_keeps_every_train_word_and_ends_each_line_with_eos(tmp_path: Pat
 
 def test_pydocs_is_there_with_every_python() -> None:
     check_data(DataConfig())
-    splits = load_splits(DataConfig())
+    splits = load_splits(DataConfig(), test=True)
     sizes = [len(splits.tokens(split)) for split in SPLITS]
     assert 90_000 < sum(sizes) < 140_000
     assert 0.85 < sizes[0] / sum(sizes) < 0.95
@@ -78,7 +78,7 @@ def test_pydocs_is_there_with_every_python() -> None:
 
 
 def test_no_long_paragraph_of_pydocs_is_in_two_splits() -> None:
-    splits = load_splits(DataConfig())
+    splits = load_splits(DataConfig(), test=True)
 
     def paragraphs(split: Split) -> set[str]:
         text = " ".join(splits.vocabulary.decode(splits.tokens(split)))
@@ -107,8 +107,8 @@ def test_the_published_sets_have_their_published_sizes(
 ) -> None:
     monkeypatch.setenv("HPO_DATA_DIR", str(REAL_DATA))
     config = DataConfig.model_validate({"name": name})
-    check_data(config)
-    splits = load_splits(config)
+    check_data(config, test=True)
+    splits = load_splits(config, test=True)
     vocabulary_size, tokens = COUNTS[name]
     assert len(splits.vocabulary) == vocabulary_size
     assert [len(splits.tokens(split)) for split in SPLITS] == tokens
@@ -219,12 +219,26 @@ def test_a_remembered_checksum_that_was_cut_short_is_not_believed(
     assert load_splits(config).folder == first.folder
 
 
+def test_tuning_reads_no_byte_of_the_test_text_and_cannot_ask_for_it(tmp_path: Path) -> None:
+    config = text_config(tmp_path)
+    Path(config.test or "").unlink()
+    for told in (config, config.model_copy(update={"test": None})):
+        check_data(told)
+        splits = load_splits(told)
+        assert not (splits.folder / "test.bin").exists()
+        for ask in (splits.tokens, splits.words):
+            with pytest.raises(SplitWithheld, match="the test split is not read while tuning"):
+                ask("test")
+    with pytest.raises(ConfigError, match="test.txt: no such file"):
+        load_splits(config, test=True)
+
+
 def test_a_cache_is_shared_by_equal_texts_and_by_no_others(tmp_path: Path) -> None:
     folders = [
         load_splits(text_config(tmp_path / "a")).folder,
         load_splits(text_config(tmp_path / "b")).folder,
-        load_splits(text_config(tmp_path / "c", test="a b\n")).folder,
-        load_splits(text_config(tmp_path / "d", test="a\n", valid="b\n")).folder,
+        load_splits(text_config(tmp_path / "c", train="a b\n")).folder,
+        load_splits(text_config(tmp_path / "d", valid="b\n")).folder,
     ]
     assert folders[0] == folders[1]
     assert len(set(folders)) == 3

@@ -11,15 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from tests.trainer.processes import measured, train, train_here
+from trainer.__main__ import main
 from trainer.config import TrainConfig, load, resolve
 from trainer.data import load_splits
 from trainer.distributed import World
 from trainer.model import LanguageModel
 from trainer.run import Run
 from trainer.settings import ConfigError
+from trainer.tokens import SplitWithheld
 
 Tiny = Callable[..., dict[str, Any]]
 
@@ -62,6 +65,36 @@ def test_perplexity_is_that_of_one_token_at_a_time_per_word_of_the_text(
     document = tiny(tmp_path, steps=4, data=data, evaluation={"stride": stride})
     [report] = train_here(document, world)
     assert report.metrics["valid_ppl"] == pytest.approx(naive_perplexity(tmp_path), rel=1e-5)
+
+
+def test_a_run_reads_the_test_split_at_its_end_if_it_is_an_evaluation(
+    world: World, tiny: Tiny, texts: dict[str, str], tmp_path: Path
+) -> None:
+    changes = {"steps": 4, "eval_every": 2, "data": {"valid": texts["test"]}}
+    reports = train_here(tiny(tmp_path / "evaluation", phase="evaluation", **changes), world)
+    assert "test_ppl" not in reports[0].metrics, "once, at the end"
+    assert reports[1].metrics["test_ppl"] == reports[1].metrics["valid_ppl"], "one text for both"
+    tuning = tiny(tmp_path / "tuning", **{**changes, "data": {"test": None}})
+    with closing(Run(resolve(tuning, ""), world)) as run:
+        with pytest.raises(SplitWithheld):
+            run._evaluator.test()
+        assert run.advance().kind == "evaluated"
+        assert "test_ppl" not in run.advance().metrics
+
+
+def test_only_an_evaluation_of_the_service_may_say_that_it_is_one(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump(tiny(tmp_path / "run", phase="evaluation")))
+    assert main([str(file)]) == 2
+    assert "only `hpo evaluate` does; leave phase out" in capsys.readouterr().err
+    file.write_text(yaml.safe_dump(tiny(tmp_path / "run")))
+    assert main([str(file), "phase=evaluation"]) == 2
+    assert "phase: only `hpo evaluate` sets it" in capsys.readouterr().err
+    document = tiny(tmp_path, phase="evaluation", data={"test": None})
+    with pytest.raises(ConfigError, match="data.test: an evaluation needs the path"):
+        resolve(document, "file.yaml")
 
 
 def test_an_evaluation_gives_a_sign_of_life_after_each_batch(
