@@ -27,7 +27,7 @@ MOST_LINES, MOST_POINTS, MOST_BARS = 200, 500, 2000  # that a figure draws
 FEW_FOR_IMPORTANCES = 5  # complete trials
 SLICES_A_ROW = 4
 WIDTH = 1000  # pixels: what a landscape page holds
-FAINT = "rgba(130, 130, 130, 0.3)"
+FAINT = "rgba(140, 140, 140, 0.5)"
 COLOURS = {  # what went wrong is drawn last, over the rest
     "finished": "#2a9d4a",
     "running": "#3b82f6",
@@ -121,7 +121,7 @@ def learning_curves(
                 name=name,
                 mode="lines+markers",  # one that was pruned at its first evaluation is a point
                 line={"color": colour, "width": 0.8},
-                marker={"color": colour, "size": 3},
+                marker={"color": colour, "size": 5},
             )
     shades = sample_colorscale("Viridis", [i / max(1, len(best)) for i in range(len(best))])
     for number, colour in reversed([*zip(best, shades, strict=True)]):  # the best on top
