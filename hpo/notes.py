@@ -33,7 +33,7 @@ def study_note(ledger: Ledger, record: StudyRecord, stop: str) -> str:
     return "\n\n".join(
         (
             f"{made} of {record.budget_trials} trials ({states or 'none yet'}), "
-            f"{ledger.device_seconds(record):.0f} device-seconds. {runs}",
+            f"{max(0.0, ledger.device_seconds(record)):.0f} device-seconds. {runs}",
             "#### Study file",
             fenced(record.document, "yaml"),
             _YOURS,
