@@ -10,7 +10,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
+import os
 import socket
+import sys
+import threading
+import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -20,8 +24,9 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 import optuna
 from optuna.storages import BaseStorage
 
-from hpo.access import guarded, read_users
+from hpo.access import Application, guarded, read_users
 from hpo.constraints import is_feasible
+from hpo.overlay import application
 from storage import Ledger
 from trainer.settings import ConfigError
 
@@ -39,8 +44,6 @@ def serve(
     Raises ConfigError for an address that cannot be had, and for one that others reach without a
     file of `users`.
     """
-    from optuna_dashboard import wsgi
-
     known = None if users is None else read_users(users)
     family, address = _resolved(host)
     if known is None and not ipaddress.ip_address(address).is_loopback:
@@ -49,18 +52,24 @@ def serve(
             "`htpasswd -B -c FILE NAME` makes"
         )
     count_feasibility(ledger.storage)
-    application = wsgi(ledger.storage)
+    served: Application = application(ledger)
     if known is not None:
-        application = guarded(application, known)
+        served = guarded(served, known)
     with _bound(family, address, host, port) as server:
-        server.set_app(application)
+        server.set_app(served)
         shown = f"[{address}]" if ":" in address else address
-        say(
-            f"dashboard of {ledger.url} at http://{shown}:{server.server_port}/dashboard "
-            "(Ctrl-C ends it)"
-        )
+        page = f"http://{shown}:{server.server_port}/dashboard"
+        say(f"dashboard of {ledger.url} at {page} (Ctrl-C ends it)")
+        if on_a_desktop():
+            threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
+
+
+def on_a_desktop() -> bool:
+    """Whether somebody sits here who would see a browser open."""
+    display = sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & {*os.environ}
+    return sys.stdout.isatty() and bool(display)
 
 
 def _resolved(host: str) -> tuple[int, str]:

@@ -97,6 +97,11 @@ def check_tracking(config: TrackingConfig) -> None:
         )
 
 
+def run_id(study_uid: str, trial: int) -> str:
+    """What wandb knows a trial's run by, in whatever process it goes on."""
+    return hashlib.sha256(f"{study_uid}/{trial}".encode()).hexdigest()[:16]
+
+
 def make_tracker(config: TrackingConfig, study: str, study_uid: str, folder: Path) -> Tracker:
     """The tracker `config` asks for; wandb's own files go to `folder`/wandb.
 
@@ -180,7 +185,7 @@ class WandbTracker(Tracker):
                 mode=self._mode,
                 group=self._study,
                 name=f"{self._study}-{trial:04d}",
-                id=hashlib.sha256(f"{self._study_uid}/{trial}".encode()).hexdigest()[:16],
+                id=run_id(self._study_uid, trial),
                 resume="allow",
                 reinit="create_new",  # several runs open at once in one process
                 dir=str(self._folder),

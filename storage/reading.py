@@ -187,6 +187,13 @@ class Reader:
             )
             return {row.step: dict(row.metrics) for row in rows}
 
+    def evaluated(self, study: StudyRecord) -> set[int]:
+        """The ids of the study's trials that have metrics."""
+        of_study = TrialModel.study_id == study.study_id
+        some = sa.exists().where(MetricsRow.trial_id == TrialModel.trial_id)
+        with self._sessions() as session:
+            return {*session.scalars(sa.select(TrialModel.trial_id).where(of_study, some))}
+
     def curves(self, study_id: int, metric: str, *, finished: bool) -> dict[int, dict[int, float]]:
         """A metric of each trial of the study that has it, by optimizer step, by trial id.
 
@@ -268,6 +275,27 @@ class Reader:
                 .order_by(DepthPointRow.depth, DepthPointRow.search)
             )
             return [dict(row) for row in rows.mappings()]
+
+    def depth_fronts(self, study: StudyRecord) -> dict[int, list[dict[str, Any]]]:
+        """The newest depth front of each trial of the study that has one, by trial id."""
+        row = DepthPointRow
+        newest = (
+            sa.select(row.trial_id, sa.func.max(row.step).label("step"))
+            .join(TRIALS, TRIALS.c.trial_id == row.trial_id)
+            .where(TRIALS.c.study_id == study.study_id)
+            .group_by(row.trial_id)
+            .subquery()
+        )
+        found: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        with self._sessions() as session:
+            points = session.execute(
+                sa.select(*row.__table__.columns)
+                .join(newest, (newest.c.trial_id == row.trial_id) & (newest.c.step == row.step))
+                .order_by(row.trial_id, row.depth, row.search)
+            )
+            for point in points.mappings():
+                found[point["trial_id"]].append(dict(point))
+        return dict(found)
 
     def teachers(self, study: StudyRecord) -> list[TeacherRecord]:
         """The study's teachers, by their keys."""

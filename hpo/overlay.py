@@ -1,0 +1,137 @@
+"""The dashboard's application, with what the ledger knows beside what Optuna knows.
+
+Notes and pictures are made when they are asked for: looking writes nothing, and a note that
+somebody has typed stays his. All that may be asked for here, and not of optuna-dashboard, is that a
+study be stopped.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from html import escape
+from typing import Any, NoReturn
+
+from bottle import Bottle, HTTPError, HTTPResponse, request
+from optuna.trial import FrozenTrial
+
+from hpo.notes import study_note, trial_note
+from hpo.pictures import PICTURES, drawn
+from hpo.views import config_of
+from storage import Ledger, StudyRecord
+from trainer.settings import ConfigError
+
+_KEEPS_NONE = "pictures are drawn from the ledger when asked for; no files are kept here"
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>
+<body style="font: 18px sans-serif; margin: 4em auto; max-width: 34em"><h1>{name}</h1>
+{said}<p><a href="/dashboard/studies/{study_id}/note">Back to the study</a></p></body></html>"""
+_FORM = """<p>Run by {alive}. Its running trials write a checkpoint; the next <code>hpo resume
+{name}</code> goes on with them.</p><form method="post"><input type="hidden" name="token"
+value="{token}"><button style="font: inherit">Stop {name}</button></form>"""
+
+
+def application(ledger: Ledger) -> Bottle:
+    """optuna-dashboard's application on `ledger`, annotated. One at a time in a process."""
+    from optuna_dashboard import wsgi
+
+    _annotate_studies(ledger)
+    app: Bottle = wsgi(ledger.storage, artifact_store=_NoFiles())
+    _add_pictures(app, ledger)
+    _add_stop(app, ledger)
+    return app
+
+
+class _NoFiles:
+    """An artifact store that has nothing and takes nothing: with none, no picture is shown."""
+
+    def open_reader(self, artifact_id: str) -> NoReturn:
+        raise HTTPError(404, _KEEPS_NONE)
+
+    def write(self, artifact_id: str, content_body: object) -> NoReturn:
+        raise HTTPError(400, _KEEPS_NONE)
+
+    def remove(self, artifact_id: str) -> NoReturn:
+        raise HTTPError(400, _KEEPS_NONE)
+
+
+def _annotate_studies(ledger: Ledger) -> None:
+    from optuna_dashboard import _app
+
+    serialize = _app.serialize_study_detail  # what it answers about a study goes through here
+
+    def annotated(study: Any, best: Any, trials: list[FrozenTrial], *others: Any) -> Any:
+        answer = serialize(study, best, trials, *others)
+        for record in ledger.studies():
+            if record.study_id == study._study_id:
+                _annotate(answer, ledger, record, trials)
+        return answer
+
+    _app.serialize_study_detail = annotated
+
+
+def _annotate(
+    answer: dict[str, Any], ledger: Ledger, record: StudyRecord, trials: list[FrozenTrial]
+) -> None:
+    """Add notes where nobody has typed any, and tell which pictures there are."""
+    if not answer["note"]["body"]:
+        answer["note"]["body"] = study_note(ledger, record, f"/stop/{record.study_id}")
+    try:
+        config = config_of(record)
+    except ConfigError:
+        return  # another version's study: what Optuna knows of its trials is shown all the same
+    attempts, fronts = ledger.attempts(record), ledger.depth_fronts(record)
+    evaluated = ledger.evaluated(record)
+    for shown, trial in zip(answer["trials"], trials, strict=True):
+        executed, front = attempts.get(trial._trial_id), fronts.get(trial._trial_id, [])
+        if not executed:
+            continue
+        if not shown["note"]["body"]:
+            shown["note"]["body"] = trial_note(trial, executed, front, record, config)
+        drawable = {"c": trial._trial_id in evaluated, "d": bool(front)}
+        shown["artifacts"] += [
+            {"artifact_id": key, "filename": PICTURES[key][0], "mimetype": "image/png"}
+            for key in PICTURES
+            if drawable[key]
+        ]
+
+
+def _add_pictures(app: Bottle, ledger: Ledger) -> None:
+    # In the place of optuna-dashboard's own route, which asks Optuna's tables for artifacts.
+    @app.get("/artifacts/<study_id:int>/<trial_id:int>/<artifact_id:re:[0-9a-fA-F-]+>")  # type: ignore[untyped-decorator]
+    def picture(study_id: int, trial_id: int, artifact_id: str) -> Any:
+        if artifact_id not in PICTURES:
+            raise HTTPError(404, _KEEPS_NONE)
+        _, along, read = PICTURES[artifact_id]
+        series = read(ledger, trial_id)
+        if not series:
+            raise HTTPError(404, "nothing to draw yet")
+        number = ledger.storage.get_trial_number_from_id(trial_id)
+        headers = {"Content-Type": "image/png", "Cache-Control": "no-cache"}
+        return HTTPResponse(drawn(series, f"trial {number}", along), headers=headers)
+
+
+def _add_stop(app: Bottle, ledger: Ledger) -> None:
+    # Another site's page can send a form here, but cannot read this token.
+    token = secrets.token_urlsafe()
+
+    def page(record: StudyRecord, said: str) -> Any:
+        text = _PAGE.format(name=escape(record.name), said=said, study_id=record.study_id)
+        policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+        headers = {"Content-Type": "text/html", "Content-Security-Policy": policy}
+        return HTTPResponse(text, headers=headers)
+
+    @app.route("/stop/<study_id:int>", method=["GET", "POST"])  # type: ignore[untyped-decorator]
+    def stop(study_id: int) -> Any:
+        record = next((r for r in ledger.studies() if r.study_id == study_id), None)
+        if record is None:
+            raise HTTPError(404, "no such study")
+        name = escape(record.name)
+        alive = escape(", ".join(str(c) for c in ledger.controllers(record) if c.alive))
+        if not alive:
+            return page(record, f"<p>Nobody runs it; <code>hpo resume {name}</code> goes on.</p>")
+        if request.method == "GET":
+            return page(record, _FORM.format(name=name, alive=alive, token=token))
+        if not hmac.compare_digest(request.forms.get("token", "").encode(), token.encode()):
+            raise HTTPError(403, "not sent from this dashboard's page; open it again")
+        ledger.request_stop(record)
+        return page(record, f"<p>Asked {alive} to stop; its running trials write checkpoints.</p>")
