@@ -98,8 +98,13 @@ def test_every_command_refuses_a_study_that_another_program_has_called_so(
     assert [study.name for study in ledger.studies()] == ["tiny"]
     commands = commands_on_a_study()
     assert len(commands) >= 8
+    needs = {
+        "copy": ("--to", "sqlite:///other.db"),
+        "report": ("-o", "page.html"),
+        "export": ("-o", "table.csv"),
+    }
     for command, *more in commands:
-        options = ("--to", "sqlite:///other.db") if command == "copy" else ()
+        options = needs.get(command, ())
         assert "is no name for a study" in refused(capsys, command, *options, "--", "../x", *more)
     for name in TYPED:
         assert "is no name for a study" in refused(capsys, "status", "--", name)
