@@ -22,7 +22,7 @@ from hpo.ahead import inform, make_ahead, ready
 from hpo.attempts import Attempts
 from hpo.judge import Assignment, Judge, Verdict
 from hpo.limits import Limits
-from hpo.messages import Job, Message
+from hpo.messages import Job, Message, last_line
 from hpo.observers import Observer, Observers
 from hpo.outage import LEDGER_ERRORS, DiskAway, Lifeline, check_disk, database_is_away
 from hpo.parking import Parking
@@ -329,7 +329,9 @@ class Controller:
 
     def _lost_disk(self, detail: str | None) -> None:
         """Something could not be kept: begin nothing until the disk answers."""
-        away = DiskAway(f"the disk of {self._folder}: {_last_line(detail)}")
+        away = DiskAway(
+            f"the disk of {self._folder}: {last_line(detail) or 'it cannot be written to'}"
+        )
         if not self._disk.away:
             logger.warning("the study pauses: %s", away)
         if self._disk.lost():
@@ -377,7 +379,3 @@ class Controller:
 
     def _may_begin(self) -> bool:
         return not self.stopping and self._limits.may_begin()
-
-
-def _last_line(detail: str | None) -> str:
-    return (detail or "it cannot be written to").strip().splitlines()[-1][:500]

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from hpo.ahead import reported
 from hpo.constraints import violations
 from hpo.halving import Curve, Halving
-from hpo.messages import Message
+from hpo.messages import Message, last_line
 from hpo.population import Population
 from hpo.pruners import ParkedHalving
 from hpo.pruning import Pruning
@@ -230,8 +230,8 @@ class Judge:
         self, assignment: Assignment, message: Message, verdict: Verdict, state: TrialState
     ) -> None:
         trial, trial_id = assignment.trial, assignment.attempt.trial_id
-        if message.detail:
-            trial.set_user_attr("detail", message.detail.strip().splitlines()[-1][:500])
+        if said := last_line(message.detail):
+            trial.set_user_attr("detail", said)
         results = self._ledger.results(trial_id) if self._config.repeats > 1 else []
         if len(results) > 1:
             trial.set_user_attr("repeats", len(results))

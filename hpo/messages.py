@@ -46,3 +46,8 @@ class Progress:
 def named(job: Job) -> str:
     """What people call it: `trial 7`, or `teacher 0123456789abcdef`."""
     return f"trial {job}" if isinstance(job, int) else f"teacher {job}"
+
+
+def last_line(detail: str | None) -> str:
+    """What a traceback or a message comes to: its last line, 500 characters at most."""
+    return (detail or "").strip().rpartition("\n")[2][:500]

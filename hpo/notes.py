@@ -13,6 +13,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo.constraints import Constraint, broken
+from hpo.messages import last_line
 from hpo.study import StudyConfig
 from hpo.tracking import run_id
 from storage import Attempt, Ledger, StudyRecord
@@ -70,9 +71,8 @@ def trial_note(
     ]
     if front:
         parts += ["#### Depth front", _depths(front)]
-    detail = attempts[-1].detail
-    if detail and detail.strip():
-        parts.append(fenced(detail.strip().splitlines()[-1]))
+    if said := last_line(attempts[-1].detail):
+        parts.append(fenced(said))
     parts += [_places(trial, record, config), _YOURS]
     return "\n\n".join(parts)
 

@@ -80,7 +80,7 @@ def _annotate(
     except ConfigError:
         return  # another version's study: what Optuna knows of its trials is shown all the same
     attempts, fronts = ledger.attempts(record), ledger.depth_fronts(record)
-    evaluated = ledger.evaluated(record)
+    evaluated = ledger.last_metrics(record)
     for shown, trial in zip(answer["trials"], trials, strict=True):
         executed, front = attempts.get(trial._trial_id), fronts.get(trial._trial_id, [])
         if not executed:

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from plotly.offline import get_plotlyjs
 
 from hpo import figures, views
+from hpo.messages import last_line
 from storage import Attempt, Ledger
 from trainer.settings import parse_document
 
@@ -208,7 +209,7 @@ def _time_line(study: _Study) -> Section:
             attempt.started_at,
             study.end(attempt),
             f"trial {study.numbers[attempt.trial_id]}, attempt {attempt.number}: "
-            f"{_reason(attempt)} {_last_line(attempt.detail)}",
+            f"{_reason(attempt)} {last_line(attempt.detail)}",
         )
         for attempt in newest
     ]
@@ -251,7 +252,7 @@ def _failures(study: _Study) -> list[Mapping[str, Any]]:
             "attempt": attempt.number,
             "reason": _reason(attempt),
             "controller": study.controllers[attempt.controller_id],
-            "detail": _last_line(attempt.detail),
+            "detail": last_line(attempt.detail),
         }
         for attempt in reversed(study.attempts)
         if _reason(attempt) not in NO_FAILURES
@@ -269,10 +270,6 @@ def _cost(study: _Study) -> list[Mapping[str, Any]]:
         ({"reason": reason, **row} for reason, row in rows.items()),
         key=lambda row: -row["device_seconds"],
     )
-
-
-def _last_line(detail: str | None) -> str:
-    return (detail or "").strip().rpartition("\n")[2][:300]
 
 
 def _program() -> dict[str, str]:

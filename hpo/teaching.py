@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hpo.messages import Message
+from hpo.messages import Message, last_line
 from hpo.study import StudyConfig
 from storage import Lease, Ledger, Reason, StudyRecord, TeacherRecord, TeacherState
 from trainer.lock import in_use
@@ -139,10 +139,9 @@ class Teaching:
             self._waiting[0] = teacher
             self._lost += teacher.reason is Reason.WORKER_LOST
         elif teacher.state is TeacherState.FAILED:
-            last_line = (
-                f": {teacher.detail.strip().splitlines()[-1][:500]}" if teacher.detail else ""
-            )
-            self.failure = f"its teacher {teacher.key} failed ({teacher.reason}){last_line}"
+            said = last_line(teacher.detail)
+            why = f"({teacher.reason}): {said}" if said else f"({teacher.reason})"
+            self.failure = f"its teacher {teacher.key} failed {why}"
 
 
 def _is_in_use(folder: str) -> bool:

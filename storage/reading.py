@@ -187,13 +187,6 @@ class Reader:
             )
             return {row.step: dict(row.metrics) for row in rows}
 
-    def evaluated(self, study: StudyRecord) -> set[int]:
-        """The ids of the study's trials that have metrics."""
-        of_study = TrialModel.study_id == study.study_id
-        some = sa.exists().where(MetricsRow.trial_id == TrialModel.trial_id)
-        with self._sessions() as session:
-            return {*session.scalars(sa.select(TrialModel.trial_id).where(of_study, some))}
-
     def curves(self, study_id: int, metric: str, *, finished: bool) -> dict[int, dict[int, float]]:
         """A metric of each trial of the study that has it, by optimizer step, by trial id.
 
@@ -215,20 +208,9 @@ class Reader:
 
     def last_metrics(self, study: StudyRecord) -> dict[int, dict[str, Any]]:
         """All metrics of each trial of the study at its last step, by trial id."""
-        last = (
-            sa.select(MetricsRow.trial_id, sa.func.max(MetricsRow.step).label("step"))
-            .join(TRIALS, TRIALS.c.trial_id == MetricsRow.trial_id)
-            .where(TRIALS.c.study_id == study.study_id)
-            .group_by(MetricsRow.trial_id)
-            .subquery()
-        )
+        newest = _at_newest_step(MetricsRow, TRIALS.c.study_id == study.study_id)
         with self._sessions() as session:
-            rows = session.execute(
-                sa.select(MetricsRow.trial_id, MetricsRow.metrics).join(
-                    last,
-                    (last.c.trial_id == MetricsRow.trial_id) & (last.c.step == MetricsRow.step),
-                )
-            )
+            rows = session.execute(sa.select(MetricsRow.trial_id, MetricsRow.metrics).join(*newest))
             return {trial_id: dict(metrics) for trial_id, metrics in rows}
 
     def results(self, trial_id: int) -> list[dict[str, float]]:
@@ -265,36 +247,24 @@ class Reader:
 
     def depth_front(self, trial_id: int) -> list[dict[str, Any]]:
         """The trial's newest depth front, the shallowest sub-model first; empty if it has none."""
-        columns = [c for c in DepthPointRow.__table__.columns if c.name != "trial_id"]
-        with self._sessions() as session:
-            of_trial = DepthPointRow.trial_id == trial_id
-            newest = sa.select(sa.func.max(DepthPointRow.step)).where(of_trial).scalar_subquery()
-            rows = session.execute(
-                sa.select(*columns)
-                .where(of_trial, DepthPointRow.step == newest)
-                .order_by(DepthPointRow.depth, DepthPointRow.search)
-            )
-            return [dict(row) for row in rows.mappings()]
+        return self._depth_fronts(TRIALS.c.trial_id == trial_id).get(trial_id, [])
 
     def depth_fronts(self, study: StudyRecord) -> dict[int, list[dict[str, Any]]]:
         """The newest depth front of each trial of the study that has one, by trial id."""
+        return self._depth_fronts(TRIALS.c.study_id == study.study_id)
+
+    def _depth_fronts(self, wanted: sa.ColumnElement[bool]) -> dict[int, list[dict[str, Any]]]:
         row = DepthPointRow
-        newest = (
-            sa.select(row.trial_id, sa.func.max(row.step).label("step"))
-            .join(TRIALS, TRIALS.c.trial_id == row.trial_id)
-            .where(TRIALS.c.study_id == study.study_id)
-            .group_by(row.trial_id)
-            .subquery()
-        )
+        columns = [column for column in row.__table__.columns if column.name != "trial_id"]
         found: dict[int, list[dict[str, Any]]] = defaultdict(list)
         with self._sessions() as session:
             points = session.execute(
-                sa.select(*row.__table__.columns)
-                .join(newest, (newest.c.trial_id == row.trial_id) & (newest.c.step == row.step))
+                sa.select(row.trial_id, *columns)
+                .join(*_at_newest_step(row, wanted))
                 .order_by(row.trial_id, row.depth, row.search)
             )
             for point in points.mappings():
-                found[point["trial_id"]].append(dict(point))
+                found[point["trial_id"]].append({c.name: point[c.name] for c in columns})
         return dict(found)
 
     def teachers(self, study: StudyRecord) -> list[TeacherRecord]:
@@ -337,3 +307,15 @@ def _study(row: StudyRow, name: str) -> StudyRecord:
         row.reserved_trials,
         row.stop_requested_at,
     )
+
+
+def _at_newest_step(row: Any, wanted: sa.ColumnElement[bool]) -> tuple[Any, Any]:
+    """What to join `row`, a table by trial and step, with: its rows at each trial's last step."""
+    newest = (
+        sa.select(row.trial_id, sa.func.max(row.step).label("step"))
+        .join(TRIALS, TRIALS.c.trial_id == row.trial_id)
+        .where(wanted)
+        .group_by(row.trial_id)
+        .subquery()
+    )
+    return newest, (newest.c.trial_id == row.trial_id) & (newest.c.step == row.step)
