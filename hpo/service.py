@@ -24,7 +24,7 @@ from hpo.logs import LogObserver, logged
 from hpo.metrics import metrics_served
 from hpo.outage import LEDGER_ERRORS, RayLost
 from hpo.study import StudyConfig
-from hpo.tracking import make_tracker
+from hpo.tracking import make_trackers
 from storage import Lease, LeaseHeld, LeaseLost, Ledger, StudyRecord, in_one_line
 from trainer.settings import is_url
 from trainer.terminal import Quiet
@@ -83,7 +83,7 @@ def _run_under(
 ) -> Ending | None:
     """Run the study under one lease; None if that was lost."""
     record = ledger.study(record.name)
-    # A controller's own files stay here: its log, and what wandb has not sent yet.
+    # A controller's own files stay here: its log, and its trackers'.
     local = Path("runs" if is_url(runs) else runs).absolute()
     try:
         with Quiet() as quiet:
@@ -118,22 +118,23 @@ def _run(
 ) -> Ending | None:
     from hpo import dispatch
 
-    tracker = make_tracker(config.tracking, record.name, record.uid, local / record.name)
     board = Board(
         console, record.name, config.objectives[0], record.budget_trials, config.constraints
     )
+    trackers = make_trackers(config, ledger, record, local / record.name, board.say)
     explore = None
     if config.schedule is not None:
         from hpo.pbt import make_explore
 
         explore = make_explore(config.schedule, config.space, config.sampler.seed)
     controller = Controller(
-        ledger, record, config, lease, runs, (board, LogObserver(), tracker), explore
+        ledger, record, config, lease, runs, (board, LogObserver(), *trackers), explore
     )
     recall(board, controller.study)
     guard = Guard(ledger, record, lease, controller, board)
     with ExitStack() as stack:
-        stack.callback(tracker.close)
+        for tracker in trackers:
+            stack.callback(tracker.close)
         scratch = stack.enter_context(TemporaryDirectory("-hpo-tune", ignore_cleanup_errors=True))
         stack.enter_context(ledger.heartbeat(lease, controller.report_error))
         namespace = f"hpo-{record.uid}-{lease.controller_id}"
