@@ -1,6 +1,6 @@
 """What a training function of a user's own is given. docs/your-own-training.md has the protocol.
 
-Nothing here is for the service's own use, and nothing heavy is imported: a user's module imports it.
+Nothing heavy is imported: a user's module imports this one.
 """
 
 from __future__ import annotations
