@@ -89,7 +89,7 @@ def _run_under(
         with Quiet() as quiet:
             quiet.keep_in(local / record.name / "log.txt")
             logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
-            console = Console(file=quiet.output)
+            console = Console(file=quiet.output, emoji=False)
             with (
                 logged(local / record.name, record.name, lease.controller_id),
                 metrics_served(ledger, record, config, metrics_port),
