@@ -19,6 +19,9 @@ from trainer.settings import ConfigError, get_path
 # The service sets these itself for every trial.
 RESERVED = ("output_dir", "threads")
 
+# Of a comparison: the dimension whose named choices set train settings of any section.
+RECIPE = "recipe"
+
 MOST_EXACT = 2**53  # the largest integer up to which the database keeps all of them exactly
 Exact = Annotated[int, Field(ge=-MOST_EXACT, le=MOST_EXACT)]
 
@@ -212,7 +215,8 @@ def assignments(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
     for path, value in params.items():
         dimension = space.get(path)
         if isinstance(dimension, CategoricalDimension) and dimension.named:
-            found |= {f"{path}.{key}": each for key, each in dimension.named[value].items()}
+            prefix = "" if path == RECIPE else f"{path}."
+            found |= {f"{prefix}{key}": each for key, each in dimension.named[value].items()}
         else:
             found[path] = value
     return found

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from hpo import service
 from hpo.cli import app
 from hpo.controller import Controller
-from hpo.evaluate import conclude, enter, is_trained, plan
+from hpo.evaluate import conclude, plan
 from hpo.messages import Message
+from hpo.phase import enter, is_trained
 from hpo.study import load_study
 from hpo.views import config_of
 from storage import Ledger, StudyRecord
