@@ -137,7 +137,7 @@ def _sections(path: str, model: Model, titles: dict[Model, str]) -> Iterator[str
 
 def section_part(model: Model, titles: Mapping[Model, str]) -> str:
     """The table of one section's keys; `titles` are the sections'. Raises Undocumented."""
-    meanings, properties = _meanings(model), model.model_json_schema()["properties"]
+    meanings, properties = meanings_of(model), model.model_json_schema()["properties"]
     rows = []
     for name, field in model.model_fields.items():
         inside, tag = _models(field.annotation), _tag(field)
@@ -147,7 +147,7 @@ def section_part(model: Model, titles: Mapping[Model, str]) -> str:
         meaning = meanings.get(name) or (_about(inside[0]) if len(inside) == 1 else "")
         if not meaning:
             raise Undocumented(f"{model.__name__}.{name}: say beside it, after a #, what it means")
-        links = [f"[{titles[m].rpartition(': ')[2]}](#{_anchor(titles[m])})" for m in inside]
+        links = [f"[{titles[m].rpartition(': ')[2]}](#{anchor(titles[m])})" for m in inside]
         one_of = "one of " if len(links) > 1 else ""
         kind = one_of + ", ".join(links) or _kind(properties[name])
         rows.append((f"`{name}`", kind, _default(field), meaning))
@@ -178,12 +178,12 @@ def _tag(field: FieldInfo) -> str | None:
 
 
 @cache
-def _meanings(model: Model) -> Mapping[str, str]:
+def meanings_of(model: Model) -> Mapping[str, str]:
     """What the comments beside and above each key of a section say, inherited ones too."""
     found: dict[str, str] = {}
     for base in model.__bases__:
         if issubclass(base, Section) and base is not Section:
-            found |= _meanings(base)
+            found |= meanings_of(base)
     source = textwrap.dedent(inspect.getsource(model))
     tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
@@ -251,7 +251,7 @@ def _number(bound: float) -> str:
     return f"{bound:,g}" if bound < 10**6 else f"{bound:,.0f}"
 
 
-def _anchor(title: str) -> str:
+def anchor(title: str) -> str:
     """The anchor that Markdown viewers give a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 

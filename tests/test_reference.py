@@ -15,7 +15,7 @@ from trainer.settings import Section
 def test_the_page_is_what_the_code_gives() -> None:
     written = reference.PAGE.read_text(encoding="utf-8")
     assert written == reference.page(), "out of date: run `make docs`"
-    titles = {reference._anchor(title) for title in re.findall(r"^##+ (.*)$", written, re.M)}
+    titles = {reference.anchor(title) for title in re.findall(r"^##+ (.*)$", written, re.M)}
     assert set(re.findall(r"\]\(#(.*?)\)", written)) <= titles, "a link that leads nowhere"
 
 
@@ -30,7 +30,7 @@ class Sampler(Section):
 
 
 def test_a_key_means_what_its_comments_say_and_one_without_is_refused() -> None:
-    assert reference._meanings(Sampler) == {
+    assert reference.meanings_of(Sampler) == {
         "seed": "of its random numbers",
         "size": "how many it keeps: the newest",
     }
