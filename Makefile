@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: start test lint format bench install lock
+.PHONY: start test lint format docs bench install lock
 
 start: $(READY)
 	$(VENV)/bin/hpo start
@@ -21,6 +21,10 @@ lint: $(READY)
 format: $(READY)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+# The reference page, from the code; a test fails where it is older than that.
+docs: $(READY)
+	$(VENV)/bin/python -m docs.reference
 
 # One after the other: each compares two sides and wants the machine for itself.
 bench: $(READY)

@@ -40,8 +40,8 @@ Metric = Annotated[str, AfterValidator(_known)]  # one that every finished trial
 class Objective(Section):
     """A reported metric to make small or large."""
 
-    metric: Metric = "valid_ppl"
-    direction: Literal["minimize", "maximize"] = "minimize"
+    metric: Metric = "valid_ppl"  # a reported one: docs/searching.md has all
+    direction: Literal["minimize", "maximize"] = "minimize"  # what is better: small or large
 
     @model_validator(mode="after")
     def _large_is_good(self) -> Objective:
