@@ -41,5 +41,5 @@ $(READY): requirements.lock pyproject.toml
 # The newest versions that pyproject.toml allows, tried by `make test`, then written down.
 lock: $(READY)
 	$(VENV)/bin/pip install --quiet --upgrade --editable ".[dev]"
-	( head -1 requirements.lock; $(VENV)/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' ) > $(VENV)/lock
+	( head -1 requirements.lock; $(VENV)/bin/pip freeze --all --exclude pip --exclude-editable | sed 's/+cpu$$//' ) > $(VENV)/lock
 	mv $(VENV)/lock requirements.lock
