@@ -73,7 +73,7 @@ def ranking(trials: Sequence[FrozenTrial], position: int, direction: str) -> lis
 def history(study: optuna.Study, metric: str) -> go.Figure:
     """Every trial's value, and the best so far."""
     figure = drawn_by_optuna.plot_optimization_history(study, target_name=escape(metric))
-    return _scaled(figure, _values(study))
+    return _scaled(figure, _values(study)).update_traces(line_shape="hv")
 
 
 def importances(study: optuna.Study, metric: str) -> go.Figure:

@@ -31,6 +31,7 @@ class Tab:
         self._from = answers
         self._said = bytearray()
         self._calls = 0
+        self._width = 0
         self._session: dict[str, str] = {}
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)
@@ -53,6 +54,7 @@ class Tab:
         """Show the page at `url`, and wait for its scripts."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=800,
                   deviceScaleFactor=1, mobile=False)  # fmt: skip
+        self._width = width
         self.events.clear()
         self.call("Page.navigate", url=url)
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
@@ -71,9 +73,10 @@ class Tab:
         printed = self.call("Page.printToPDF", preferCSSPageSize=True, printBackground=True)
         return base64.b64decode(printed["data"])
 
-    def picture(self) -> bytes:
-        """The whole page, as PNG."""
-        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+    def picture(self, top: float, height: float) -> bytes:
+        """As PNG what is `height` pixels from `top`."""
+        clip = {"x": 0, "y": top, "width": self._width, "height": height, "scale": 1}
+        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         return base64.b64decode(shot["data"])
 
     def requested(self) -> list[str]:
