@@ -116,8 +116,6 @@ def _run(
     ray_address: str | None,
     console: Console,
 ) -> Ending | None:
-    from hpo import dispatch
-
     tracker = make_tracker(config.tracking, record.name, record.uid, local / record.name)
     board = Board(
         console, record.name, config.objectives[0], record.budget_trials, config.constraints
@@ -136,11 +134,16 @@ def _run(
         stack.callback(tracker.close)
         scratch = stack.enter_context(TemporaryDirectory("-hpo-tune", ignore_cleanup_errors=True))
         stack.enter_context(ledger.heartbeat(lease, controller.report_error))
-        namespace = f"hpo-{record.uid}-{lease.controller_id}"
-        stack.enter_context(dispatch.ray_session(ray_address, namespace))
-        stack.enter_context(guard.watching())
-        stack.enter_context(board.shown())
-        dispatch.run_attempts(controller, Path(scratch))
+        if controller.exhausted:  # a study that is done needs no Ray
+            stack.enter_context(board.shown())
+        else:
+            from hpo import dispatch
+
+            namespace = f"hpo-{record.uid}-{lease.controller_id}"
+            stack.enter_context(dispatch.ray_session(ray_address, namespace))
+            stack.enter_context(guard.watching())
+            stack.enter_context(board.shown())
+            dispatch.run_attempts(controller, Path(scratch))
     if isinstance(controller.broken, LeaseLost):
         # Whoever asked it to stop does not want it to begin again.
         name = record.name
