@@ -47,7 +47,7 @@ class Plan:
 
 def is_evaluation(config: StudyConfig) -> bool:
     """Whether the study is an evaluation of another, or a comparison."""
-    return config.train.get("phase") == "evaluation"
+    return config.trainer is None and config.train.get("phase") == "evaluation"
 
 
 def tuned(ledger: Ledger, name: str) -> tuple[StudyRecord, StudyConfig]:
@@ -56,6 +56,11 @@ def tuned(ledger: Ledger, name: str) -> tuple[StudyRecord, StudyConfig]:
     config = config_of(record)
     if is_evaluation(config):
         raise ConfigError(f"study {name}: is an evaluation itself; give the study that it is of")
+    if config.trainer is not None:
+        raise ConfigError(
+            f"study {name}: is trained by {config.trainer}, which has no test split that the "
+            "service knows of; test its best yourself: hpo show NAME NUMBER --config"
+        )
     if config.schedule is not None:
         raise ConfigError(
             f"study {name}: learns a schedule, which `hpo schedule {name}` writes as a train "

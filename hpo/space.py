@@ -158,13 +158,12 @@ Space = Mapping[str, Dimension]
 
 def check_space(space: Space, source: str) -> None:
     """Raise ConfigError unless every dimension's path is a train setting that takes its values."""
+    for path in space:
+        if not is_section(path):
+            check_path(path, f"{source}: space.{path}")
+    check_overlap(space, source)
     for path, dimension in space.items():
         what = f"{source}: space.{path}"
-        if not is_section(path):
-            check_path(path, what)
-        inside = next((other for other in space if other.startswith(f"{path}.")), None)
-        if inside is not None:
-            raise ConfigError(f"{what}: overlaps space.{inside}: search the one or the other")
         if path in RESERVED:
             raise ConfigError(f"{what}: is set by the service itself and cannot be searched")
         if path.split(".")[0] == "evaluation":
@@ -173,6 +172,16 @@ def check_space(space: Space, source: str) -> None:
             _check_section(path, dimension, what)
         else:
             _check_values(path, dimension, what)
+
+
+def check_overlap(space: Space, source: str) -> None:
+    """Raise ConfigError where one dimension's path lies in another's."""
+    for path in space:
+        inside = next((other for other in space if other.startswith(f"{path}.")), None)
+        if inside is not None:
+            raise ConfigError(
+                f"{source}: space.{path}: overlaps space.{inside}: search the one or the other"
+            )
 
 
 def _check_values(path: str, dimension: Dimension, what: str) -> None:
