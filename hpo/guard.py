@@ -68,6 +68,7 @@ class Guard:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # A handler may interrupt a print: it only leaves word for the thread that watches.
         if self._signalled:
+            self._board.give_up()
             os._exit(INTERRUPTED)  # the second: leave at once, the checkpoints are what they are
         self._signalled = True
 

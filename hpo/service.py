@@ -100,6 +100,8 @@ def _run_under(
                 return ending
     except (OSError, RayLost) as error:  # a full disk, for one
         return Ending(1, f"left study {record.name}: {in_one_line(error)}; {_again(record.name)}")
+    except KeyboardInterrupt:  # before the guard watches, or after
+        return Ending(INTERRUPTED, f"study {record.name} is stopped; {_again(record.name)}")
     finally:
         # A ledger that cannot be reached is why we leave; the lease then runs out by itself.
         with contextlib.suppress(*LEDGER_ERRORS):
@@ -137,9 +139,11 @@ def _run(
         scratch = stack.enter_context(TemporaryDirectory("-hpo-tune", ignore_cleanup_errors=True))
         stack.enter_context(ledger.heartbeat(lease, controller.report_error))
         namespace = f"hpo-{record.uid}-{lease.controller_id}"
-        stack.enter_context(dispatch.ray_session(ray_address, namespace))
-        stack.enter_context(guard.watching())
         stack.enter_context(board.shown())
+        board.say("starting workers")
+        stack.enter_context(dispatch.ray_session(ray_address, namespace))
+        board.note = ""
+        stack.enter_context(guard.watching())
         dispatch.run_attempts(controller, Path(scratch))
     if isinstance(controller.broken, LeaseLost):
         # Whoever asked it to stop does not want it to begin again.
