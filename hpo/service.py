@@ -107,6 +107,8 @@ def _run_under(
                 return ending
     except (OSError, RayLost) as error:  # a full disk, for one
         return Ending(1, f"left study {record.name}: {in_one_line(error)}; {_again(record.name)}")
+    except KeyboardInterrupt:  # before the guard watches, or after
+        return Ending(INTERRUPTED, f"study {record.name} is stopped; {_again(record.name)}")
     finally:
         # A ledger that cannot be reached is why we leave; the lease then runs out by itself.
         with contextlib.suppress(*LEDGER_ERRORS):
@@ -144,15 +146,15 @@ def _run(
             stack.callback(tracker.close)
         scratch = stack.enter_context(TemporaryDirectory("-hpo-tune", ignore_cleanup_errors=True))
         stack.enter_context(ledger.heartbeat(lease, controller.report_error))
-        if controller.exhausted:  # a study that is done needs no Ray
-            stack.enter_context(board.shown())
-        else:
+        stack.enter_context(board.shown())
+        if not controller.exhausted:  # a study that is done needs no Ray
             from hpo import dispatch
 
+            board.say("starting workers")
             namespace = f"hpo-{record.uid}-{lease.controller_id}"
             stack.enter_context(dispatch.ray_session(ray_address, namespace))
+            board.note = ""
             stack.enter_context(guard.watching())
-            stack.enter_context(board.shown())
             dispatch.run_attempts(controller, Path(scratch))
     if isinstance(controller.broken, LeaseLost):
         # Whoever asked it to stop does not want it to begin again.
