@@ -121,7 +121,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         if self._gang is None:
             self._gang = Gang(ray.util.get_current_placement_group(), **self._assignment["gang"])
         self._first_step, history = self._gang.start(
-            self._assignment["job"], self._assignment["attempt"], self._assignment["document"]
+            *(self._assignment[key] for key in ("job", "attempt", "document", "own_function"))
         )
         self._started = True
         # Evaluations that were checkpointed, but whose report a killed controller never wrote.
@@ -168,6 +168,7 @@ class ControllerSearcher(_Adapter, Searcher):  # type: ignore[misc]
             "job": assignment.job,
             "attempt": assignment.attempt_number,
             "document": assignment.config,
+            "own_function": self._controller.config.own_function,
             "steps": assignment.config["steps"],
             "reported_step": assignment.reported_step,
             "gang": {

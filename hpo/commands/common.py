@@ -94,8 +94,8 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def write(content: str | bytes, file: Path | None) -> None:
-    """Print a text, or write `content` to `file`, whole or not at all."""
+def write(content: str | bytes, file: Path | None, *, quiet: bool = False) -> None:
+    """Print a text, or write `content` to `file`, whole or not at all, and say so."""
     if file is None:
         print(content, end="")
         return
@@ -109,4 +109,5 @@ def write(content: str | bytes, file: Path | None) -> None:
         with suppress(OSError):
             aside.unlink()
         fail(f"-o {file}: cannot be written: {error.strerror}")
-    say(f"wrote {file}")
+    if not quiet:
+        say(f"wrote {file}")

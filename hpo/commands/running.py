@@ -85,8 +85,8 @@ def resume(
     ] = False,
 ) -> None:
     """Go on with a study, from its ledger alone; with PostgreSQL, beside whoever runs it now."""
-    from hpo.evaluate import is_evaluation
     from hpo.metrics import check_port
+    from hpo.phase import is_evaluation
     from hpo.places import check_places
     from hpo.room import check_place
     from hpo.views import config_of
@@ -134,7 +134,7 @@ def enqueue(
     storage: Storage = None,
 ) -> None:
     """Have a study, running or not, try a point of yours before it asks its sampler."""
-    from hpo.evaluate import is_evaluation
+    from hpo.phase import is_evaluation
     from hpo.space import is_complete
     from hpo.transfer import point_by_hand
     from hpo.views import config_of
