@@ -70,7 +70,7 @@ def test_the_readme_works_as_it_is_written(desk: Desk, tmp_path: Path) -> None:
     assert len(desk.study("mine").trials) == 6
     assert len(desk.study("shorter").trials) == 2
     assert len(desk.study("shorter.evaluation").trials) == 1
-    [row] = json.loads(desk.hpo("evaluate", "shorter", "--seeds", "1", "--json"))
+    [row] = desk.json("evaluate", "shorter", "--seeds", "1")
     tested = desk.json("show", "shorter.evaluation", "0")["metrics"]["40"]
     assert (row["seeds"], row["test_ppl"]["mean"]) == ([1], tested["test_ppl"])
     [row, best] = desk.json("compare", "shorter", "--seeds", "1")["recipes"]
