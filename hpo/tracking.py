@@ -36,7 +36,7 @@ class TrackingConfig(Section):
     """The trackers of a study: none, one, or both."""
 
     wandb: WandbConfig | None = None
-    tensorboard: bool = False
+    tensorboard: bool = False  # event files, in the study's folder
 
 
 class Tracker(Protocol):
