@@ -25,6 +25,7 @@ def _listed(value: Any) -> Any:
 class Conditional(Section):
     """What is searched only `when` each of these paths has one of its values."""
 
+    # other searched paths, or fixed ones, each with the value or values that it must have
     when: dict[
         str, Annotated[tuple[Scalar, ...], Field(min_length=1), BeforeValidator(_listed)]
     ] = Field(default_factory=dict)

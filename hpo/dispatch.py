@@ -57,6 +57,10 @@ class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
     {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 )
 
+# Tune gives its actors PL_DISABLE_FORK, which is Lightning's. With a runtime environment of their
+# own, they and their ranks would not get the worker processes that Ray starts ahead.
+class_cache.DEFAULT_ENV_VARS.clear()
+
 # Tune reads a failed actor's error back from a pickle in its folder, which is in the study's.
 Trial.get_pickled_error = lambda trial: None
 

@@ -37,8 +37,8 @@ def check_known(metric: str) -> None:
 class Objective(Section):
     """A reported metric to make small or large."""
 
-    metric: str = "valid_ppl"  # a study's trainer says which there are
-    direction: Literal["minimize", "maximize"] = "minimize"
+    metric: str = "valid_ppl"  # a reported one: docs/searching.md has all
+    direction: Literal["minimize", "maximize"] = "minimize"  # what is better: small or large
 
     @model_validator(mode="after")
     def _large_is_good(self) -> Objective:

@@ -67,7 +67,7 @@ class Percentile(Comparison):
     """Stops a trial whose best value is outside the best `percentile` of the others there."""
 
     name: Literal["percentile"]
-    percentile: Annotated[float, Field(gt=0, lt=100)] = 25.0
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 25.0  # so many percent go on
     startup_trials: Trials = 5  # trials finished before it prunes
 
     def make(self, max_resource: int) -> BasePruner:
@@ -92,8 +92,8 @@ class Threshold(Comparison):
     """Stops a trial whose last value is past a limit, or NaN."""
 
     name: Literal["threshold"]
-    lower: FiniteFloat | None = None
-    upper: FiniteFloat | None = None
+    lower: FiniteFloat | None = None  # smallest value that goes on; null: any
+    upper: FiniteFloat | None = None  # largest value that goes on; null: any
 
     @model_validator(mode="after")
     def _some_limit(self) -> Threshold:
@@ -115,7 +115,7 @@ class Wilcoxon(Comparison):
     """
 
     name: Literal["wilcoxon"]
-    p_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    p_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.1  # p value below which it stops a trial
     startup_evaluations: Annotated[int, Field(ge=0)] = 2  # pairs before it prunes
 
     def make(self, max_resource: int) -> BasePruner:
@@ -133,7 +133,7 @@ class Asha(Comparison):
     """
 
     name: Literal["asha"]
-    reduction_factor: Factor = 3
+    reduction_factor: Factor = 3  # one trial of so many goes on from a rung
 
     @property
     def minimum(self) -> int:
@@ -188,7 +188,7 @@ class Patient(Section):
     name: Literal["patient"]
     patience: Annotated[int, Field(ge=0)] = 2  # evaluations more, after its best
     min_delta: Annotated[float, Field(ge=0)] = 0.0  # what counts as an improvement
-    pruner: Annotated[
+    pruner: Annotated[  # the other, with options of its own
         Percentile | Median | Threshold | Wilcoxon | Asha | Hyperband, Field(discriminator="name")
     ]
 

@@ -46,7 +46,7 @@ def _study_name(name: str) -> str:
 class Budget(Section):
     """When the study is done: whichever is reached first."""
 
-    trials: Annotated[int, Field(ge=1, le=10**9)] = 20
+    trials: Annotated[int, Field(ge=1, le=10**9)] = 20  # in all, pruned and failed ones too
     hours: Positive | None = None  # the controllers' wall-clock time, over all resumes
     device_hours: Positive | None = None  # of all ranks of all attempts
 
@@ -54,10 +54,10 @@ class Budget(Section):
 class Resources(Section):
     """What one trial takes, and how many run at a time."""
 
-    ranks: Count = 1
-    cpus_per_rank: Count = 1
-    gpus_per_rank: Annotated[int, Field(ge=0)] = 0
-    concurrent_trials: Count = 1
+    ranks: Count = 1  # processes that train one trial together
+    cpus_per_rank: Count = 1  # cores, each rank's own
+    gpus_per_rank: Annotated[int, Field(ge=0)] = 0  # 0: on the CPU
+    concurrent_trials: Count = 1  # at a time, by each controller
 
 
 class Failures(Section):
@@ -72,12 +72,13 @@ class Failures(Section):
 class StudyConfig(Section):
     """One study."""
 
+    # its name in the ledger: letters, digits, . _ -
     study: Annotated[str, AfterValidator(_study_name)]
-    storage: str | None = None
+    storage: str | None = None  # the ledger's URL, unless --storage or $HPO_STORAGE says another
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (Objective(),)
     constraints: tuple[Constraint, ...] = ()
-    sampler: SamplerConfig = TPE()
-    pruner: PrunerConfig = NoPruner(name="none")
+    sampler: SamplerConfig = TPE()  # what proposes the next trial's values
+    pruner: PrunerConfig = NoPruner(name="none")  # what ends trials that are not worth their steps
     schedule: ScheduleConfig | None = None  # learned by population-based training; null: none
     repeats: Count = 1  # trainings, under other seeds, of a trial before it may be the best
     budget: Budget = Budget()
@@ -89,6 +90,7 @@ class StudyConfig(Section):
     trainer: Annotated[str, AfterValidator(function_name)] | None = None
     # a train config; in a file, the path of one will do; with `trainer`, what it takes, and steps
     train: dict[str, Any]
+    # what is searched: a train key's dotted path, and its values
     space: Annotated[dict[str, Dimension], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -215,7 +217,18 @@ def load_study(
     Raises ConfigError, one line, for anything wrong: the study, its train config, a searched path,
     a bound, missing data, ranks that cannot share the batch. Writes nothing.
     """
-    document = read_document(path)
+    return study_of(read_document(path), path, settings=settings, name=name, trials=trials)
+
+
+def study_of(
+    document: dict[str, Any],
+    path: Path,
+    *,
+    settings: Sequence[str] = (),
+    name: str | None = None,
+    trials: int | None = None,
+) -> StudyConfig:
+    """The study that a file at `path` has, were this in it. Raises as `load_study` does."""
     train = document.get("train")
     if isinstance(train, str):
         source = path.parent / train

@@ -119,6 +119,21 @@ def evaluation(name: str, found: list[View]) -> None:
     _print(f"each training: hpo trials {name}.evaluation")
 
 
+def comparison(found: View) -> None:
+    """The tables of `hpo compare`."""
+    from hpo import comparison_table
+
+    _print(f"comparison of {found['study']}'s recipes under one budget")
+    for columns, *rows in comparison_table.tables(found):
+        table = _table(*columns)
+        for row in rows:
+            table.add_row(*row)
+        _print(table)
+    for line in comparison_table.remarks(found):
+        _print(line)
+    _print(f"each training: hpo trials {found['comparison']}")
+
+
 def transfer(found: View) -> None:
     """The lines of `hpo transfer`."""
     small, big = found["small"], found["big"]
@@ -176,6 +191,8 @@ def _states(study: View) -> str:
 
 
 def _origin(origin: View) -> str:
+    if "recipe" in origin:
+        return f"recipe {origin['recipe']}, compared for {origin['study']}"
     return f"trial {origin['trial']} of {origin['study']}" if "study" in origin else "hpo enqueue"
 
 

@@ -10,6 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.constraints import Constraint, broken, is_feasible
+from hpo.population import fork_of
 from hpo.study import StudyConfig, restore_study
 from storage import Attempt, Ledger, StudyRecord, TeacherRecord
 from storage.points import known_params
@@ -87,10 +88,7 @@ def trial_config(ledger: Ledger, name: str, number: int) -> str:
     document = config.trial_document(trial.params, f"runs/{name}-trial-{number}")
     if config.trainer is None:
         document.pop("phase", None)  # an evaluation's trial is trained again without the test
-    parent = trial.user_attrs.get("parent")
-    if parent is not None:
-        run = _trial(ledger, record, parent).user_attrs["run_dir"]
-        document["fork"] = {"run": run, "step": trial.user_attrs["parent_step"]}
+    document |= fork_of(trial, lambda parent: _trial(ledger, record, parent).user_attrs["run_dir"])
     return f"# Trial {number} of study {name}.\n{config.rules.printed(document, name)}"
 
 
