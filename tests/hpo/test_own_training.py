@@ -344,6 +344,7 @@ def test_a_study_of_one_s_own_function_loads_and_is_kept_whole(desk: Path) -> No
     ("changes", "words"),
     [
         ({"trainer": "mine"}, "trainer: must be package.module:function, not 'mine'"),
+        ({"trainer": "__main__:train"}, "workers cannot import what is typed or run as a script"),
         ({"trainer": "yours.training:train"}, "there is no module yours in "),
         ({"trainer": "mine.trainin:train"}, "there is no module mine.trainin in "),
         ({"trainer": "mine.broken:train"}, "mine.broken cannot be imported: ModuleNotFoundError"),
