@@ -30,7 +30,7 @@ def exported(ledger: Ledger, name: str, file: Path) -> str | bytes:
     }
     written = formats.get(file.suffix)
     if written is None:
-        raise ConfigError(f"-o {file}: the name must end in {', '.join(formats)}")
+        raise ConfigError(f"{file}: the name must end in {', '.join(formats)}")
     return written(table(ledger, name))
 
 

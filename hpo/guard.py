@@ -40,14 +40,18 @@ class Guard:
         lease: Lease,
         controller: Controller,
         board: Board,
+        *,
+        exits: bool,
     ) -> None:
+        """A second signal `exits` this process, or else raises KeyboardInterrupt."""
+        self.signalled = False
         self.asked_to_stop = False  # by a signal, or `hpo stop`
         self._ledger = ledger
         self._record = record
         self._lease = lease
         self._controller = controller
         self._board = board
-        self._signalled = False
+        self._exits = exits
         self._looks = 0
 
     @contextmanager
@@ -67,9 +71,12 @@ class Guard:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # A handler may interrupt a print: it only leaves word for the thread that watches.
-        if self._signalled:
-            os._exit(INTERRUPTED)  # the second: leave at once, the checkpoints are what they are
-        self._signalled = True
+        if self.signalled:  # leave at once: the checkpoints are what they are
+            if self._exits:
+                self._board.give_up()
+                os._exit(INTERRUPTED)
+            raise KeyboardInterrupt
+        self.signalled = True
 
     def _watch(self, done: threading.Event) -> None:
         while not done.wait(POLL_SECONDS):
@@ -84,7 +91,7 @@ class Guard:
 
         self._controller.mend()
         if not self._controller.stopping:
-            if self._signalled:
+            if self.signalled:
                 self._stop("stopping: running trials write a checkpoint; again to leave at once")
             elif not self._controller.waits_for_database and self._asked_to_stop():
                 self._stop("stopping: asked to by `hpo stop`")

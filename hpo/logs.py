@@ -46,7 +46,10 @@ class JsonLines(logging.Formatter):
 
 @contextmanager
 def logged(folder: Path, study: str, controller: int) -> Iterator[None]:
-    """Keep what is logged while the block runs: warnings of all, and what the service does."""
+    """Keep what is logged while the block runs: warnings of all, and what the service does.
+
+    Also as text, on standard error.
+    """
 
     def stamp(record: logging.LogRecord) -> bool:
         record.study, record.controller = study, controller
@@ -56,13 +59,20 @@ def logged(folder: Path, study: str, controller: int) -> Iterator[None]:
     handler = WatchedFileHandler(folder / "log.jsonl", encoding="utf-8", delay=True)
     handler.setFormatter(JsonLines())
     handler.addFilter(stamp)
-    logging.getLogger("hpo").setLevel(logging.INFO)
-    logging.getLogger().addHandler(handler)
+    as_text = logging.StreamHandler()
+    as_text.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    ours, root = logging.getLogger("hpo"), logging.getLogger()
+    level = ours.level
+    ours.setLevel(logging.INFO)
+    for each in (handler, as_text):
+        root.addHandler(each)
     try:
         yield
     finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
+        ours.setLevel(level)
+        for each in (handler, as_text):
+            root.removeHandler(each)
+            each.close()
 
 
 class LogObserver:

@@ -27,9 +27,6 @@ AT_DEPTH = ("valid_ppl_depth_", "parameters_depth_", "seconds_per_token_depth_")
 _AT_DEPTH = re.compile(f"(?:{'|'.join(AT_DEPTH)})([1-9]\\d*)")
 
 
-Metric = str  # one that every finished trial has reported; a study's trainer knows which there are
-
-
 def check_known(metric: str) -> None:
     """Raise ValueError unless `metric` is one of our trainer's."""
     if metric not in METRICS and not _AT_DEPTH.fullmatch(metric):
@@ -40,7 +37,7 @@ def check_known(metric: str) -> None:
 class Objective(Section):
     """A reported metric to make small or large."""
 
-    metric: Metric = "valid_ppl"  # a reported one: docs/searching.md has all
+    metric: str = "valid_ppl"  # a reported one: docs/searching.md has all
     direction: Literal["minimize", "maximize"] = "minimize"  # what is better: small or large
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,7 +24,7 @@ from hpo.logs import LogObserver, logged
 from hpo.metrics import metrics_served
 from hpo.outage import LEDGER_ERRORS, RayLost
 from hpo.study import StudyConfig
-from hpo.tracking import make_tracker
+from hpo.tracking import make_trackers
 from storage import Lease, LeaseHeld, LeaseLost, Ledger, StudyRecord, in_one_line
 from trainer.settings import is_url
 from trainer.terminal import Quiet
@@ -38,6 +38,7 @@ class Ending:
 
     status: int  # exit status
     message: str  # one line for the person
+    signalled: bool = False  # by a signal to this process
 
 
 def run_study(
@@ -50,18 +51,21 @@ def run_study(
     trials: int | None = None,
     join: bool = False,
     metrics_port: int | None = None,
+    exits: bool = True,
 ) -> Ending:
     """Run the study until it is done, stopped or given up; `trials` is its new budget, if given.
 
     Beside its other controllers, if it is to `join` them; else raises LeaseHeld while there is one.
     Its metrics are served on `metrics_port`, if given. `check_place` and `check_port` were asked
-    before.
+    before. A second signal `exits` this process at once, or else raises KeyboardInterrupt.
     """
     # A population is compared by one controller.
     join = join and config.schedule is None
     lease = _acquire(ledger, record, trials, join=join)
     while True:
-        ending = _run_under(ledger, record, config, lease, runs, ray_address, metrics_port)
+        ending = _run_under(
+            ledger, record, config, lease, runs, ray_address, metrics_port, exits=exits
+        )
         if ending is not None:
             return ending
         # Paused past its lease (a laptop's lid, a SIGSTOP), it found its trials taken.
@@ -80,26 +84,31 @@ def _run_under(
     runs: str,
     ray_address: str | None,
     metrics_port: int | None,
+    *,
+    exits: bool,
 ) -> Ending | None:
     """Run the study under one lease; None if that was lost."""
     record = ledger.study(record.name)
-    # A controller's own files stay here: its log, and what wandb has not sent yet.
+    # A controller's own files stay here: its log, and its trackers'.
     local = Path("runs" if is_url(runs) else runs).absolute()
     try:
         with Quiet() as quiet:
             quiet.keep_in(local / record.name / "log.txt")
-            logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
             console = Console(file=quiet.output)
             with (
                 logged(local / record.name, record.name, lease.controller_id),
                 metrics_served(ledger, record, config, metrics_port),
             ):
                 logger.info("process %d on %s runs it", os.getpid(), socket.gethostname())
-                ending = _run(ledger, record, config, lease, runs, local, ray_address, console)
+                ending = _run(
+                    ledger, record, config, lease, runs, local, ray_address, console, exits=exits
+                )
                 logger.info(ending.message if ending else "its lease was lost")
                 return ending
     except (OSError, RayLost) as error:  # a full disk, for one
         return Ending(1, f"left study {record.name}: {in_one_line(error)}; {_again(record.name)}")
+    except KeyboardInterrupt:  # before the guard watches, or after
+        return Ending(INTERRUPTED, f"study {record.name} is stopped; {_again(record.name)}")
     finally:
         # A ledger that cannot be reached is why we leave; the lease then runs out by itself.
         with contextlib.suppress(*LEDGER_ERRORS):
@@ -115,41 +124,45 @@ def _run(
     local: Path,
     ray_address: str | None,
     console: Console,
+    *,
+    exits: bool,
 ) -> Ending | None:
-    tracker = make_tracker(config.tracking, record.name, record.uid, local / record.name)
     board = Board(
         console, record.name, config.objectives[0], record.budget_trials, config.constraints
     )
+    trackers = make_trackers(config, ledger, record, local / record.name, board.say)
     explore = None
     if config.schedule is not None:
         from hpo.pbt import make_explore
 
         explore = make_explore(config.schedule, config.space, config.sampler.seed)
     controller = Controller(
-        ledger, record, config, lease, runs, (board, LogObserver(), tracker), explore
+        ledger, record, config, lease, runs, (board, LogObserver(), *trackers), explore
     )
     recall(board, controller.study)
-    guard = Guard(ledger, record, lease, controller, board)
+    guard = Guard(ledger, record, lease, controller, board, exits=exits)
     with ExitStack() as stack:
-        stack.callback(tracker.close)
+        for tracker in trackers:
+            stack.callback(tracker.close)
         scratch = stack.enter_context(TemporaryDirectory("-hpo-tune", ignore_cleanup_errors=True))
         stack.enter_context(ledger.heartbeat(lease, controller.report_error))
-        if controller.exhausted:  # a study that is done needs no Ray
-            stack.enter_context(board.shown())
-        else:
+        stack.enter_context(board.shown())
+        if not controller.exhausted:  # a study that is done needs no Ray
             from hpo import dispatch
 
+            board.say("starting workers")
             namespace = f"hpo-{record.uid}-{lease.controller_id}"
             stack.enter_context(dispatch.ray_session(ray_address, namespace))
+            board.note = ""
             stack.enter_context(guard.watching())
-            stack.enter_context(board.shown())
             dispatch.run_attempts(controller, Path(scratch))
     if isinstance(controller.broken, LeaseLost):
         # Whoever asked it to stop does not want it to begin again.
         name = record.name
-        stopped = Ending(INTERRUPTED, f"study {name} is stopped here; {_again(name)}")
+        message = f"study {name} is stopped here; {_again(name)}"
+        stopped = Ending(INTERRUPTED, message, guard.signalled)
         return stopped if guard.asked_to_stop else None
-    return _ending(controller)
+    return replace(_ending(controller), signalled=guard.signalled)
 
 
 def _acquire(ledger: Ledger, record: StudyRecord, trials: int | None, *, join: bool) -> Lease:

@@ -217,7 +217,18 @@ def load_study(
     Raises ConfigError, one line, for anything wrong: the study, its train config, a searched path,
     a bound, missing data, ranks that cannot share the batch. Writes nothing.
     """
-    document = read_document(path)
+    return study_of(read_document(path), path, settings=settings, name=name, trials=trials)
+
+
+def study_of(
+    document: dict[str, Any],
+    path: Path,
+    *,
+    settings: Sequence[str] = (),
+    name: str | None = None,
+    trials: int | None = None,
+) -> StudyConfig:
+    """The study that a file at `path` has, were this in it. Raises as `load_study` does."""
     train = document.get("train")
     if isinstance(train, str):
         source = path.parent / train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from ray.scripts.scripts import cli as ray_cli
 
 from hpo.cli import app
@@ -19,6 +22,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 GROUPS = {"hpo": typer.main.get_command(app), "ray": ray_cli}
 BIN = Path(sys.executable).parent
+OF_CUDA = ("cuda-", "nvidia-", "triton")  # torch's own, by exact versions, where it has CUDA
 
 
 def test_the_file_is_as_the_compose_specification_has_it() -> None:
@@ -61,6 +65,22 @@ def test_what_is_made_elsewhere_is_pinned_and_ours_runs_as_nobody_special() -> N
             assert service["cap_drop"] == ["ALL"]
         else:
             assert "@sha256:" in service["image"]
+
+
+def test_the_lock_pins_whatever_our_packages_ask_for() -> None:
+    lock = (DOCKER.parent / "requirements.lock").read_text().splitlines()[1:]
+    pinned = {canonicalize_name(line.partition("==")[0]) for line in lock}
+    needed, ahead = set(), [("layerdrop-hpo", ("postgres", "s3", "wandb", "dev"))]
+    while ahead:
+        name, extras = ahead.pop()
+        for text in importlib.metadata.requires(name) or ():
+            wanted = Requirement(text)
+            marker, found = wanted.marker, (canonicalize_name(wanted.name), tuple(wanted.extras))
+            asked = marker is None or any(marker.evaluate({"extra": e}) for e in ("", *extras))
+            if asked and found not in needed and not wanted.name.startswith(OF_CUDA):
+                needed.add(found)
+                ahead.append(found)
+    assert {name for name, _ in needed} - pinned == set()
 
 
 def test_secrets_are_files_that_no_commit_and_no_image_has() -> None:

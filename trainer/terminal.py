@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -36,6 +36,9 @@ class Quiet:
                 undo.callback(os.dup2, copy, stream)
             self._aside = undo.enter_context(tempfile.TemporaryFile())
             self.output = undo.enter_context(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+            # A notebook shows what is printed, wherever the descriptors lead.
+            undo.enter_context(redirect_stdout(_on(1)))
+            undo.enter_context(redirect_stderr(_on(2)))
             send_output_to(self._aside.fileno())
             undo.callback(flush_output)
             self._undo = undo.pop_all()
@@ -108,6 +111,10 @@ class Display:
             f"train_loss {metrics['train_loss']:.4f}  "
             f"{metrics['tokens_per_second']:,.0f} tokens/s"
         )
+
+
+def _on(descriptor: int) -> TextIO:
+    return open(descriptor, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
 
 
 def send_output_to(descriptor: int) -> None:

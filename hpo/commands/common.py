@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-if TYPE_CHECKING:
-    from storage import Ledger
-
-DEFAULT_STORAGE = "sqlite:///hpo.db"
+from hpo.launch import open_ledger as open_ledger
+from hpo.launch import storage_url as storage_url
 
 Storage = Annotated[
     str | None,
@@ -60,21 +56,6 @@ MetricsPort = Annotated[
 ]
 
 
-def storage_url(storage: str | None, in_file: str | None = None) -> str:
-    """The ledger's URL: as typed, else the environment's, else the study file's, else ours."""
-    return storage or os.environ.get("HPO_STORAGE") or in_file or DEFAULT_STORAGE
-
-
-def open_ledger(url: str, *, create: bool = False) -> Ledger:
-    """The ledger at `url`. Raises LedgerError."""
-    import optuna
-
-    from storage import Ledger
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return Ledger.open(url, create=create)
-
-
 def answer(found: Any, as_json: bool, table: Callable[[Any], None]) -> None:
     """Print what a reading command found, as JSON or by its `table` for people."""
     if as_json:
@@ -99,15 +80,12 @@ def write(content: str | bytes, file: Path | None, *, quiet: bool = False) -> No
     if file is None:
         print(content, end="")
         return
-    if file.is_dir():
-        fail(f"-o {file}: is a folder; name a file in it")
-    aside = file.with_name(f".{file.name}.writing")
+    from hpo.files import write_whole
+    from trainer.settings import ConfigError
+
     try:
-        aside.write_bytes(content if isinstance(content, bytes) else content.encode())
-        aside.replace(file)
-    except OSError as error:
-        with suppress(OSError):
-            aside.unlink()
-        fail(f"-o {file}: cannot be written: {error.strerror}")
+        write_whole(content, file)
+    except ConfigError as error:
+        fail(f"-o {error}")
     if not quiet:
         say(f"wrote {file}")

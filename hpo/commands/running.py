@@ -22,8 +22,7 @@ from hpo.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from hpo.study import StudyConfig
-    from storage import Ledger, Point, StudyRecord, TeacherRecord
+    from hpo.launch import Launch
 
 
 def start(
@@ -50,23 +49,24 @@ def start(
     metrics_port: MetricsPort = None,
 ) -> None:
     """Start a new study and run it until its budget is spent."""
-    from hpo.metrics import check_port
-    from hpo.room import check_place
+    from hpo import launch
     from hpo.study import find_study_file, load_study
-    from hpo.teachers import with_teachers
 
     path = find_study_file(study)
     config = load_study(path, settings=settings or (), name=name, trials=trials)
-    url = storage_url(storage, config.storage)
-    # The quickstart may be started again and again.
-    config = _named(config, url, may_rename=study is None and name is None)
-    config, teachers = with_teachers(config, str(path), runs)
-    check_port(metrics_port)
-    check_place(config, runs, ray_address)
-    points = _warm_points(config, url, str(path))
-    ledger = open_ledger(url, create=True)
-    record = _create(ledger, config, teachers, points)
-    _run(ledger, record, runs, ray_address, None, metrics_port)
+    _run(
+        launch.start(
+            config,
+            str(path),
+            storage=storage,
+            runs=runs,
+            ray_address=ray_address,
+            metrics_port=metrics_port,
+            # The quickstart may be started again and again.
+            may_rename=study is None and name is None,
+            say=say,
+        )
+    )
 
 
 def resume(
@@ -85,38 +85,33 @@ def resume(
     ] = False,
 ) -> None:
     """Go on with a study, from its ledger alone; with PostgreSQL, beside whoever runs it now."""
-    from hpo.metrics import check_port
-    from hpo.phase import is_evaluation
-    from hpo.places import check_places
-    from hpo.room import check_place
-    from hpo.views import config_of
+    from hpo import launch
 
-    ledger = open_ledger(storage_url(storage))
-    record = ledger.study(name)
-    config = config_of(record)
-    check_port(metrics_port)
-    check_place(config, runs, ray_address)
-    check_places(ledger, record, runs)
-    if trials is not None and is_evaluation(config):
-        fail(f"--trials {trials}: study {name} is an evaluation; `hpo evaluate` plans its trials")
-    if trials is not None and trials < record.reserved_trials:
-        fail(f"--trials {trials}: study {name} has {record.reserved_trials} trials already")
-    join = ledger.on_a_server or same_machine
-    if join:
-        for other in _controllers(ledger, record):
-            say(f"study {name} is being run by {other}, too: joining it")
-    _run(ledger, record, runs, ray_address, trials, metrics_port, join=join)
+    _run(
+        launch.resume(
+            name,
+            storage=storage,
+            trials=trials,
+            runs=runs,
+            ray_address=ray_address,
+            metrics_port=metrics_port,
+            same_machine=same_machine,
+            say=say,
+        )
+    )
 
 
 def stop(name: Name, storage: Storage = None) -> None:
     """Have the study's controllers checkpoint their running trials and leave."""
+    from hpo.launch import running
+
     ledger = open_ledger(storage_url(storage))
     record = ledger.study(name)
-    if not _controllers(ledger, record):
+    if not running(ledger, record):
         fail(f"study {name} is not being run")
     asked = {c.controller_id for c in ledger.controllers(record) if c.alive}
     ledger.request_stop(record)
-    say(f"asked {', '.join(_controllers(ledger, record))} to stop; waiting for checkpoints")
+    say(f"asked {', '.join(running(ledger, record))} to stop; waiting for checkpoints")
     while asked & {c.controller_id for c in ledger.controllers(record) if c.alive}:
         time.sleep(0.5)
     say(f"study {name} is stopped; go on with: hpo resume {name}")
@@ -134,6 +129,7 @@ def enqueue(
     storage: Storage = None,
 ) -> None:
     """Have a study, running or not, try a point of yours before it asks its sampler."""
+    from hpo.launch import running
     from hpo.phase import is_evaluation
     from hpo.space import is_complete
     from hpo.transfer import point_by_hand
@@ -158,88 +154,15 @@ def enqueue(
             f"it waits, for the budget of {record.budget_trials} trials is taken: "
             f"hpo resume {name} --trials {needed}"
         )
-    elif not _controllers(ledger, record):
+    elif not running(ledger, record):
         say(f"it comes first at: hpo resume {name}")
 
 
-def _named(config: StudyConfig, url: str, *, may_rename: bool) -> StudyConfig:
-    """The study under a name that its ledger does not have yet."""
-    taken = _taken_names(url)
-    if config.study not in taken:
-        return config
-    if not may_rename:
-        fail(
-            f"study {config.study} exists with {taken[config.study]} trials: "
-            f"`hpo resume {config.study}` goes on with it, --name starts another"
-        )
-    free = next(f for n in range(2, 10**6) if (f := f"{config.study}-{n}") not in taken)
-    return config.model_copy(update={"study": free})
-
-
-def _taken_names(url: str) -> dict[str, int]:
-    """Studies in the database, if there is one, with their numbers of trials."""
-    from storage.database import has_ledger
-
-    if not has_ledger(url):
-        return {}
-    return {study.name: study.reserved_trials for study in open_ledger(url).studies()}
-
-
-def _warm_points(config: StudyConfig, url: str, source: str) -> list[Point]:
-    """What the study takes over from an earlier one, said."""
-    if config.warm_start is None:
-        return []
-    from hpo.transfer import warm_points
-
-    points, left_out = warm_points(config.warm_start, config.space, url, source)
-    for line in left_out:
-        say(line)
-    say(f"warm start: {len(points)} points from study {config.warm_start.study} come first")
-    return points
-
-
-def _create(
-    ledger: Ledger, config: StudyConfig, teachers: list[TeacherRecord], points: list[Point]
-) -> StudyRecord:
-    return ledger.create_study(
-        config.study,
-        [objective.optuna_direction for objective in config.objectives],
-        [objective.metric for objective in config.objectives],
-        config.to_document(),
-        config.budget.trials,
-        teachers,
-        points,
-    )
-
-
-def _run(
-    ledger: Ledger,
-    record: StudyRecord,
-    runs: str,
-    ray_address: str | None,
-    trials: int | None,
-    metrics_port: int | None,
-    *,
-    join: bool = False,
-) -> NoReturn:
+def _run(launch: Launch) -> NoReturn:
     from hpo import tables, views
-    from hpo.service import run_study
 
-    ending = run_study(
-        ledger,
-        record,
-        views.config_of(record),
-        runs=runs,
-        ray_address=ray_address,
-        trials=trials,
-        join=join,
-        metrics_port=metrics_port,
-    )
+    ending, name = launch.run(), launch.record.name
     if ending.status == 0:
-        tables.best(record.name, views.best_trials(ledger, record.name))
+        tables.best(name, views.best_trials(launch.ledger, name))
     print(ending.message, file=sys.stdout if ending.status == 0 else sys.stderr)
     sys.exit(ending.status)
-
-
-def _controllers(ledger: Ledger, record: StudyRecord) -> list[str]:
-    return [str(c) for c in ledger.controllers(record) if c.alive]

@@ -12,6 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from storage import LeaseHeld, Ledger
+from tests import planted
 from tests.end_to_end.conftest import Desk
 from tests.hpo.test_metrics import free_port, scrape
 from tests.wandb_files import offline_runs
@@ -19,7 +20,6 @@ from tests.wandb_files import offline_runs
 
 @pytest.mark.timeout(400)
 def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(desk: Desk) -> None:
-    desk.environment["WANDB_API_KEY"] = ""
     file = desk.write_study(
         resources={"concurrent_trials": 2},  # two cores have a place for one
         train={"steps": 600, "eval_every": 100},
@@ -77,10 +77,15 @@ def wandb_steps(desk: Desk) -> dict[str, list[int]]:
     """Steps by run name, over all offline folders of the study."""
     steps: dict[str, list[int]] = {}
     runs = offline_runs(desk.folder / "runs" / "tiny")
+    measured = {"train_loss", "valid_ppl", "tokens_per_second", "peak_memory_bytes"}
+    measured |= {"drop_probability/layer_01", "drop_probability/layer_02"}
     for run in runs:
         assert run.group == "tiny"
+        assert run.config["layerdrop"]["policy"] == "linear"
+        assert all(measured <= row.keys() for row in run.history)
         steps.setdefault(run.name, []).extend(run.steps())
     assert len({run.id for run in runs}) == len(steps), "one run id a trial"
+    assert not list(planted.found_in(desk.folder)), "the key is nowhere"
     return steps
 
 

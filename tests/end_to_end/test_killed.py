@@ -15,6 +15,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
+from tests import tensorboard_files
 from tests.end_to_end.conftest import Desk
 
 
@@ -26,6 +27,7 @@ def test_a_study_whose_controller_is_killed_three_times_ends_with_exactly_its_tr
         budget={"trials": 10},
         resources={"ranks": 1, "concurrent_trials": 2},
         train={"steps": 200, "eval_every": 25},
+        tracking={"tensorboard": True},
     )
     moments = random.Random(7)
     controller = desk.start("start", str(file))
@@ -58,6 +60,11 @@ def test_a_study_whose_controller_is_killed_three_times_ends_with_exactly_its_tr
     for trial in trials:
         assert desk.steps(trial.number) == list(range(25, 201, 25)), "without gap or repeat"
         assert sorted(trial.intermediate_values) == list(range(25, 201, 25))
+    shown = tensorboard_files.steps(desk.folder / "runs/tiny/tensorboard")
+    for steps in shown.values():
+        assert steps == list(range(25, 201, 25))[: len(steps)], "without gap or repeat"
+    # A kill may cut off the last half second of a trial that has just ended.
+    assert sum(len(steps) < 8 for steps in shown.values()) <= 6
     desk.wait_for(lambda: not desk.ours(), timeout=90)
 
 

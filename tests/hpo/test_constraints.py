@@ -183,7 +183,7 @@ def front_in_dashboard(stage: Stage) -> list[int]:
 @pytest.mark.parametrize(
     ("constraint", "words"),
     [
-        ({"metric": "peak_memory"}, "metric: there is no 'peak_memory'; did you mean peak_m"),
+        ({"metric": "peak_memory", "max": 9}, "metric: there is no 'peak_memory'; did you mean "),
         ({"metric": "parameters"}, "parameters: give either max or min; a range is two"),
         ({"metric": "parameters", "min": 1, "max": 2}, "parameters: give either max or min"),
         ({"metric": "parameters", "max": float("inf")}, "max: must be a finite number, not inf"),

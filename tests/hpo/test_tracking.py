@@ -1,6 +1,7 @@
-"""Tracking with the real wandb, offline, read back from its files. No server is ever reached.
+"""Tracking with the real wandb, offline, and TensorBoard, read back from their files.
 
-Each tracker lives in a process of its own: wandb keeps one session a process.
+Each of wandb's trackers lives in a process of its own: wandb keeps one session a process. No server
+is ever reached.
 """
 
 from __future__ import annotations
@@ -16,10 +17,19 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
+from optuna.trial import TrialState
 from pydantic import ValidationError
 
-from hpo.tracking import NullTracker, TrackingConfig, WandbConfig, make_tracker
-from tests.wandb_files import offline_runs
+from hpo.messages import Message
+from hpo.observers import Observers
+from hpo.tensorboard_tracker import TensorBoardTracker
+from hpo.tracking import Tracker, TrackingConfig, WandbConfig, check_tracking, make_trackers
+from storage import Ledger
+from tests.hpo.test_controller import Stage, finish
+from tests.leases import lapse
+from tests.tensorboard_files import read_run, steps
+from tests.wandb_files import Run, offline_runs
 from trainer.settings import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -27,14 +37,14 @@ KEY = "5ecre7" * 7  # long enough for wandb to take it
 PRELUDE = """
 import logging, os, sys, time
 from pathlib import Path
-import hpo.tracking
-from hpo.tracking import TrackingConfig, WandbConfig, make_tracker
+import hpo.background
+from hpo.tracking import WandbConfig
+from hpo.wandb_tracker import WandbTracker
 logging.basicConfig(format="%(name)s: %(message)s")
 assert "wandb" not in sys.modules
 
-def tracker(**wandb):
-    config = TrackingConfig(wandb=WandbConfig(**wandb))
-    return make_tracker(config, "sweep", "uid-1", Path("runs"))
+def tracker(say=lambda text: None, **wandb):
+    return WandbTracker(WandbConfig(**wandb), "sweep", "uid-1", Path("runs"), say)
 """
 
 
@@ -93,7 +103,7 @@ def test_trials_that_run_at_once_are_one_run_each_and_nothing_reaches_the_termin
 hooks = sys.exit, sys.excepthook
 t = tracker(mode="offline", tags=["ptb"])
 for trial in (7, 8):
-    t.begin(trial, 1, {"seed": trial, "optim": {"lr": 0.1}})
+    t.begin(trial, 1, {"seed": trial, "optim": {"lr": 0.1}, "layerdrop": {"policy": "static"}})
 for step in (100, 200, 300):
     for trial in (7, 8):
         t.report(trial, step, {"valid_ppl": trial * step})
@@ -119,42 +129,72 @@ assert (sys.exit, sys.excepthook) == hooks
     assert pruned.config["seed"] == 8
     assert pruned.config["optim"] == {"lr": 0.1}
     assert [row["valid_ppl"] for row in pruned.history] == [800, 1600, 2400]
+    assert [row["drop_probability/layer_04"] for row in pruned.history] == [0.2] * 3
     assert (pruned.summary["state"], pruned.summary["reason"]) == ("PRUNED", "diverged")
     assert first.steps() + retry.steps() == [100, 200, 300, 400]
     assert (first.exit_codes, pruned.exit_codes, retry.exit_codes) == ([0], [0], [1])
     assert not files_with_key(tmp_path)
 
 
-def test_a_killed_controller_leaves_readable_runs_and_its_successor_continues_them(
+STUDY = """
+from hpo.controller import Controller
+from hpo.messages import Message
+from hpo.tracking import make_trackers
+from hpo.views import config_of
+from storage import Ledger
+from tests.hpo.test_controller import Stage
+
+if not Path("hpo.db").exists():
+    Stage(
+        "sqlite:///hpo.db",
+        tracking={"wandb": {"mode": "offline"}, "tensorboard": True},
+        resources={"concurrent_trials": 2},
+    )
+ledger = Ledger.open("sqlite:///hpo.db")
+record = ledger.study("played")
+config = config_of(record)
+trackers = make_trackers(config, ledger, record, Path("runs"), print)
+controller = Controller(ledger, record, config, ledger.acquire(record), "/runs", trackers)
+attempts = [controller.next(), controller.next()]
+
+def say(kind, step):
+    for attempt in attempts:
+        metrics = {"valid_ppl": 9.0 - step / 100, "train_loss": 2.0}
+        controller.handle(attempt.number, attempt.attempt.number, Message(kind, step, metrics))
+"""
+
+
+def test_a_killed_and_resumed_study_is_one_run_a_trial_without_gap_or_repeat_or_key(
     python: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     killed = python(
-        """
-t = tracker()
-t.begin(7, 1, {"seed": 7})
-t.report(7, 100, {"valid_ppl": 9.0})
-t.report(7, 200, {"valid_ppl": 8.0})
-time.sleep(60)
-"""
+        f"{STUDY}\nsay('evaluated', 100); say('evaluated', 200); time.sleep(60)",
+        WANDB_API_KEY=KEY,
     )
     core = service_of(killed)
-    wait_for(lambda: [run.steps() for run in offline_runs(tmp_path / "runs")] == [[100, 200]], 5)
+    wait_for(lambda: [r.steps() for r in offline_runs(tmp_path / "runs")] == [[100, 200]] * 2, 20)
     killed.kill()
-    wait_for(lambda: gone(core), 60)
+    lapse(Ledger.open(f"sqlite:///{tmp_path}/hpo.db"))
     successor = python(
-        """
-t = tracker()
-t.begin(7, 2, {"seed": 7})
-t.report(7, 300, {"valid_ppl": 7.0})
-t.end(7, "COMPLETE", None)
-t.close()
-"""
+        f"{STUDY}\nsay('evaluated', 250); say('finished', 300)\nfor t in trackers: t.close()",
+        WANDB_API_KEY=KEY,
     )
     assert successor.communicate(timeout=60) == ("", "")
-    before, after = offline_runs(tmp_path / "runs")
-    assert before.id == after.id
-    assert before.steps() + after.steps() == [100, 200, 300]
-    assert (before.exit_codes, after.exit_codes) == ([], [0])
+    runs: dict[str, list[Run]] = {}
+    for run in offline_runs(tmp_path / "runs"):
+        runs.setdefault(run.name, []).append(run)
+    assert sorted(runs) == ["played-0000", "played-0001"]
+    for before, after in runs.values():
+        assert (before.id, before.group) == (after.id, "played")
+        assert before.steps() + after.steps() == [100, 200, 250, 300]
+        assert before.config == after.config
+        assert (before.exit_codes, after.exit_codes) == ([], [0])
+    assert len({before.id for before, _ in runs.values()}) == 2
+    assert steps(tmp_path / "runs/tensorboard") == {
+        f"trial-000{number}": [100, 200, 250, 300] for number in (0, 1)
+    }
+    assert not files_with_key(tmp_path)
+    wait_for(lambda: gone(core), 60)
 
 
 def test_an_error_of_wandb_turns_tracking_off_with_one_warning(
@@ -219,8 +259,8 @@ def test_a_hanging_wandb_delays_no_call_and_is_left_behind(
 ) -> None:
     process = python(
         """
-hpo.tracking.CLOSE_SECONDS = 2.0
-hpo.tracking.QUEUE_SIZE = 50
+hpo.background.CLOSE_SECONDS = 2.0
+hpo.background.QUEUE_SIZE = 50
 t = tracker()
 t.begin(1, 1, {})
 t.report(1, 100, {"valid_ppl": 9.0})
@@ -260,7 +300,7 @@ def test_the_key_is_used_when_there_is_one_and_written_nowhere(
 ) -> None:
     process = python(
         """
-hpo.tracking.CLOSE_SECONDS = 3.0
+hpo.background.CLOSE_SECONDS = 3.0
 t = tracker()
 t.begin(1, 1, {"seed": 0})
 t.close()
@@ -285,13 +325,10 @@ def files_with_key(folder: Path) -> list[Path]:
 def test_a_study_that_asks_for_no_tracking_gets_none(
     config: WandbConfig | None, tmp_path: Path
 ) -> None:
-    tracker = make_tracker(TrackingConfig(wandb=config), "sweep", "uid-1", tmp_path)
-    assert isinstance(tracker, NullTracker)
-    tracker.begin(0, 1, {})
-    tracker.report(0, 100, {})
-    tracker.end(0, "COMPLETE", None)
-    tracker.close()
-    assert list(tmp_path.iterdir()) == []
+    stage = Stage(f"sqlite:///{tmp_path}/hpo.db")
+    study = stage.config.model_copy(update={"tracking": TrackingConfig(wandb=config)})
+    assert make_trackers(study, stage.ledger, stage.record, tmp_path / "runs", print) == []
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_missing_wandb_says_how_to_install_it_even_beside_a_folder_of_offline_runs(
@@ -302,10 +339,87 @@ def test_a_missing_wandb_says_how_to_install_it_even_beside_a_folder_of_offline_
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(ConfigError, match=r"pip install layerdrop-hpo\[wandb\]") as raised:
-        make_tracker(TrackingConfig(wandb=WandbConfig()), "sweep", "uid-1", tmp_path)
+        check_tracking(TrackingConfig(wandb=WandbConfig()))
     assert "\n" not in str(raised.value)
 
 
 def test_an_unknown_tracking_key_is_refused() -> None:
     with pytest.raises(ValidationError):
         TrackingConfig.model_validate({"wandb": {"projetc": "x"}})
+
+
+def test_wandb_without_a_key_says_once_that_runs_stay_here(
+    python: Callable[..., subprocess.Popen[str]],
+) -> None:
+    process = python(
+        "t = tracker(say=print); t.begin(1, 1, {}); t.begin(2, 1, {}); t.close()", WANDB_API_KEY=""
+    )
+    out, err = process.communicate(timeout=60)
+    assert err == ""
+    assert out == (
+        "wandb has no key: its runs stay in runs/wandb; to send them: wandb login, wandb sync\n"
+    )
+
+
+def test_a_run_of_tensorboard_survives_a_kill_without_gap_or_repeat(tmp_path: Path) -> None:
+    stage = Stage(f"sqlite:///{tmp_path}/hpo.db", tracking={"tensorboard": True})
+
+    def trackers() -> list[Tracker]:
+        return make_trackers(stage.config, stage.ledger, stage.record, tmp_path, print)
+
+    [killed] = trackers()
+    controller = stage.controller(killed)
+    controller.next()
+    controller.handle(0, 1, Message("evaluated", 100, {"valid_ppl": 9.0}))
+    controller.handle(0, 1, Message("worker_lost"))
+    retried = controller.next()
+    assert retried is not None
+    controller.handle(0, 2, Message("evaluated", 200, {"valid_ppl": 8.0}))
+    killed.close()  # what comes now is written to the ledger, and never to TensorBoard
+    controller._observers = Observers(())
+    controller.handle(0, 2, Message("evaluated", 250, {"valid_ppl": 7.5}))
+    stage.lapse()
+
+    [successor] = trackers()
+    finish(stage.controller(successor), 7.0)
+    successor.close()
+    assert steps(tmp_path / "tensorboard") == {"trial-0000": [100, 200, 250, 300]}
+    assert steps(tmp_path / "tensorboard", "drop_probability/layer_04") == {
+        "trial-0000": [100, 200, 250, 300]
+    }
+    run = read_run(tmp_path / "tensorboard/trial-0000")
+    (text,) = run.Tensors("config/text_summary")[-1].tensor_proto.string_val
+    lr = stage.trials[0].params["optim.lr"]
+    assert yaml.safe_load(text.strip(b"`yaml\n"))["optim"]["lr"] == lr
+    started = run.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"optim.lr" in started
+
+
+def test_tensorboard_without_a_disk_is_one_line_and_no_trial_fails(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("no folder")
+    said: list[str] = []
+    tracker = TensorBoardTracker(tmp_path / "tensorboard", [], [], lambda _: {}, said.append)
+    stage = Stage(f"sqlite:///{tmp_path}/hpo.db")
+    controller = stage.controller(tracker)
+    finish(controller)
+    finish(controller)
+    tracker.close()
+    assert [trial.state for trial in stage.trials] == [TrialState.COMPLETE] * 2
+    [line] = said
+    assert line.startswith("tensorboard tracking is off for the rest of this run: ")
+
+
+def test_a_training_that_is_not_ours_is_tracked_without_layers(tmp_path: Path) -> None:
+    tracker = TensorBoardTracker(tmp_path, ["units"], ["score"], lambda _: {}, print)
+    tracker.begin(3, 1, {"units": 8, "steps": 10})
+    tracker.report(3, 10, {"score": 0.5})
+    tracker.close()
+    assert steps(tmp_path, "score") == {"trial-0003": [10]}
+
+
+def test_both_trackers_may_be_on_at_a_time(tmp_path: Path) -> None:
+    stage = Stage(f"sqlite:///{tmp_path}/hpo.db", tracking={"tensorboard": True, "wandb": {}})
+    made = make_trackers(stage.config, stage.ledger, stage.record, tmp_path, print)
+    for tracker in made:
+        tracker.close()
+    assert [type(tracker).__name__ for tracker in made] == ["WandbTracker", "TensorBoardTracker"]

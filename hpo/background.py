@@ -1,0 +1,132 @@
+"""What trackers have in common: a thread that makes their calls, and what becomes of an error.
+
+Whatever happens to a tracker (no network, a full disk, a library that raises or hangs) never fails,
+delays or stops a trial.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+from hpo.tracking import Tracker
+from trainer.config import TrainConfig, resolve
+from trainer.settings import ConfigError
+
+logger = logging.getLogger("hpo.tracking")
+
+CLOSE_SECONDS = 20.0  # the longest that close() waits for what is still to be sent
+QUEUE_SIZE = 10_000  # calls; a queue this long means that the tracker hangs
+
+
+class BackgroundTracker(Tracker):
+    """The callers' side only fills a queue; one background thread makes every call.
+
+    After the first error, or once the queue is full, this tracking is off for good, which is said
+    once. What begins with an underscore runs in the thread, and may raise.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        """Starts the thread; `say` tells the person."""
+        self._say = say
+        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUE_SIZE)
+        self._off = threading.Event()
+        self._configs: dict[int, TrainConfig | None] = {}
+        self._last_steps: dict[int, int] = {}  # that this process has reported
+        self._thread = threading.Thread(target=self._work, name=f"hpo-{self.name}", daemon=True)
+        self._thread.start()
+
+    def begin(self, trial: int, attempt: int, config: Mapping[str, Any]) -> None:
+        self._send(partial(self._begun, trial, attempt, dict(config)))
+
+    def report(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
+        self._send(partial(self._reported, trial, step, dict(metrics)))
+
+    def end(self, trial: int, state: str, reason: str | None) -> None:
+        self._send(partial(self._end, trial, state, reason))
+
+    def close(self) -> None:
+        self._send(None)
+        self._thread.join(CLOSE_SECONDS)
+        if self._thread.is_alive():
+            self._turn_off(f"it did not finish in {CLOSE_SECONDS:.0f} s")
+
+    @abstractmethod
+    def _begin(self, trial: int, attempt: int, config: Mapping[str, Any]) -> None:
+        """An attempt at the trial starts."""
+
+    @abstractmethod
+    def _report(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
+        """The trial was measured at a step that was not reported before."""
+
+    @abstractmethod
+    def _end(self, trial: int, state: str, reason: str | None) -> None:
+        """An attempt ended, or a trial that waited."""
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Finish what is still open."""
+
+    def _abandon(self) -> None:
+        """Leave nothing behind that would keep this process; called from any thread."""
+        return
+
+    def _begun(self, trial: int, attempt: int, config: dict[str, Any]) -> None:
+        try:
+            self._configs[trial] = resolve(config, "a trial")
+        except ConfigError:  # somebody else's training: it has layers of its own, if any
+            self._configs[trial] = None
+        self._begin(trial, attempt, config)
+
+    def _reported(self, trial: int, step: int, metrics: dict[str, float]) -> None:
+        if step > self._last_steps.get(trial, -1):
+            config = self._configs[trial]
+            by_layer = {} if config is None else drop_probabilities(config, step, metrics)
+            self._report(trial, step, metrics | by_layer)
+            self._last_steps[trial] = step
+
+    def _send(self, call: Callable[[], None] | None) -> None:
+        if self._off.is_set():
+            return
+        try:
+            self._calls.put_nowait(call)
+        except queue.Full:
+            self._turn_off(f"{QUEUE_SIZE} calls are waiting")
+
+    def _turn_off(self, reason: str) -> None:
+        if not self._off.is_set():
+            self._off.set()
+            text = f"{self.name} tracking is off for the rest of this run: {reason}"
+            logger.warning(text)
+            self._say(text)
+        self._abandon()
+
+    def _work(self) -> None:
+        try:
+            while not self._off.is_set() and (call := self._calls.get()) is not None:
+                call()
+            self._finish()
+        except Exception as error:  # noqa: BLE001 - whatever a library raises, the trials go on
+            self._turn_off(" ".join(f"{type(error).__name__}: {error}".split()))
+
+
+def drop_probabilities(
+    config: TrainConfig, step: int, metrics: Mapping[str, float]
+) -> dict[str, float]:
+    """Each layer's drop probability in the last of `step` optimizer steps, by the run's policy."""
+    from trainer.layerdrop import make_policy
+
+    layers = range(1, config.model.layers + 1)
+    measured = (metrics.get(f"sensitivity_layer_{layer}") for layer in layers)
+    policy = make_policy(config, [rise for rise in measured if rise is not None])
+    return {
+        f"drop_probability/layer_{layer:02d}": policy.drop_probability(layer, step - 1)
+        for layer in layers
+    }

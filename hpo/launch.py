@@ -1,0 +1,186 @@
+"""What it takes to start and resume a study, for the command line and for Python alike.
+
+Everything is checked before a row is written. Nothing here prints: `say` tells the person.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hpo.service import Ending
+    from hpo.study import StudyConfig
+    from storage import Ledger, Point, StudyRecord
+
+DEFAULT_STORAGE = "sqlite:///hpo.db"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A study that may run here and now."""
+
+    ledger: Ledger
+    record: StudyRecord
+    runs: str
+    ray_address: str | None
+    metrics_port: int | None
+    trials: int | None = None  # its new budget
+    join: bool = False  # beside its other controllers
+
+    def run(self, *, exits: bool = True) -> Ending:
+        """Run it to its end; a second Ctrl-C `exits` this process, or else raises."""
+        from hpo.service import run_study
+        from hpo.views import config_of
+
+        return run_study(
+            self.ledger,
+            self.record,
+            config_of(self.record),
+            runs=self.runs,
+            ray_address=self.ray_address,
+            trials=self.trials,
+            join=self.join,
+            metrics_port=self.metrics_port,
+            exits=exits,
+        )
+
+
+def storage_url(storage: str | None, in_file: str | None = None) -> str:
+    """The ledger's URL: as given, else the environment's, else the study file's, else ours."""
+    return storage or os.environ.get("HPO_STORAGE") or in_file or DEFAULT_STORAGE
+
+
+def open_ledger(url: str, *, create: bool = False) -> Ledger:
+    """The ledger at `url`. Raises LedgerError."""
+    import optuna
+
+    from storage import Ledger
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return Ledger.open(url, create=create)
+
+
+def start(
+    config: StudyConfig,
+    source: str,
+    *,
+    storage: str | None,
+    runs: str,
+    ray_address: str | None,
+    metrics_port: int | None,
+    may_rename: bool,
+    say: Say,
+) -> Launch:
+    """A new study in its ledger. Raises ConfigError and LedgerError, with nothing written.
+
+    `source` is where `config` is from. Whose name is taken gets another, if it `may_rename`.
+    """
+    from hpo.metrics import check_port
+    from hpo.room import check_place
+    from hpo.teachers import with_teachers
+
+    url = storage_url(storage, config.storage)
+    config = _named(config, url, may_rename=may_rename)
+    config, teachers = with_teachers(config, source, runs)
+    check_port(metrics_port)
+    check_place(config, runs, ray_address)
+    points = _warm_points(config, url, source, say)
+    ledger = open_ledger(url, create=True)
+    record = ledger.create_study(
+        config.study,
+        [objective.optuna_direction for objective in config.objectives],
+        [objective.metric for objective in config.objectives],
+        config.to_document(),
+        config.budget.trials,
+        teachers,
+        points,
+    )
+    return Launch(ledger, record, runs, ray_address, metrics_port)
+
+
+def resume(
+    name: str,
+    *,
+    storage: str | None,
+    trials: int | None,
+    runs: str,
+    ray_address: str | None,
+    metrics_port: int | None,
+    same_machine: bool,
+    say: Say,
+) -> Launch:
+    """A study that is in its ledger. Raises ConfigError and LedgerError, with nothing written."""
+    from hpo.metrics import check_port
+    from hpo.phase import is_evaluation
+    from hpo.places import check_places
+    from hpo.room import check_place
+    from hpo.views import config_of
+    from trainer.settings import ConfigError
+
+    ledger = open_ledger(storage_url(storage))
+    record = ledger.study(name)
+    config = config_of(record)
+    check_port(metrics_port)
+    check_place(config, runs, ray_address)
+    check_places(ledger, record, runs)
+    if trials is not None and is_evaluation(config):
+        raise ConfigError(
+            f"--trials {trials}: study {name} is an evaluation; `hpo evaluate` plans its trials"
+        )
+    if trials is not None and trials < record.reserved_trials:
+        raise ConfigError(
+            f"--trials {trials}: study {name} has {record.reserved_trials} trials already"
+        )
+    join = ledger.on_a_server or same_machine
+    if join:
+        for other in running(ledger, record):
+            say(f"study {name} is being run by {other}, too: joining it")
+    return Launch(ledger, record, runs, ray_address, metrics_port, trials, join)
+
+
+def running(ledger: Ledger, record: StudyRecord) -> list[str]:
+    """Who runs the study."""
+    return [str(c) for c in ledger.controllers(record) if c.alive]
+
+
+def _named(config: StudyConfig, url: str, *, may_rename: bool) -> StudyConfig:
+    """The study under a name that its ledger does not have yet."""
+    from trainer.settings import ConfigError
+
+    taken = _taken_names(url)
+    if config.study not in taken:
+        return config
+    if not may_rename:
+        raise ConfigError(
+            f"study {config.study} exists with {taken[config.study]} trials: "
+            f"`hpo resume {config.study}` goes on with it, --name starts another"
+        )
+    free = next(f for n in range(2, 10**6) if (f := f"{config.study}-{n}") not in taken)
+    return config.model_copy(update={"study": free})
+
+
+def _taken_names(url: str) -> dict[str, int]:
+    """Studies in the database, if there is one, with their numbers of trials."""
+    from storage.database import has_ledger
+
+    if not has_ledger(url):
+        return {}
+    return {study.name: study.reserved_trials for study in open_ledger(url).studies()}
+
+
+def _warm_points(config: StudyConfig, url: str, source: str, say: Say) -> list[Point]:
+    """What the study takes over from an earlier one, said."""
+    if config.warm_start is None:
+        return []
+    from hpo.transfer import warm_points
+
+    points, left_out = warm_points(config.warm_start, config.space, url, source)
+    for line in left_out:
+        say(line)
+    say(f"warm start: {len(points)} points from study {config.warm_start.study} come first")
+    return points

@@ -1,0 +1,91 @@
+"""Tracking with TensorBoard: one folder of event files a trial, which is one run to TensorBoard.
+
+A trial that another process goes on with is written again from the ledger, from its first step,
+behind an event that has readers drop what they have of it: a kill leaves neither gap nor repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from hpo.background import BackgroundTracker
+from trainer.settings import get_path
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+FLUSH_SECONDS = 0.5
+
+# A trial's metrics by step, as the ledger has them.
+History = Callable[[int], Mapping[int, Mapping[str, Any]]]
+
+
+class TensorBoardTracker(BackgroundTracker):
+    """Writes to `folder`/trial-0007. Needs no TensorBoard; looking at it does."""
+
+    name = "tensorboard"
+
+    def __init__(
+        self,
+        folder: Path,
+        searched: Sequence[str],
+        metrics: Sequence[str],
+        history: History,
+        say: Callable[[str], None],
+    ) -> None:
+        """`searched` paths and objective `metrics` are what TensorBoard compares trials by."""
+        self._folder = folder
+        self._searched = searched
+        self._metrics = metrics
+        self._history = history
+        self._writers: dict[int, SummaryWriter] = {}
+        self._attempts: dict[int, int] = {}  # the last that this process made at a trial
+        super().__init__(say)
+
+    def _begin(self, trial: int, attempt: int, config: Mapping[str, Any]) -> None:
+        from tensorboardX import SummaryWriter
+
+        goes_on = self._attempts.get(trial) == attempt - 1
+        self._attempts[trial] = attempt
+        self._end(trial, "RUNNING", None)
+        self._writers[trial] = writer = SummaryWriter(
+            str(self._folder / f"trial-{trial:04d}"),
+            purge_step=None if goes_on else 0,
+            flush_secs=FLUSH_SECONDS,
+            # Files of one second would overwrite each other; readers take them in this order.
+            filename_suffix=f".{attempt:04d}",
+        )
+        if goes_on:
+            return
+        self._last_steps.pop(trial, None)
+        writer.add_text("config", f"```yaml\n{yaml.safe_dump(dict(config), sort_keys=False)}\n```")
+        self._add_hparams(writer, config)
+        if attempt > 1:
+            for step, metrics in self._history(trial).items():
+                self._reported(trial, step, dict(metrics))
+
+    def _report(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writers[trial].add_scalar(name, value, step)
+
+    def _end(self, trial: int, state: str, reason: str | None) -> None:
+        writer = self._writers.pop(trial, None)
+        if writer is not None:
+            writer.close()
+
+    def _finish(self) -> None:
+        for trial in list(self._writers):
+            self._end(trial, "RUNNING", None)
+
+    def _add_hparams(self, writer: SummaryWriter, config: Mapping[str, Any]) -> None:
+        # add_hparams() would make a run of its own of them.
+        from tensorboardX.summary import hparams
+
+        values = {path: get_path(config, path) for path in self._searched}
+        plain = {p: v if isinstance(v, (bool, int, float)) else str(v) for p, v in values.items()}
+        for summary in hparams(plain, dict.fromkeys(self._metrics, 0.0)):
+            writer.file_writer.add_summary(summary)
