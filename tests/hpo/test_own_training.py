@@ -136,7 +136,7 @@ def test_killed_anywhere_it_goes_on_without_gap_or_repeat(tmp_path: Path, functi
         history = [int(metrics["step"]) for metrics in run.history()]
         assert history == [20, 40, 60][: len(history)]
         reported = max((step for _, step in told), default=0)
-        # What was checkpointed and not reported comes first, as hpo/dispatch.py has it.
+        # What was checkpointed and not reported comes first, as hpo/trainable.py has it.
         told += [("evaluated", step) for step in history if reported < step < STEPS]
         goes_on = reports(run)
         if function is halving:  # the others say again what the ledger keeps once
