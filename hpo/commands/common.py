@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from hpo.commands.completion import study_names
+
 if TYPE_CHECKING:
     from storage import Ledger
 
@@ -34,7 +36,9 @@ Runs = Annotated[
         help="Where trial folders go; s3://bucket/prefix, say, where nodes share no disk.",
     ),
 ]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The study's name.")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="The study's name.", autocompletion=study_names)
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")
 ]
