@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: start test lint format bench install lock
+.PHONY: start test lint format docs bench install lock
 
 start: $(READY)
 	$(VENV)/bin/hpo start
@@ -22,6 +22,10 @@ format: $(READY)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# The reference page, from the code; a test fails where it is older than that.
+docs: $(READY)
+	$(VENV)/bin/python -m docs.reference
+
 # One after the other: each compares two sides and wants the machine for itself.
 bench: $(READY)
 	for name in throughput layerdrop turnaround command_line tokenization distillation suggestions; do $(VENV)/bin/python -m benchmarks.$$name || exit 1; done
@@ -37,5 +41,5 @@ $(READY): requirements.lock pyproject.toml
 # The newest versions that pyproject.toml allows, tried by `make test`, then written down.
 lock: $(READY)
 	$(VENV)/bin/pip install --quiet --upgrade --editable ".[dev]"
-	( head -1 requirements.lock; $(VENV)/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' ) > $(VENV)/lock
+	( head -1 requirements.lock; $(VENV)/bin/pip freeze --all --exclude pip --exclude-editable | sed 's/+cpu$$//' ) > $(VENV)/lock
 	mv $(VENV)/lock requirements.lock

@@ -6,7 +6,7 @@ import optuna
 
 from hpo.judge import Assignment
 from hpo.places import trial_folder
-from hpo.population import Population
+from hpo.population import Population, fork_of
 from hpo.rebuilt import check_new
 from hpo.repeats import repeat_document
 from hpo.space import suggest
@@ -65,8 +65,7 @@ class Attempts:
             trial.set_user_attr("run_dir", folder)  # the runs may have been moved
         frozen = self._ledger.storage.get_trial(trial_id)
         document = self._config.trial_document(frozen.params, folder)
-        if self._population is not None:
-            document |= self._population.fork_of(frozen, self.folder)
+        document |= fork_of(frozen, self.folder)
         repeat = len(self._ledger.results(trial_id))
         # Only the first training's evaluations are in the ledger.
         begins = frozen.user_attrs.get("parent_step", 0)

@@ -6,7 +6,7 @@ loaded. Nothing here draws a value or knows what a train setting means.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any
 
@@ -25,6 +25,7 @@ def _listed(value: Any) -> Any:
 class Conditional(Section):
     """What is searched only `when` each of these paths has one of its values."""
 
+    # other searched paths, or fixed ones, each with the value or values that it must have
     when: dict[
         str, Annotated[tuple[Scalar, ...], Field(min_length=1), BeforeValidator(_listed)]
     ] = Field(default_factory=dict)
@@ -54,16 +55,29 @@ def in_order(space: Mapping[str, Conditional]) -> Iterator[str]:
     return iter(TopologicalSorter(waits).static_order())
 
 
+def _check_train_setting(path: str, value: Scalar, what: str) -> None:
+    check_path(path, what)
+    check_setting(path, value, what)
+
+
 def check_conditions(
-    space: Mapping[str, Conditional], train: Mapping[str, Any], source: str
+    space: Mapping[str, Conditional],
+    train: Mapping[str, Any],
+    source: str,
+    check: Callable[[str, Scalar, str], None] = _check_train_setting,
 ) -> None:
-    """Raise ConfigError unless every condition can be met, by the space or by the fixed `train`."""
+    """Raise ConfigError unless every condition can be met, by the space or by the fixed `train`.
+
+    `check` raises it, beginning with a given text, for a path or a value that `train` cannot have.
+    """
     for path, dimension in space.items():
         for parent, values in dimension.when.items():
             what = f"{source}: space.{path}.when.{parent}"
             if parent in space:
                 _check_searched(space[parent], values, what, parent)
             else:
+                for value in values:
+                    check(parent, value, what)
                 _check_fixed(space, train, values, what, parent)
     try:
         list(in_order(space))
@@ -90,9 +104,6 @@ def _check_fixed(
     section = parent.rpartition(".")[0]
     if section in space:
         raise ConfigError(f"{what}: is set by the choices of space.{section}: name those instead")
-    check_path(parent, what)
-    for value in values:
-        check_setting(parent, value, what)
     fixed = get_path(train, parent)
     if not any(same(fixed, value) for value in values):
         raise ConfigError(f"{what}: can never be met: {parent} is {fixed!r} in every trial")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from optuna.trial import FrozenTrial
 from pydantic import FiniteFloat, model_validator
 
-from hpo.objectives import Metric, check_measured
+from hpo.objectives import check_measured
 from trainer.sections import EvaluationConfig
 from trainer.settings import Section
 
@@ -21,9 +21,9 @@ OUT_OF_MEMORY = "out_of_memory"
 class Constraint(Section):
     """The largest or the smallest value of a metric that is feasible, at a trial's end."""
 
-    metric: Metric
-    max: FiniteFloat | None = None
-    min: FiniteFloat | None = None
+    metric: str  # a reported one, as in objectives
+    max: FiniteFloat | None = None  # the largest feasible value; give this or min
+    min: FiniteFloat | None = None  # the smallest feasible value
 
     @model_validator(mode="after")
     def _one_bound(self) -> Constraint:

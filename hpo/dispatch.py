@@ -1,4 +1,4 @@
-"""Ray Tune runs the attempts: a Trainable around the gang, and two adapters to the controller.
+"""Ray Tune runs the attempts: an adapter that asks the controller for them, and one that tells it.
 
 A Tune trial is one attempt. Tune places it, keeps its actors for the next one, and runs several at
 a time; what to run and what became of it is the controller's, and nothing that Tune keeps is read.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,11 +42,12 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from hpo.controller import Controller
-from hpo.gang import Gang, GangFailure
+from hpo.gang import GangFailure
 from hpo.messages import Message, named
 from hpo.outage import RayLost
 from hpo.ray_daemon import DaemonWatch
 from hpo.study import Resources, local_cpus
+from hpo.trainable import GangTrainable
 
 logger = logging.getLogger("hpo.dispatch")
 
@@ -57,84 +57,12 @@ class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
     {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 )
 
+# Tune gives its actors PL_DISABLE_FORK, which is Lightning's. With a runtime environment of their
+# own, they and their ranks would not get the worker processes that Ray starts ahead.
+class_cache.DEFAULT_ENV_VARS.clear()
+
 # Tune reads a failed actor's error back from a pickle in its folder, which is in the study's.
 Trial.get_pickled_error = lambda trial: None
-
-
-class GangTrainable(tune.Trainable):  # type: ignore[misc]
-    """One gang, kept by Tune from trial to trial. A step is one message to the controller."""
-
-    def setup(self, config: dict[str, Any]) -> None:
-        """Tune made this actor for its first trial."""
-        self._gang: Gang | None = None
-        self._begin(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Tune gives this actor its next trial."""
-        self._begin(new_config)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """The attempt's next message."""
-        try:
-            message = self._next()
-        except GangFailure as failure:
-            self._gang, self._started = None, False
-            if failure.kind == "worker_lost":
-                raise  # Tune then finds the next attempt another place: a node may be gone
-            message = Message(failure.kind, detail=failure.detail)
-        return {"message": message, "done": message.kind != "evaluated"}
-
-    def cleanup(self) -> None:
-        """Tune lets this actor go."""
-        if self._gang is not None:
-            self._gang.kill()
-
-    def _begin(self, config: dict[str, Any]) -> None:
-        self._assignment = config
-        self._started = False
-        self._backlog: deque[Message] = deque()
-
-    def _next(self) -> Message:
-        if not self._started:
-            self._start()
-        if self._backlog:
-            return self._backlog.popleft()
-        assert self._gang is not None
-        report = self._gang.advance()
-        if report.kind != "evaluated":
-            self._free()
-        return Message(
-            report.kind,
-            report.step,
-            _named(report.metrics),
-            self._first_step,
-            depth_front=report.depth_front,
-        )
-
-    def _start(self) -> None:
-        self._free()  # a pruned trial's run is still there
-        if self._gang is None:
-            self._gang = Gang(ray.util.get_current_placement_group(), **self._assignment["gang"])
-        self._first_step, history = self._gang.start(
-            self._assignment["job"], self._assignment["attempt"], self._assignment["document"]
-        )
-        self._started = True
-        # Evaluations that were checkpointed, but whose report a killed controller never wrote.
-        self._backlog.extend(
-            Message("evaluated", int(metrics["step"]), _named(metrics), self._first_step)
-            for metrics in history
-            if self._assignment["reported_step"] < metrics["step"] < self._assignment["steps"]
-        )
-
-    def _free(self) -> None:
-        # A gang that cannot be freed is of no trial's making: the next one builds another.
-        if self._gang is not None:
-            try:
-                self._gang.close()
-            except GangFailure as failure:
-                logger.warning("the gang was lost between trials: %s", failure.detail)
-                self._gang = None
 
 
 class _Adapter:
@@ -164,6 +92,7 @@ class ControllerSearcher(_Adapter, Searcher):  # type: ignore[misc]
             "job": assignment.job,
             "attempt": assignment.attempt_number,
             "document": assignment.config,
+            "own_function": self._controller.config.own_function,
             "steps": assignment.config["steps"],
             "reported_step": assignment.reported_step,
             "gang": {
@@ -293,10 +222,6 @@ def places(resources: Resources) -> int:
         for node in ray.nodes()
         if node["Alive"]
     )
-
-
-def _named(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if name != "step"}
 
 
 def _tune_name(trial: Any) -> str:

@@ -186,7 +186,8 @@ def wandb(_: Place) -> Finding:
 
 def _key_in_netrc() -> bool:
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
+        found = netrc.netrc(os.environ.get("NETRC")).authenticators("api.wandb.ai")  # as wandb does
+        return found is not None
     except (OSError, netrc.NetrcParseError):
         return False
 

@@ -26,7 +26,7 @@ BEST = 20  # trials that every figure shows
 MOST_LINES, MOST_POINTS, MOST_BARS = 200, 500, 2000  # that a figure draws
 FEW_FOR_IMPORTANCES = 5  # complete trials
 SLICES_A_ROW = 4
-WIDTH = 1000  # pixels: what a landscape page holds
+WIDTH = 1000  # pixels: at 0.7 of it, as wide as a page of paper
 FAINT = "rgba(140, 140, 140, 0.5)"
 COLOURS = {  # what went wrong is drawn last, over the rest
     "finished": "#2a9d4a",
@@ -72,7 +72,8 @@ def ranking(trials: Sequence[FrozenTrial], position: int, direction: str) -> lis
 
 def history(study: optuna.Study, metric: str) -> go.Figure:
     """Every trial's value, and the best so far."""
-    return drawn_by_optuna.plot_optimization_history(study, target_name=escape(metric))
+    figure = drawn_by_optuna.plot_optimization_history(study, target_name=escape(metric))
+    return _scaled(figure, _values(study)).update_traces(line_shape="hv")
 
 
 def importances(study: optuna.Study, metric: str) -> go.Figure:
@@ -92,7 +93,8 @@ def slices(study: optuna.Study, metric: str) -> Iterator[go.Figure]:
     names = sorted({name for t in study.get_trials(deepcopy=False) for name in t.params})
     for first in range(0, len(names), SLICES_A_ROW):
         row = names[first : first + SLICES_A_ROW]
-        yield drawn_by_optuna.plot_slice(study, params=row, target_name=escape(metric))
+        figure = drawn_by_optuna.plot_slice(study, params=row, target_name=escape(metric))
+        yield _scaled(figure, _values(study))
 
 
 def pareto_front(study: optuna.Study, metrics: Sequence[str]) -> go.Figure:
@@ -111,15 +113,16 @@ def learning_curves(
     rest = [number for number in curves if number not in best]
     complete = set(ranked)
     figure = go.Figure()
-    for name, colour, numbers in (
-        ("pruned or unfinished", FAINT, [n for n in rest if n not in complete]),
-        ("complete", "rgba(70, 70, 70, 0.6)", [n for n in rest if n in complete]),
+    for name, colour, mode, numbers in (
+        # One that was pruned at its first evaluation is a point.
+        ("pruned or unfinished", FAINT, "lines+markers", [n for n in rest if n not in complete]),
+        ("complete", "rgba(70, 70, 70, 0.6)", "lines", [n for n in rest if n in complete]),
     ):
         if numbers:
             figure.add_scatter(
                 **_joined(curves, numbers),
                 name=name,
-                mode="lines+markers",  # one that was pruned at its first evaluation is a point
+                mode=mode,
                 line={"color": colour, "width": 0.8},
                 marker={"color": colour, "size": 5},
             )
@@ -132,8 +135,7 @@ def learning_curves(
             line={"color": colour},
         )
     values = [value for curve in curves.values() for value in curve.values()]
-    wide = min(values) > 0 and max(values) > 5 * min(values)
-    figure.update_yaxes(title=escape(metric), type="log" if wide else "linear")
+    _scaled(figure, values).update_yaxes(title=escape(metric))
     figure.update_layout(height=520, legend={"traceorder": "reversed"})  # room for its legend
     return figure.update_xaxes(title="optimizer step")
 
@@ -151,7 +153,7 @@ def depth_front(fronts: Mapping[int, Sequence[Mapping[str, Any]]]) -> go.Figure:
                 name=f"trial {number}, {escape(search)}",
                 mode="lines+markers",
             )
-    figure.update_yaxes(title="valid_ppl")
+    figure.update_layout(showlegend=True).update_yaxes(title="valid_ppl")
     return figure.update_xaxes(title="layers kept", dtick=1)
 
 
@@ -184,7 +186,8 @@ def as_html(figure: go.Figure) -> str:
     figure.update_layout(
         height=figure.layout.height or 380, margin={"l": 70, "r": 20, "t": 30, "b": 50}
     )
-    config = {"displaylogo": False, "plotlyServerURL": ""}
+    # Plotly's own button would upload the figure.
+    config = {"displaylogo": False, "plotlyServerURL": "", "showSendToCloud": False}
     return str(figure.to_html(full_html=False, include_plotlyjs=False, config=config))
 
 
@@ -215,6 +218,21 @@ def to_draw(
             copy = create_trial(state=TrialState.FAIL)
         study.add_trial(copy)
     return study
+
+
+def _values(study: optuna.Study) -> list[float]:
+    return [t.values[0] for t in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])]
+
+
+def _scaled(figure: go.Figure, values: Sequence[float]) -> go.Figure:
+    """The figure, its vertical axis logarithmic where the best of `values` would be one line."""
+    low, high = min(values), max(values)
+    if not 0 < 5 * low < high:
+        return figure
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    # Plotly's own labels leave out the zeros.
+    return figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{t:,.6g}" for t in ticks])
 
 
 def _is_drawn(trial: FrozenTrial) -> bool:

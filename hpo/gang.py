@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
@@ -21,6 +22,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from hpo.failures import Failure, first_cause, typed
+from hpo.functions import OwnFunction
 from hpo.messages import Job, Kind, Progress, named
 from hpo.rank_log import RankLog
 
@@ -76,22 +78,37 @@ class Rank:
         return typed(enter)
 
     def start(
-        self, job: Job, attempt: int, document: dict[str, Any]
+        self, job: Job, attempt: int, document: dict[str, Any], own: OwnFunction | None
     ) -> tuple[int, list[Any]] | Failure:
-        """Build the run of a train config; the step it begins at and what it measured before."""
-        from trainer.config import resolve
-        from trainer.run import Run
+        """Build the run of a train config; the step it begins at and what it measured before.
+
+        A run of our trainer, or of the user's own function.
+        """
 
         def build() -> tuple[int, list[Any]]:
-            config = resolve(document, named(job))
-            self._log = RankLog(config.output_dir, self._rank, attempt)
+            self._log = RankLog(document["output_dir"], self._rank, attempt)
             self._progress = Progress(job, 0, None, self._progress.ticks + 1)
-            self._run = Run(config, self._world, self._stepped, self._tick, self._note, attempt)
+            make = self._run_of_ours if own is None else partial(self._run_of_own, own)
+            self._run = make(job, attempt, document)
             if self._stop:
                 self._run.request_stop()
             return self._run.step, self._run.history()
 
         return self._logged(build)
+
+    def _run_of_ours(self, job: Job, attempt: int, document: dict[str, Any]) -> Any:
+        from trainer.config import resolve
+        from trainer.run import Run
+
+        config = resolve(document, named(job))
+        return Run(config, self._world, self._stepped, self._tick, self._note, attempt)
+
+    def _run_of_own(
+        self, own: OwnFunction, job: Job, attempt: int, document: dict[str, Any]
+    ) -> Any:
+        from hpo.own_run import OwnRun
+
+        return OwnRun(own, document, self._world, self._tick, attempt)
 
     def advance(self) -> Any:
         """Train to the next evaluation; the run's report."""
@@ -133,8 +150,10 @@ class Rank:
         print(text, flush=True)  # into the rank's log
         self._progress = replace(self._progress, note=text)
 
-    def _tick(self) -> None:
-        self._progress = replace(self._progress, ticks=self._progress.ticks + 1)
+    def _tick(self, step: int | None = None) -> None:
+        known = self._progress
+        step = known.step if step is None else step
+        self._progress = replace(known, step=step, ticks=known.ticks + 1)
 
 
 class Gang:
@@ -165,9 +184,11 @@ class Gang:
         spans_nodes = len({address for address, _ in places}) > 1
         self._all("join", *places[0], spans_nodes)
 
-    def start(self, job: Job, attempt: int, document: dict[str, Any]) -> tuple[int, list[Any]]:
+    def start(
+        self, job: Job, attempt: int, document: dict[str, Any], own: OwnFunction | None
+    ) -> tuple[int, list[Any]]:
         """Build the run on every rank. Raises GangFailure."""
-        first: tuple[int, list[Any]] = self._all("start", job, attempt, document)[0]
+        first: tuple[int, list[Any]] = self._all("start", job, attempt, document, own)[0]
         return first
 
     def advance(self) -> Any:

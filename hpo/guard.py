@@ -73,6 +73,7 @@ class Guard:
         # A handler may interrupt a print: it only leaves word for the thread that watches.
         if self.signalled:  # leave at once: the checkpoints are what they are
             if self._exits:
+                self._board.give_up()
                 os._exit(INTERRUPTED)
             raise KeyboardInterrupt
         self.signalled = True

@@ -107,8 +107,8 @@ def resume(
     say: Say,
 ) -> Launch:
     """A study that is in its ledger. Raises ConfigError and LedgerError, with nothing written."""
-    from hpo.evaluate import is_evaluation
     from hpo.metrics import check_port
+    from hpo.phase import is_evaluation
     from hpo.places import check_places
     from hpo.room import check_place
     from hpo.views import config_of

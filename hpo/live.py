@@ -5,6 +5,7 @@ Shows what the controller wrote; never asks the ledger, never decides.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from hpo.objectives import Objective
 from storage import TeacherRecord, TeacherState
 
 WIDE = 72  # columns, from which on there is room for bars
+NARROW = 48  # columns, below which there is none for attempts and losses
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Board:
     def __post_init__(self) -> None:
         self._began_at = time.monotonic()
         self._finished_here = 0
+        self._width = self.console.width
 
     def begin(self, trial: int, attempt: int, config: Mapping[str, Any]) -> None:
         """A trial starts, or goes on."""
@@ -126,18 +129,32 @@ class Board:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Draw while the block runs, on a terminal; on a pipe the lines say it all."""
-        if not self.console.is_terminal:
+        """Draw while the block runs, on a terminal; on others the lines say it all."""
+        if not self.console.is_interactive:
             yield
             return
         with Live(
             console=self.console,
-            get_renderable=self.render,
+            get_renderable=self._frame,
             refresh_per_second=4,
             redirect_stdout=False,
             redirect_stderr=False,
         ):
             yield
+            self.note = ""  # what is left on the terminal says how it stands
+
+    def give_up(self) -> None:
+        """Leave the terminal fit for use. A signal handler may call this: it waits for nothing."""
+        show_cursor = "\r\n\x1b[?25h" if self.console.is_interactive else ""
+        last = f"{show_cursor}left at once; go on with: hpo resume {self.study}\n"
+        os.write(self.console.file.fileno(), last.encode())
+
+    def _frame(self) -> RenderableType:
+        # A terminal that was made narrower has broken the lines that are to be drawn over.
+        if self.console.width < self._width:
+            self.console.clear()
+        self._width = self.console.width
+        return self.render()
 
     def render(self) -> RenderableType:
         """The whole view."""
@@ -151,6 +168,8 @@ class Board:
             parts.append(Text(", ".join(filter(None, (states, self._time_left()))), "dim"))
         if self.running:
             parts.append(self._running_table())
+        notes = [(job, trial.note) for job, trial in list(self.running.items()) if trial.note]
+        parts += [Text(f"{named(job)}: {note}", "dim") for job, note in notes]
         if self.best is not None:
             parts.append(Text(f"best  trial {self.best[0]}  {self._metric(self.best[1])}", "green"))
         if self.note:
@@ -160,16 +179,19 @@ class Board:
     def _running_table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="dim")
         bar = [""] * len(self._bar(0, 1))
-        for column in ("", "attempt", "step", *bar, "loss", self.objective.metric):
+        roomy = self.console.width >= NARROW
+        attempt, loss = (["attempt"], ["loss"]) if roomy else ([], [])
+        for column in ("", *attempt, "step", *bar, *loss, self.objective.metric):
             justify: Literal["left", "right"] = "left" if column == "" else "right"
             table.add_column(column, justify=justify, no_wrap=True)
         for job, trial in list(self.running.items()):
+            begun = trial.step > 0 or trial.loss is not None
             table.add_row(
                 named(job),
-                str(trial.attempt),
-                f"{trial.step}/{trial.steps}",
+                *(str(trial.attempt) for _ in attempt),
+                f"{trial.step}/{trial.steps}" if begun else "starting",
                 *self._bar(trial.step, trial.steps),
-                "" if trial.loss is None else f"{trial.loss:.3f}",
+                *("" if trial.loss is None else f"{trial.loss:.3f}" for _ in loss),
                 "" if trial.value is None else f"{trial.value:.2f}",
             )
         return table
@@ -178,11 +200,11 @@ class Board:
         """A bar where there is room for one; terminals are resized while a study runs."""
         if self.console.width < WIDE:
             return []
-        return [ProgressBar(total=total, completed=done, width=20)]
+        return [ProgressBar(total=total, completed=done, width=self.console.width // 4)]
 
     def _time_left(self) -> str:
         left = self.budget - sum(self.finished.values())
-        if not self._finished_here or left <= 0:
+        if not self._finished_here or not self.running or left <= 0:
             return ""
         seconds = (time.monotonic() - self._began_at) / self._finished_here * left
         return f"about {_duration(seconds)} left"
@@ -197,7 +219,7 @@ class Board:
         return f"{self.objective.metric} {value:.6g}"
 
     def _line(self, text: str) -> None:
-        if not self.console.is_terminal:
+        if not self.console.is_interactive:
             self.console.print(
                 f"{self.study}: {text}", markup=False, highlight=False, soft_wrap=True
             )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 from optuna.study import StudyDirection
-from pydantic import AfterValidator, model_validator
+from pydantic import model_validator
 
 from trainer.sections import EvaluationConfig
 from trainer.settings import ConfigError, Section, nearest
@@ -27,21 +27,18 @@ AT_DEPTH = ("valid_ppl_depth_", "parameters_depth_", "seconds_per_token_depth_")
 _AT_DEPTH = re.compile(f"(?:{'|'.join(AT_DEPTH)})([1-9]\\d*)")
 
 
-def _known(metric: str) -> str:
+def check_known(metric: str) -> None:
+    """Raise ValueError unless `metric` is one of our trainer's."""
     if metric not in METRICS and not _AT_DEPTH.fullmatch(metric):
         names = [*METRICS, *(f"{prefix}N" for prefix in AT_DEPTH)]
         raise ValueError(f"there is no {metric!r}{nearest(metric, names)}")
-    return metric
-
-
-Metric = Annotated[str, AfterValidator(_known)]  # one that every finished trial has reported
 
 
 class Objective(Section):
     """A reported metric to make small or large."""
 
-    metric: Metric = "valid_ppl"
-    direction: Literal["minimize", "maximize"] = "minimize"
+    metric: str = "valid_ppl"  # a reported one: docs/searching.md has all
+    direction: Literal["minimize", "maximize"] = "minimize"  # what is better: small or large
 
     @model_validator(mode="after")
     def _large_is_good(self) -> Objective:

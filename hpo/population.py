@@ -111,16 +111,6 @@ class Population:
         self._study.set_user_attr("compared_at", step)
         return begun
 
-    def fork_of(self, trial: FrozenTrial, folder: Callable[[int], str]) -> dict[str, Any]:
-        """The train setting for where the trial begins: at its parent's checkpoint, or step 0.
-
-        `folder` says where the run of a trial is, by its number.
-        """
-        parent = trial.user_attrs.get("parent")
-        if parent is None:
-            return {}
-        return {"fork": {"run": folder(parent), "step": trial.user_attrs["parent_step"]}}
-
     def _begin(self, exploit: Exploit, step: int) -> FrozenTrial:
         trials, storage = self._trials(), self._study._storage
         child = create_trial(
@@ -211,3 +201,14 @@ def _check_interval(schedule: ScheduleConfig, train: TrainConfig, what: str) -> 
             f"{what}: a new trial may begin at a checkpoint that its parent left {interval} steps "
             f"ago; set keep_checkpoints to {kept} or more in the train config"
         )
+
+
+def fork_of(trial: FrozenTrial, folder: Callable[[int], str]) -> dict[str, Any]:
+    """The train setting for where the trial begins: at its parent's checkpoint, or step 0.
+
+    `folder` says where the run of a trial is, by its number.
+    """
+    parent = trial.user_attrs.get("parent")
+    if parent is None:
+        return {}
+    return {"fork": {"run": folder(parent), "step": trial.user_attrs["parent_step"]}}

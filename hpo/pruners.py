@@ -20,7 +20,6 @@ from optuna.pruners import (
 )
 from pydantic import Field, FiniteFloat, model_validator
 
-from hpo.objectives import Metric
 from trainer.settings import Section
 
 Steps = Annotated[int, Field(ge=1)]
@@ -32,7 +31,7 @@ Factor = Annotated[int, Field(ge=2)]
 class Comparison(Section):
     """What a pruner looks at: a metric, at equal optimizer steps or at equal tokens."""
 
-    metric: Metric | None = None  # null: the study's one objective
+    metric: str | None = None  # null: the study's one objective
     direction: Literal["minimize", "maximize"] | None = None  # null: the objective's; minimize
     unit: Literal["steps", "tokens"] = "steps"  # tokens: step x batch_size x context of a trial
     min_steps: Steps | None = None  # no trial is pruned before this optimizer step
@@ -68,7 +67,7 @@ class Percentile(Comparison):
     """Stops a trial whose best value is outside the best `percentile` of the others there."""
 
     name: Literal["percentile"]
-    percentile: Annotated[float, Field(gt=0, lt=100)] = 25.0
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 25.0  # so many percent go on
     startup_trials: Trials = 5  # trials finished before it prunes
 
     def make(self, max_resource: int) -> BasePruner:
@@ -93,8 +92,8 @@ class Threshold(Comparison):
     """Stops a trial whose last value is past a limit, or NaN."""
 
     name: Literal["threshold"]
-    lower: FiniteFloat | None = None
-    upper: FiniteFloat | None = None
+    lower: FiniteFloat | None = None  # smallest value that goes on; null: any
+    upper: FiniteFloat | None = None  # largest value that goes on; null: any
 
     @model_validator(mode="after")
     def _some_limit(self) -> Threshold:
@@ -116,7 +115,7 @@ class Wilcoxon(Comparison):
     """
 
     name: Literal["wilcoxon"]
-    p_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    p_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.1  # p value below which it stops a trial
     startup_evaluations: Annotated[int, Field(ge=0)] = 2  # pairs before it prunes
 
     def make(self, max_resource: int) -> BasePruner:
@@ -134,7 +133,7 @@ class Asha(Comparison):
     """
 
     name: Literal["asha"]
-    reduction_factor: Factor = 3
+    reduction_factor: Factor = 3  # one trial of so many goes on from a rung
 
     @property
     def minimum(self) -> int:
@@ -189,7 +188,7 @@ class Patient(Section):
     name: Literal["patient"]
     patience: Annotated[int, Field(ge=0)] = 2  # evaluations more, after its best
     min_delta: Annotated[float, Field(ge=0)] = 0.0  # what counts as an improvement
-    pruner: Annotated[
+    pruner: Annotated[  # the other, with options of its own
         Percentile | Median | Threshold | Wilcoxon | Asha | Hyperband, Field(discriminator="name")
     ]
 

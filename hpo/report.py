@@ -119,11 +119,15 @@ def at_edges(best: Sequence[FrozenTrial]) -> list[str]:
                     found[path, "upper", dimension.high].append(trial)
     return [
         f"{path} is {', '.join(f'{t.params[path]:.6g}' for t in trials[:3])}"
-        f"{', …' if len(trials) > 3 else ''} in {len(trials)} of {len(best)} best trials, at the "
-        f"{side} end of its space ({bound:g}): a better value may lie beyond it"
+        f"{', …' if len(trials) > 3 else ''} in {_share(len(trials), len(best))}, at the {side} "
+        f"end of its space ({bound:g}): a better value may lie beyond it"
         for (path, side, bound), trials in found.items()
         if len(trials) >= MANY * len(best)
     ]
+
+
+def _share(some: int, best: int) -> str:
+    return f"{some} of {best} best trials" if best > 1 else "the best trial"
 
 
 def _position(value: float, dimension: FloatDistribution | IntDistribution) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hpo.functions import check_function
 from hpo.study import StudyConfig, check_machine, local_cpus
 from hpo.tracking import check_tracking
 from trainer.settings import ConfigError, is_url
@@ -16,13 +17,27 @@ from trainer.terminal import Quiet
 
 
 def check_place(config: StudyConfig, runs: str, ray_address: str | None) -> None:
-    """Raise ConfigError unless a trial fits, `runs` can be written, and wandb, if asked, there."""
+    """Raise ConfigError unless a trial fits, `runs` can be written, and what it imports is there.
+
+    That is wandb, if it is asked for, and the user's own training function.
+    """
     check_tracking(config.tracking)
+    if config.trainer is not None:
+        _check_own(config.trainer, config.study, runs)
     if ray_address is None:
         check_machine(config, local_cpus(), _local_gpus(config), "this machine")
     else:
         _check_cluster(config, ray_address)
     _check_runs(runs)
+
+
+def _check_own(trainer: str, study: str, runs: str) -> None:
+    if is_url(runs):
+        raise ConfigError(
+            f"--runs {runs}: a study with `trainer` keeps its checkpoints in a folder; give one, "
+            "which all nodes see if there are several"
+        )
+    check_function(trainer, f"study {study}: trainer")
 
 
 def _check_runs(runs: str) -> None:

@@ -49,7 +49,7 @@ MOST_LISTED = 100_000  # points, by those that list them all
 class SamplerSection(Section):
     """What every sampler has: the seed of its random numbers."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of its random numbers
 
     # Of several objectives, constraints, conditions (`when`), categorical dimensions and endless
     # ones (floats without a step), what the sampler ignores or cannot take.
@@ -100,7 +100,7 @@ class GP(SamplerSection):
     """A Gaussian process and expected improvement, of hypervolume too; seeded by trial."""
 
     name: Literal["gp"]
-    startup_trials: Trials = 10
+    startup_trials: Trials = 10  # finished trials before it models
     cannot = frozenset({"conditions"})
 
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
@@ -114,7 +114,7 @@ class BoTorch(SamplerSection):
     """BoTorch's Gaussian process, pending trials respected; seeded by trial."""
 
     name: Literal["botorch"]
-    startup_trials: Trials = 10
+    startup_trials: Trials = 10  # finished trials before it models
     cannot = frozenset({"conditions"})
 
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
@@ -169,8 +169,8 @@ class QMC(SamplerSection):
     """
 
     name: Literal["qmc"]
-    sequence: Literal["sobol", "halton"] = "sobol"
-    scramble: bool = True
+    sequence: Literal["sobol", "halton"] = "sobol"  # which one
+    scramble: bool = True  # randomizes the sequence by the seed, and keeps it even
     cannot = frozenset({"conditions"})
 
     def make(self, trial_seed: int, space: Space) -> BaseSampler:

@@ -94,7 +94,7 @@ def _run_under(
     try:
         with Quiet() as quiet:
             quiet.keep_in(local / record.name / "log.txt")
-            console = Console(file=quiet.output)
+            console = Console(file=quiet.output, emoji=False)
             with (
                 logged(local / record.name, record.name, lease.controller_id),
                 metrics_served(ledger, record, config, metrics_port),
@@ -107,6 +107,8 @@ def _run_under(
                 return ending
     except (OSError, RayLost) as error:  # a full disk, for one
         return Ending(1, f"left study {record.name}: {in_one_line(error)}; {_again(record.name)}")
+    except KeyboardInterrupt:  # before the guard watches, or after
+        return Ending(INTERRUPTED, f"study {record.name} is stopped; {_again(record.name)}")
     finally:
         # A ledger that cannot be reached is why we leave; the lease then runs out by itself.
         with contextlib.suppress(*LEDGER_ERRORS):
@@ -125,8 +127,6 @@ def _run(
     *,
     exits: bool,
 ) -> Ending | None:
-    from hpo import dispatch
-
     board = Board(
         console, record.name, config.objectives[0], record.budget_trials, config.constraints
     )
@@ -146,11 +146,16 @@ def _run(
             stack.callback(tracker.close)
         scratch = stack.enter_context(TemporaryDirectory("-hpo-tune", ignore_cleanup_errors=True))
         stack.enter_context(ledger.heartbeat(lease, controller.report_error))
-        namespace = f"hpo-{record.uid}-{lease.controller_id}"
-        stack.enter_context(dispatch.ray_session(ray_address, namespace))
-        stack.enter_context(guard.watching())
         stack.enter_context(board.shown())
-        dispatch.run_attempts(controller, Path(scratch))
+        if not controller.exhausted:  # a study that is done needs no Ray
+            from hpo import dispatch
+
+            board.say("starting workers")
+            namespace = f"hpo-{record.uid}-{lease.controller_id}"
+            stack.enter_context(dispatch.ray_session(ray_address, namespace))
+            board.note = ""
+            stack.enter_context(guard.watching())
+            dispatch.run_attempts(controller, Path(scratch))
     if isinstance(controller.broken, LeaseLost):
         # Whoever asked it to stop does not want it to begin again.
         name = record.name

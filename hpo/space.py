@@ -19,6 +19,9 @@ from trainer.settings import ConfigError, get_path
 # The service sets these itself for every trial.
 RESERVED = ("output_dir", "threads")
 
+# Of a comparison: the dimension whose named choices set train settings of any section.
+RECIPE = "recipe"
+
 MOST_EXACT = 2**53  # the largest integer up to which the database keeps all of them exactly
 Exact = Annotated[int, Field(ge=-MOST_EXACT, le=MOST_EXACT)]
 
@@ -29,10 +32,10 @@ class FloatDimension(Conditional):
     """A real number in [low, high], uniform or log-uniform, or on a grid of `step`."""
 
     type: Literal["float"]
-    low: FiniteFloat
-    high: FiniteFloat
-    log: bool = False
-    step: Positive | None = None
+    low: FiniteFloat  # the smallest value
+    high: FiniteFloat  # the largest
+    log: bool = False  # as likely from 0.001 to 0.01 as from 0.01 to 0.1
+    step: Positive | None = None  # between values, from low on; null: any value
 
     @model_validator(mode="after")
     def _bounds(self) -> FloatDimension:
@@ -65,10 +68,10 @@ class IntDimension(Conditional):
     """An integer in [low, high], uniform or log-uniform, or every `step`-th."""
 
     type: Literal["int"]
-    low: Exact
-    high: Exact
-    log: bool = False
-    step: Count = 1
+    low: Exact  # the smallest value
+    high: Exact  # the largest
+    log: bool = False  # as likely from 1 to 10 as from 10 to 100
+    step: Count = 1  # between values, from low on
 
     @model_validator(mode="after")
     def _bounds(self) -> IntDimension:
@@ -115,7 +118,7 @@ class CategoricalDimension(Conditional):
     """
 
     type: Literal["categorical"]
-    choices: Choices
+    choices: Choices  # a list of values; of a section, sets of settings by name
 
     @model_validator(mode="after")
     def _distinct(self) -> CategoricalDimension:
@@ -155,13 +158,12 @@ Space = Mapping[str, Dimension]
 
 def check_space(space: Space, source: str) -> None:
     """Raise ConfigError unless every dimension's path is a train setting that takes its values."""
+    for path in space:
+        if not is_section(path):
+            check_path(path, f"{source}: space.{path}")
+    check_overlap(space, source)
     for path, dimension in space.items():
         what = f"{source}: space.{path}"
-        if not is_section(path):
-            check_path(path, what)
-        inside = next((other for other in space if other.startswith(f"{path}.")), None)
-        if inside is not None:
-            raise ConfigError(f"{what}: overlaps space.{inside}: search the one or the other")
         if path in RESERVED:
             raise ConfigError(f"{what}: is set by the service itself and cannot be searched")
         if path.split(".")[0] == "evaluation":
@@ -170,6 +172,16 @@ def check_space(space: Space, source: str) -> None:
             _check_section(path, dimension, what)
         else:
             _check_values(path, dimension, what)
+
+
+def check_overlap(space: Space, source: str) -> None:
+    """Raise ConfigError where one dimension's path lies in another's."""
+    for path in space:
+        inside = next((other for other in space if other.startswith(f"{path}.")), None)
+        if inside is not None:
+            raise ConfigError(
+                f"{source}: space.{path}: overlaps space.{inside}: search the one or the other"
+            )
 
 
 def _check_values(path: str, dimension: Dimension, what: str) -> None:
@@ -212,7 +224,8 @@ def assignments(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
     for path, value in params.items():
         dimension = space.get(path)
         if isinstance(dimension, CategoricalDimension) and dimension.named:
-            found |= {f"{path}.{key}": each for key, each in dimension.named[value].items()}
+            prefix = "" if path == RECIPE else f"{path}."
+            found |= {f"{prefix}{key}": each for key, each in dimension.named[value].items()}
         else:
             found[path] = value
     return found

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, Field, model_validator
 
-from hpo.conditions import check_conditions
-from hpo.constraints import Constraint, check_constraints
-from hpo.objectives import Objective, check_objectives
-from hpo.population import ScheduleConfig, check_schedule
-from hpo.probing import check_trainable
+from hpo.constraints import Constraint
+from hpo.functions import OwnFunction, function_name
+from hpo.objectives import Objective
+from hpo.our_trainer import OurTrainer
+from hpo.own_trainer import OwnTrainer
+from hpo.population import ScheduleConfig
 from hpo.pruners import NoPruner, PrunerConfig, comparison
-from hpo.pruning import check_pruner
 from hpo.samplers import TPE, SamplerConfig, check_sampler
-from hpo.space import Dimension, Space, assignments, check_space, values_of, with_values
+from hpo.space import Dimension, Space, assignments, values_of
 from hpo.tracking import TrackingConfig
 from hpo.transfer import WarmStart
 from storage import LedgerError, check_study_name
-from trainer import config as train_config
-from trainer.data import check_data
 from trainer.sections import Count, Positive
 from trainer.settings import (
     ConfigError,
@@ -48,7 +46,7 @@ def _study_name(name: str) -> str:
 class Budget(Section):
     """When the study is done: whichever is reached first."""
 
-    trials: Annotated[int, Field(ge=1, le=10**9)] = 20
+    trials: Annotated[int, Field(ge=1, le=10**9)] = 20  # in all, pruned and failed ones too
     hours: Positive | None = None  # the controllers' wall-clock time, over all resumes
     device_hours: Positive | None = None  # of all ranks of all attempts
 
@@ -56,10 +54,10 @@ class Budget(Section):
 class Resources(Section):
     """What one trial takes, and how many run at a time."""
 
-    ranks: Count = 1
-    cpus_per_rank: Count = 1
-    gpus_per_rank: Annotated[int, Field(ge=0)] = 0
-    concurrent_trials: Count = 1
+    ranks: Count = 1  # processes that train one trial together
+    cpus_per_rank: Count = 1  # cores, each rank's own
+    gpus_per_rank: Annotated[int, Field(ge=0)] = 0  # 0: on the CPU
+    concurrent_trials: Count = 1  # at a time, by each controller
 
 
 class Failures(Section):
@@ -74,12 +72,13 @@ class Failures(Section):
 class StudyConfig(Section):
     """One study."""
 
+    # its name in the ledger: letters, digits, . _ -
     study: Annotated[str, AfterValidator(_study_name)]
-    storage: str | None = None
+    storage: str | None = None  # the ledger's URL, unless --storage or $HPO_STORAGE says another
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (Objective(),)
     constraints: tuple[Constraint, ...] = ()
-    sampler: SamplerConfig = TPE()
-    pruner: PrunerConfig = NoPruner(name="none")
+    sampler: SamplerConfig = TPE()  # what proposes the next trial's values
+    pruner: PrunerConfig = NoPruner(name="none")  # what ends trials that are not worth their steps
     schedule: ScheduleConfig | None = None  # learned by population-based training; null: none
     repeats: Count = 1  # trainings, under other seeds, of a trial before it may be the best
     budget: Budget = Budget()
@@ -87,8 +86,21 @@ class StudyConfig(Section):
     failures: Failures = Failures()
     tracking: TrackingConfig = TrackingConfig()
     warm_start: WarmStart | None = None
-    train: dict[str, Any]  # a train config; in a file, the path of one will do
+    # a training function of your own, package.module:function; null: our trainer
+    trainer: Annotated[str, AfterValidator(function_name)] | None = None
+    # a train config; in a file, the path of one will do; with `trainer`, what it takes, and steps
+    train: dict[str, Any]
+    # what is searched: a train key's dotted path, and its values
     space: Annotated[dict[str, Dimension], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _metrics_are_the_trainer_s(self) -> StudyConfig:
+        for key, metric in self._metrics():
+            try:
+                self.rules.check_metric(metric)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from None
+        return self
 
     @model_validator(mode="after")
     def _nothing_is_said_twice(self) -> StudyConfig:
@@ -144,20 +156,37 @@ class StudyConfig(Section):
 
     def check_params(self, params: dict[str, Any]) -> None:
         """Raise ConfigError, in one line, unless a trial with `params` could be trained."""
-        try:
-            config = train_config.resolve(self.trial_document(params, "a trial"), "train")
-        except ConfigError as error:
-            raise ConfigError(str(error).removeprefix("train: ")) from None
-        config.check_ranks(self.resources.ranks)
+        self.rules.check_trial(self.trial_document(params, "a trial"), self.resources)
 
     def placed(self, document: dict[str, Any], output_dir: str) -> dict[str, Any]:
         """The train `document` with what the service sets itself."""
-        placed = {**document, "output_dir": output_dir}
-        if document.get("phase") != "evaluation":  # then its worker is not told where the test is
-            placed["data"] = {**placed.get("data", {}), "test": None}
-        if not self.resources.gpus_per_rank:
-            placed["threads"] = self.resources.cpus_per_rank
-        return placed
+        return self.rules.placed(document, output_dir, self.resources)
+
+    @property
+    def rules(self) -> OurTrainer | OwnTrainer:
+        """What the study's trainer asks of it."""
+        return _rules(self.trainer)
+
+    @property
+    def own_function(self) -> OwnFunction | None:
+        """The user's own training function, if it has one, and what that must yield."""
+        if self.trainer is None:
+            return None
+        return OwnFunction(self.trainer, tuple({name: None for _, name in self._metrics()}))
+
+    def _metrics(self) -> Iterator[tuple[str, str]]:
+        """Every metric that the study names, after its key."""
+        for position, objective in enumerate(self.objectives):
+            yield f"objectives.{position}.metric", objective.metric
+        for position, constraint in enumerate(self.constraints):
+            yield f"constraints.{position}.metric", constraint.metric
+        compared = comparison(self.pruner)
+        if compared is not None and compared.metric is not None:
+            yield "pruner.metric", compared.metric
+
+
+def _rules(trainer: str | None) -> OurTrainer | OwnTrainer:
+    return OurTrainer() if trainer is None else OwnTrainer(trainer)
 
 
 def shipped(kind: str) -> Path:
@@ -207,8 +236,7 @@ def study_of(
     else:
         source = path
     if isinstance(document.get("train"), dict):
-        train_config.anchor_runs(document["train"], source.parent)
-        train_config.override(document["train"], settings)
+        _rules(document.get("trainer")).override(document["train"], settings, source.parent)
     if name is not None:
         document["study"] = name
     if trials is not None:
@@ -216,8 +244,10 @@ def study_of(
         document["budget"] = {**(budget if isinstance(budget, dict) else {}), "trials": trials}
     study = validated(StudyConfig, document, str(path))
     _check_seen(study.space, settings, str(path))
-    study = _with_anchored_teachers(study, path.parent)
-    return _checked(study, str(path), "train: " if source == path else "", str(source))
+    study = study.rules.checked(study, path, source)
+    sampler, constrained = study.sampler, bool(study.constraints)
+    check_sampler(sampler, study.space, len(study.objectives), constrained, str(path))
+    return study
 
 
 def restore_study(document: str, name: str) -> StudyConfig:
@@ -246,35 +276,6 @@ def local_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _checked(study: StudyConfig, source: str, prefix: str, train_source: str) -> StudyConfig:
-    try:
-        config = train_config.resolve(study.train, train_source)
-    except ConfigError as error:
-        raise ConfigError(
-            str(error).replace(f"{train_source}: ", f"{train_source}: {prefix}", 1)
-        ) from None
-    config.check_tuning(f"{train_source}: {prefix}".rstrip(": "))
-    check_space(study.space, source)
-    check_conditions(study.space, config.model_dump(), source)
-    if not study.space.keys() & {"data", "data.batch_size", "optim", "optim.accumulation"}:
-        config.check_ranks(study.resources.ranks)
-    check_trainable(study.space, study.check_params, source)
-    check_objectives(study.objectives, config.evaluation, source)
-    check_pruner(study, config.evaluation, source)
-    check_constraints(study.constraints, config.evaluation, source)
-    if study.schedule is not None:
-        check_schedule(study.schedule, study.objectives[0].metric, study.space, config, source)
-    check_sampler(
-        study.sampler, study.space, len(study.objectives), bool(study.constraints), source
-    )
-    check_data(config.data)
-    config = config.model_copy(update={"data": train_config.absolute_data(config.data)})
-    space = study.space
-    for key in ("dir", "train", "valid", "test"):
-        space = with_values(space, f"data.{key}", lambda path: path and os.path.abspath(path))
-    return study.model_copy(update={"train": config.model_dump(mode="json"), "space": space})
-
-
 def _check_seen(space: Space, settings: Sequence[str], source: str) -> None:
     """Raise ConfigError for a setting that every trial would have another value of."""
     for path, _ in map(parse_assignment, settings):
@@ -285,14 +286,3 @@ def _check_seen(space: Space, settings: Sequence[str], source: str) -> None:
                 f"--set {path}: {source} searches it in every trial; remove it from `space`, or "
                 "start the study and give it a point with `hpo enqueue`"
             )
-
-
-def _with_anchored_teachers(study: StudyConfig, folder: Path) -> StudyConfig:
-    """The study with absolute paths for searched teachers, which are relative to `folder`."""
-
-    def anchored(name: Any) -> Any:
-        return train_config.absolute(name, folder) if isinstance(name, str) else name
-
-    return study.model_copy(
-        update={"space": with_values(study.space, "distillation.teacher", anchored)}
-    )

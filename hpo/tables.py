@@ -119,6 +119,21 @@ def evaluation(name: str, found: list[View]) -> None:
     _print(f"each training: hpo trials {name}.evaluation")
 
 
+def comparison(found: View) -> None:
+    """The tables of `hpo compare`."""
+    from hpo import comparison_table
+
+    _print(f"comparison of {found['study']}'s recipes under one budget")
+    for columns, *rows in comparison_table.tables(found):
+        table = _table(*columns)
+        for row in rows:
+            table.add_row(*row)
+        _print(table)
+    for line in comparison_table.remarks(found):
+        _print(line)
+    _print(f"each training: hpo trials {found['comparison']}")
+
+
 def transfer(found: View) -> None:
     """The lines of `hpo transfer`."""
     small, big = found["small"], found["big"]
@@ -161,8 +176,10 @@ def _table(*columns: str) -> Table:
 
 def _print(what: Table | str) -> None:
     # On a pipe a table is as wide as it needs to be: nothing is cut.
-    console = Console(width=None if Console().is_terminal else 10_000, highlight=False)
-    console.print(what, markup=False, soft_wrap=isinstance(what, str))
+    # Text is what it is: rich would make a picture of the `:train:` in a function's name.
+    wide = None if Console().is_terminal else 10_000
+    console = Console(width=wide, highlight=False, markup=False, emoji=False)
+    console.print(what, soft_wrap=isinstance(what, str))
 
 
 def _progress(study: View) -> str:
@@ -174,6 +191,8 @@ def _states(study: View) -> str:
 
 
 def _origin(origin: View) -> str:
+    if "recipe" in origin:
+        return f"recipe {origin['recipe']}, compared for {origin['study']}"
     return f"trial {origin['trial']} of {origin['study']}" if "study" in origin else "hpo enqueue"
 
 

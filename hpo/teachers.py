@@ -31,7 +31,8 @@ def with_teachers(
     Raises ConfigError, naming the study file `source`, for a teacher that is not there or cannot
     teach all of the study's trials.
     """
-    if not any(values_of(study.space, study.train, "distillation.enabled")):
+    own = study.trainer is not None
+    if own or not any(values_of(study.space, study.train, "distillation.enabled")):
         return study, []
     values = values_of(study.space, study.train, _PATH)
     try:

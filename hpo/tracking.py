@@ -26,17 +26,17 @@ Tag = Annotated[str, Field(min_length=1, max_length=64)]
 class WandbConfig(Section):
     """Where the runs go. `auto` is online where wandb finds a key, and offline elsewhere."""
 
-    project: str = "hpo"
+    project: str = "hpo"  # wandb's project
     entity: str | None = None  # user or team; the key's own if null
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    tags: tuple[Tag, ...] = ()
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online with a key
+    tags: tuple[Tag, ...] = ()  # on every run
 
 
 class TrackingConfig(Section):
     """The trackers of a study: none, one, or both."""
 
     wandb: WandbConfig | None = None
-    tensorboard: bool = False
+    tensorboard: bool = False  # event files, in the study's folder
 
 
 class Tracker(Protocol):

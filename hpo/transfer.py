@@ -27,7 +27,7 @@ from trainer.settings import ConfigError, Section, nearest, parse_assignment
 class WarmStart(Section):
     """An earlier study, whose best trials a new one tries first."""
 
-    study: str
+    study: str  # its name
     storage: str | None = None  # URL of its ledger; else the new study's own. Never kept
     top: Count = 5  # trials
 

@@ -10,10 +10,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.constraints import Constraint, broken, is_feasible
+from hpo.population import fork_of
 from hpo.study import StudyConfig, restore_study
 from storage import Attempt, Ledger, StudyRecord, TeacherRecord
 from storage.points import known_params
-from trainer.config import resolve
 from trainer.settings import ConfigError, parse_document
 
 View = dict[str, Any]
@@ -84,13 +84,12 @@ def trial_config(ledger: Ledger, name: str, number: int) -> str:
     trial = _trial(ledger, record, number)
     if trial.state is TrialState.WAITING:
         raise ConfigError(f"study {name}: trial {number} waits to be tried, and has no config yet")
-    document = config_of(record).trial_document(trial.params, f"runs/{name}-trial-{number}")
-    document.pop("phase", None)  # an evaluation's trial is trained again without the test
-    parent = trial.user_attrs.get("parent")
-    if parent is not None:
-        run = _trial(ledger, record, parent).user_attrs["run_dir"]
-        document["fork"] = {"run": run, "step": trial.user_attrs["parent_step"]}
-    return f"# Trial {number} of study {name}.\n{resolve(document, name).to_yaml()}"
+    config = config_of(record)
+    document = config.trial_document(trial.params, f"runs/{name}-trial-{number}")
+    if config.trainer is None:
+        document.pop("phase", None)  # an evaluation's trial is trained again without the test
+    document |= fork_of(trial, lambda parent: _trial(ledger, record, parent).user_attrs["run_dir"])
+    return f"# Trial {number} of study {name}.\n{config.rules.printed(document, name)}"
 
 
 def best_trials(ledger: Ledger, name: str) -> list[View]:

@@ -21,7 +21,7 @@ class Point:
     """Values for some or all of the searched paths; the sampler draws those that are missing."""
 
     params: Mapping[str, Any]
-    origin: Mapping[str, Any]  # where it comes from: a `study` and a `trial` of it, or `by` hand
+    origin: Mapping[str, Any]  # a `study` and a `trial` or `recipe` of it; or `by` hand
 
 
 def enqueue(study: optuna.Study, points: Sequence[Point]) -> list[int]:

@@ -12,9 +12,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -24,6 +25,8 @@ from trainer.depth import DepthPoint
 
 FORMAT = 1
 _WRITING = ".writing"
+
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -55,27 +58,38 @@ def save_checkpoint(folder: Path, state: dict[str, Tensor], progress: Progress, 
 
     A process killed at any moment leaves the checkpoints there were, or those and this one.
     """
-    aside = folder / f"{_WRITING}-{progress.step:08}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    aside = begin_checkpoint(folder, progress.step)
     tensors = aside / "state.safetensors"
     save_file(state, tensors)
     sync(tensors)
     manifest = {
         "format": FORMAT,
         "bytes": tensors.stat().st_size,
-        "sha256": _sha256(tensors),
+        "sha256": sha256(tensors),
         "progress": dataclasses.asdict(progress),
     }
     (aside / "progress.json").write_text(json.dumps(manifest), encoding="utf-8")
     sync(aside / "progress.json")
+    place_checkpoint(folder, progress.step, keep)
+
+
+def begin_checkpoint(folder: Path, step: int) -> Path:
+    """An empty folder aside, for what is to be the checkpoint of `step` in `folder`."""
+    aside = folder / f"{_WRITING}-{step:08}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    return aside
+
+
+def place_checkpoint(folder: Path, step: int, keep: int) -> None:
+    """Rename what was written aside, its files synced; leave the newest `keep` up to `step`."""
+    aside, target = folder / f"{_WRITING}-{step:08}", folder / f"step-{step:08}"
     sync(aside)
-    target = folder / f"step-{progress.step:08}"
     if target.exists():  # unreadable, or this run would have gone on from it
         shutil.rmtree(target)
     aside.rename(target)
     sync(folder)
-    _prune(folder, progress.step, keep)
+    _prune(folder, step, keep)
 
 
 def newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress] | None:
@@ -83,10 +97,18 @@ def newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress] | None
 
     Raises CheckpointError when there are some and none reads.
     """
+    return newest(folder, _read)
+
+
+def newest(folder: Path, read: Callable[[Path], T]) -> T | None:
+    """What `read` makes of the newest checkpoint for which it does not raise CheckpointError.
+
+    Raises as `newest_checkpoint` does.
+    """
     first_error: CheckpointError | None = None
     for _, path in reversed(_checkpoints(folder)):
         try:
-            return _read(path)
+            return read(path)
         except CheckpointError as error:
             _log.warning("%s; trying the one before", error)
             first_error = first_error or error
@@ -125,7 +147,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Progress]:
         manifest = json.loads((path / "progress.json").read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']}, this version reads {FORMAT}")
-        if tensors.stat().st_size != manifest["bytes"] or _sha256(tensors) != manifest["sha256"]:
+        if tensors.stat().st_size != manifest["bytes"] or sha256(tensors) != manifest["sha256"]:
             raise ValueError("state.safetensors is damaged: its size or sha256 is wrong")
         return load_file(tensors), Progress(**manifest["progress"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -148,7 +170,8 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     )
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The digest of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

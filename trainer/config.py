@@ -48,13 +48,13 @@ from trainer.settings import (
 class TrainConfig(Section):
     """One training run."""
 
-    # Whether the run reads the test split at its end. Only `hpo evaluate` sets it.
+    # Whether the run reads the test split at its end: `hpo evaluate` and `hpo compare` set it.
     phase: Literal["tuning", "evaluation"] = "tuning"
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    output_dir: str = "runs/train"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of everything random
+    output_dir: str = "runs/train"  # the run's folder, or a URL; a study sets it
     steps: Count = 400  # optimizer steps
     eval_every: Count = 100  # optimizer steps between evaluations; each also checkpoints
-    keep_checkpoints: Count = 2
+    keep_checkpoints: Count = 2  # the newest so many
     precision: Precision = "fp32"  # of the matrix products; weights and sums are fp32 in all
     engine: Literal["deepspeed", "ddp"] = "deepspeed"  # ddp: plain PyTorch, to compare against
     loss_limit: Positive | None = None  # a train loss (nats per token) past it is divergence
@@ -133,11 +133,11 @@ class TrainConfig(Section):
         return self.phase == "evaluation"
 
     def check_tuning(self, source: str) -> None:
-        """Raise ConfigError, beginning with `source`, for what `hpo evaluate` alone may train."""
+        """Raise ConfigError, beginning with `source`, for a run of the evaluation phase."""
         if self.tests:
             raise ConfigError(
                 f"{source}: phase: evaluation would read the test split, which only `hpo evaluate` "
-                "does; leave phase out"
+                "and `hpo compare` do; leave phase out"
             )
 
     def check_ranks(self, ranks: int) -> None:
@@ -221,7 +221,9 @@ def is_section(path: str) -> bool:
 def check_path(path: str, what: str) -> None:
     """Raise ConfigError, beginning with `what`, unless `path` is a train setting of the user's."""
     if path == "phase":
-        raise ConfigError(f"{what}: only `hpo evaluate` sets it, and so reads the test split")
+        raise ConfigError(
+            f"{what}: only `hpo evaluate` and `hpo compare` set it, and so read the test split"
+        )
     if path.startswith(("deepspeed.", "layerdrop.caps.")) or path in train_paths():
         return
     raise ConfigError(f"{what}: no such train setting{nearest(path, train_paths())}")

@@ -20,8 +20,12 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import deepspeed as deepspeed
 import deepspeed.ops
+import deepspeed.runtime.compiler
 
 from trainer.settings import ConfigError
+
+# DeepSpeed's Muon, which nothing here uses, would load torch's compiler: a second in every process.
+deepspeed.runtime.compiler.compile = lambda: deepspeed.runtime.compiler.dummy_decorator
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ files agree with its newest checkpoint. Nothing here trains.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,15 @@ class FolderInUse(ConfigError):
     """Another process keeps the run folder's lock."""
 
 
-class RunFolder:
-    """The folder of one run, for as long as this process holds its lock."""
+class LockedFolder:
+    """The folder of one run, for as long as this process holds its lock; whatever is trained."""
 
-    def __init__(self, config: TrainConfig, path: Path | None = None) -> None:
-        """Wait for the lock of `path`, else of `config.output_dir`.
+    def __init__(self, path: Path) -> None:
+        """Wait for the lock of `path`.
 
         Raises ConfigError if another process keeps it, or nothing can be written there.
         """
-        self._config = config
-        self._path = path or Path(config.output_dir)
+        self._path = path
         self._lock = folder_lock(self._path, LOCK_SECONDS)
         try:
             self._path.mkdir(parents=True, exist_ok=True)
@@ -51,6 +50,35 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise ConfigError(f"output_dir: {self._path} cannot be written: {error}") from None
+
+    def append_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Add a line to `metrics.jsonl`, on the disk when this returns."""
+        path = self._path / "metrics.jsonl"
+        with path.open("a", encoding="utf-8") as file:
+            file.write(_line(metrics))
+        sync(path)
+
+    def close(self) -> None:
+        """Let the lock go."""
+        self._lock.release()
+
+    def _cut_metrics(self, history: Iterable[Mapping[str, float]]) -> None:
+        self._write("metrics.jsonl", "".join(_line(metrics) for metrics in history))
+
+    def _write(self, name: str, text: str) -> None:
+        aside = self._path / f".{name}.writing"
+        aside.write_text(text, encoding="utf-8")
+        sync(aside)
+        aside.replace(self._path / name)
+
+
+class RunFolder(LockedFolder):
+    """The folder of a run of ours."""
+
+    def __init__(self, config: TrainConfig, path: Path | None = None) -> None:
+        """In `path`, else in `config.output_dir`. Raises as a LockedFolder does."""
+        self._config = config
+        super().__init__(path or Path(config.output_dir))
 
     def resume(self) -> tuple[dict[str, Tensor], Progress] | None:
         """The newest checkpoint that reads, with `metrics.jsonl` cut back to it; None if none.
@@ -68,17 +96,10 @@ class RunFolder:
         if progress.step < self._config.steps:
             (self._path / "result.json").unlink(missing_ok=True)
         self._write("config.yaml", self._config.to_yaml())
-        self._write("metrics.jsonl", "".join(_line(metrics) for metrics in progress.history))
+        self._cut_metrics(progress.history)
         if begins is not None:
             self.save(*begins)  # from now on it needs its parent no more
         return found
-
-    def append_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Add a line to `metrics.jsonl`, on the disk when this returns."""
-        path = self._path / "metrics.jsonl"
-        with path.open("a", encoding="utf-8") as file:
-            file.write(_line(metrics))
-        sync(path)
 
     def save(self, state: dict[str, Tensor], progress: Progress) -> None:
         """Write a checkpoint and drop the oldest past `keep_checkpoints`."""
@@ -88,16 +109,6 @@ class RunFolder:
         """Write `result.json`, whole or not at all, unless this run's is there already."""
         if not (self._path / "result.json").exists():
             self._write("result.json", json.dumps(result, indent=2) + "\n")
-
-    def close(self) -> None:
-        """Let the lock go."""
-        self._lock.release()
-
-    def _write(self, name: str, text: str) -> None:
-        aside = self._path / f".{name}.writing"
-        aside.write_text(text, encoding="utf-8")
-        sync(aside)
-        aside.replace(self._path / name)
 
     def _check_same_config(self) -> None:
         path = self._path / "config.yaml"

@@ -43,7 +43,14 @@ def changed_settings(
     before: TrainConfig, now: TrainConfig, free: Collection[str]
 ) -> Iterator[tuple[str, Any, Any]]:
     """Each dotted path outside `free` whose values differ, with both, in order."""
-    old, new = (dict(_leaves(config.model_dump(mode="json"))) for config in (before, now))
+    yield from changed_leaves(before.model_dump(mode="json"), now.model_dump(mode="json"), free)
+
+
+def changed_leaves(
+    before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]
+) -> Iterator[tuple[str, Any, Any]]:
+    """The same of any two documents."""
+    old, new = dict(_leaves(before)), dict(_leaves(now))
     for key in sorted(old.keys() | new.keys()):
         if key not in free and old.get(key) != new.get(key):
             yield key, old.get(key), new.get(key)

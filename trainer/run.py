@@ -259,8 +259,8 @@ class Run:
                 front=last or self._config.evaluation.depths_at == "each"
             )
             test_ppl = self._evaluator.test() if last and self._config.tests else None
-        found = [valid_ppl, *(point["valid_ppl"] for point in front), test_ppl or 0.0]
-        if not all(map(math.isfinite, found)):
+        found = [valid_ppl, test_ppl, *(point["valid_ppl"] for point in front)]
+        if not all(math.isfinite(ppl) for ppl in found if ppl is not None):
             return self._ended("diverged")
         self._progress.depth_front = front
         peak = self._world.largest(peak_bytes(self._world.device))

@@ -23,14 +23,15 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 class DataConfig(Section):
     """What to train on, and how it is cut into batches."""
 
+    # the data set; text: files of yours
     name: Literal["pydocs", "ptb", "wikitext-2", "wikitext-103", "text"] = "pydocs"
     dir: str | None = (
         None  # folder holding ptb/, wikitext-2/ ...; else HPO_DATA_DIR, else the cache
     )
-    train: str | None = None  # with name: text, the paths of both
-    valid: str | None = None
+    train: str | None = None  # with name: text, the path of the train text
+    valid: str | None = None  # and of the valid text
     test: str | None = None  # and of what `hpo evaluate` reads; no trial of a study is told it
-    tokenizer: Literal["words", "bpe"] = "words"
+    tokenizer: Literal["words", "bpe"] = "words"  # whole words, or byte pairs learned from train
     vocabulary_size: Annotated[int, Field(ge=258, le=1_000_000)] = 8192  # tokens of bpe
     context: Count = 64  # tokens in a sequence
     batch_size: Count = 16  # sequences in an optimizer step, over all ranks and micro steps
@@ -49,11 +50,11 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """A decoder-only, pre-LN Transformer with tied embeddings."""
 
-    layers: Count = 4
-    d_model: Count = 64
-    heads: Count = 4
-    d_ff: Count = 256
-    dropout: Probability = 0.1
+    layers: Count = 4  # blocks
+    d_model: Count = 64  # width of the residual stream
+    heads: Count = 4  # of attention; they divide d_model
+    d_ff: Count = 256  # width inside the feed-forward half of a block
+    dropout: Probability = 0.1  # of embeddings and of each half of a block
     activation_checkpointing: bool = False  # recompute each block in backward, to save memory
     compile: bool = False  # torch.compile each block: a minute at the start, faster steps
 
@@ -80,9 +81,10 @@ def _in_order(points: Points) -> Points:
 class LayerDropConfig(Section):
     """The drop policy: each layer's probability of being skipped at a step."""
 
+    # how the probability goes over the run: docs/training.md
     policy: Literal["none", "static", "linear", "cosine", "piecewise", "pld", "sbld"] = "none"
-    p_init: Probability = 0.2  # of sbld: the mean over the layers, once it has risen
-    p_final: Probability = 0.05
+    p_init: Probability = 0.2  # where it starts; of sbld: the layers' mean, once it has risen
+    p_final: Probability = 0.05  # of linear and cosine: where they end
     decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # of the run's steps
     decay_steps: Count | None = None  # an absolute length, instead of decay_fraction
     start_layer: Count = 1  # layers count from 1; those before are never skipped
@@ -100,16 +102,16 @@ class LayerDropConfig(Section):
     # after it, which measure sensitivities at layers + 1 forward passes each. A model that has
     # learned little yet is ordered wrongly.
     analysis_start_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.25
-    analysis_steps: Count = 8
+    analysis_steps: Count = 8  # sbld: optimizer steps that measure
     ramp_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1  # sbld: of the steps, to rise in
 
 
 class DistillationConfig(Section):
     """What a student learns from a frozen teacher, beside the text: alpha * CE + beta * term."""
 
-    enabled: bool = False
+    enabled: bool = False  # whether there is a teacher
     teacher: str | None = None  # a run folder, or a train config (YAML) that is trained first
-    kind: Literal["logits", "features"] = "logits"
+    kind: Literal["logits", "features"] = "logits"  # next-token probabilities, or hidden states
     alpha: NonNegative = 0.7  # of the cross-entropy
     beta: NonNegative = 0.3  # of the teacher's term
     temperature: Positive = 1.0  # of teacher and student, kind: logits
@@ -130,12 +132,13 @@ class OptimConfig(Section):
     """The optimizer, with a linear warm-up and a decay."""
 
     name: Literal["adamw", "lamb", "lion", "muon"] = "adamw"  # lamb and muon not under ZeRO
-    lr: Positive = 5e-4
-    weight_decay: NonNegative = 0.01
+    lr: Positive = 5e-4  # the largest learning rate, after the warm-up
+    weight_decay: NonNegative = 0.01  # decoupled, of every weight
+    # of the running means of gradients and squares
     betas: tuple[Probability, Probability] = (0.9, 0.999)
     momentum: Probability = 0.95  # of the matrices that muon moves; the rest has betas
-    warmup_steps: Annotated[int, Field(ge=0)] = 40
-    schedule: Literal["constant", "cosine", "piecewise"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 40  # optimizer steps from 0 to lr, linearly
+    schedule: Literal["constant", "cosine", "piecewise"] = "cosine"  # after the warm-up
     lr_final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # of lr, at the last step
     # piecewise: [fraction of the run's steps, lr], straight lines between them, instead of lr
     points: Annotated[tuple[tuple[Fraction, Positive], ...], AfterValidator(_in_order)] | None = (
@@ -171,6 +174,7 @@ class DeepSpeedConfig(Section):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
+    # what ranks share out: 1 optimizer, 2 gradients too, 3 weights too
     zero_stage: Literal[0, 1, 2, 3] = 2
 
     @model_validator(mode="after")

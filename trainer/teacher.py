@@ -88,7 +88,7 @@ def _in_folder(folder: Path) -> Teacher:
             f"distillation.teacher: {folder}: holds no config.yaml; "
             "name the folder of a run, or a train config"
         )
-    teacher = _teacher(load(folder / "config.yaml"), folder)
+    teacher = teacher_of(load(folder / "config.yaml"), folder)
     if _ending(folder) == "diverged":
         raise ConfigError(f"distillation.teacher: {folder}: its run diverged; name another")
     if not teacher.trained():
@@ -112,7 +112,7 @@ def _of_config(path: Path) -> Teacher:
             f"{path}: distillation.enabled: a teacher that has one itself is not trained for you; "
             "train it by hand, and name its run folder"
         )
-    return _teacher(config, None)
+    return teacher_of(config)
 
 
 def content_folder(config: TrainConfig) -> Path:
@@ -125,7 +125,8 @@ def is_key(text: str) -> bool:
     return re.fullmatch(f"[0-9a-f]{{{KEY_LENGTH}}}", text) is not None
 
 
-def _teacher(config: TrainConfig, folder: Path | None) -> Teacher:
+def teacher_of(config: TrainConfig, folder: Path | None = None) -> Teacher:
+    """The run of `config` as a teacher, in `folder`, or where its content puts it."""
     key = _key(config)
     folder = folder or content_folder(config)
     here = {"output_dir": str(folder), "data": absolute_data(config.data)}

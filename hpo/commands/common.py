@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from hpo.commands.completion import study_names
 from hpo.launch import open_ledger as open_ledger
 from hpo.launch import storage_url as storage_url
 
@@ -30,7 +31,9 @@ Runs = Annotated[
         help="Where trial folders go; s3://bucket/prefix, say, where nodes share no disk.",
     ),
 ]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The study's name.")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="The study's name.", autocompletion=study_names)
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")
 ]
@@ -75,8 +78,8 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def write(content: str | bytes, file: Path | None) -> None:
-    """Print a text, or write `content` to `file`, whole or not at all."""
+def write(content: str | bytes, file: Path | None, *, quiet: bool = False) -> None:
+    """Print a text, or write `content` to `file`, whole or not at all, and say so."""
     if file is None:
         print(content, end="")
         return
@@ -87,4 +90,5 @@ def write(content: str | bytes, file: Path | None) -> None:
         write_whole(content, file)
     except ConfigError as error:
         fail(f"-o {error}")
-    say(f"wrote {file}")
+    if not quiet:
+        say(f"wrote {file}")

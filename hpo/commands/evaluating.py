@@ -1,13 +1,14 @@
-"""The command of the evaluation phase: the one that has the test split read."""
+"""The commands of the evaluation phase: the two that have the test split read."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +21,12 @@ from hpo.commands.common import (
     answer,
     open_ledger,
     storage_url,
+    write,
 )
+
+if TYPE_CHECKING:
+    from hpo.phase import Plan
+    from storage import Ledger, StudyRecord
 
 
 def evaluate(
@@ -44,42 +50,124 @@ def evaluate(
     Typed again, it goes on, or says again what it found.
     """
     from hpo import tables
-    from hpo.evaluate import conclude, enter, is_trained, plan
+    from hpo.evaluate import conclude, plan
+
+    ledger = open_ledger(storage_url(storage))
+    planned = plan(ledger, name, top, seeds)
+    record = _train(ledger, planned, runs, ray_address, f"hpo evaluate {name}", as_json=as_json)
+    answer(conclude(ledger, planned, record), as_json, partial(tables.evaluation, name))
+
+
+def compare(
+    name: Name,
+    recipes: Annotated[
+        str | None,
+        typer.Option(
+            "--recipes",
+            metavar="A,B",
+            help="Those that ship (baseline-a, baseline-b, linear, cosine, pld, sbld, kd), best, "
+            "trial-N; joined by +.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            "--seeds", min=1, max=1000, metavar="N", help="Trainings of each, seeds apart."
+        ),
+    ] = 3,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against", metavar="RECIPE", help="What the others are held against. Else the first."
+        ),
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            "--target",
+            min=1.0,
+            metavar="PPL",
+            help="A perplexity on valid, to tell steps and seconds to. Else the study's, or the "
+            "worst that one ended with.",
+        ),
+    ] = None,
+    output: Annotated[
+        list[Path] | None,
+        typer.Option("-o", metavar="FILE", help="The tables: .md, .tex or .csv."),
+    ] = None,
+    as_name: Annotated[
+        str | None,
+        typer.Option("--as", metavar="NAME", help="The comparison's name. Else NAME.comparison."),
+    ] = None,
+    storage: Storage = None,
+    runs: Runs = "runs",
+    ray_address: RayAddress = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train recipes beside each other under one budget and the same seeds, and test them.
+
+    Typed again, it goes on, or says again what it found.
+    """
+    from hpo import tables
+    from hpo.compare import SUFFIX, plan
+    from hpo.compared import check_against, conclude
+    from hpo.comparison_table import check_files, written
+    from hpo.recipes import names_in
+
+    check_files(output or ())
+    ledger = open_ledger(storage_url(storage))
+    wanted = [] if recipes is None else names_in(recipes)
+    planned = plan(ledger, name, wanted, seeds, as_name or f"{name}{SUFFIX}", runs)
+    check_against(against, planned.recipes)
+    if planned.note:
+        print(f"hpo: {planned.note}", file=sys.stderr)
+    record = _train(ledger, planned, runs, ray_address, f"hpo compare {name}", as_json=as_json)
+    found = conclude(ledger, planned, record, against, target)
+    answer(found, as_json, tables.comparison)
+    for file in output or ():
+        write(written(found, file), file, quiet=as_json)
+
+
+def _train(
+    ledger: Ledger,
+    planned: Plan,
+    runs: str,
+    ray_address: str | None,
+    command: str,
+    *,
+    as_json: bool,
+) -> StudyRecord:
+    """Train what of the plan has not been; leaves with the service's status where that fails."""
+    from hpo.phase import enter, is_trained
     from hpo.places import check_places
     from hpo.room import check_place
     from hpo.service import run_study
     from hpo.views import config_of
 
-    ledger = open_ledger(storage_url(storage))
-    planned = plan(ledger, name, top, seeds)
     check_place(planned.config, runs, ray_address)
     record, trials = enter(ledger, planned)
-    if not is_trained(ledger, record):
-        check_places(ledger, record, runs)
-        with _on_standard_error(as_json):
-            ending = run_study(
-                ledger,
-                record,
-                config_of(record),
-                runs=runs,
-                ray_address=ray_address,
-                trials=trials,
-            )
-        if ending.status:
-            print(f"hpo: {ending.message}", file=sys.stderr)
-            print(f"hpo: for the table, again: hpo evaluate {name}", file=sys.stderr)
-            sys.exit(ending.status)
-    answer(conclude(ledger, planned, record), as_json, partial(tables.evaluation, name))
+    if is_trained(ledger, record):
+        return record
+    check_places(ledger, record, runs)
+    config = config_of(record)
+    with _on_standard_error() if as_json else nullcontext():
+        ending = run_study(
+            ledger, record, config, runs=runs, ray_address=ray_address, trials=trials
+        )
+    if ending.status:
+        print(f"hpo: {ending.message}", file=sys.stderr)
+        print(f"hpo: for the table, again: {command}", file=sys.stderr)
+        sys.exit(ending.status)
+    return record
 
 
 @contextmanager
-def _on_standard_error(there: bool) -> Iterator[None]:
-    """Have the live view leave standard output alone, if it is to go `there`."""
+def _on_standard_error() -> Iterator[None]:
+    """Have the live view leave standard output alone."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:
-        if there:
-            os.dup2(2, 1)
+        os.dup2(2, 1)
         yield
     finally:
         sys.stdout.flush()

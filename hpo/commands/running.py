@@ -129,8 +129,8 @@ def enqueue(
     storage: Storage = None,
 ) -> None:
     """Have a study, running or not, try a point of yours before it asks its sampler."""
-    from hpo.evaluate import is_evaluation
     from hpo.launch import running
+    from hpo.phase import is_evaluation
     from hpo.space import is_complete
     from hpo.transfer import point_by_hand
     from hpo.views import config_of

@@ -12,7 +12,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,13 @@ import optuna
 import psutil
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from benchmarks.tiny import STUDY as TINY
+from hpo.cli import app
+from storage import Ledger
 from tests import planted
+from tests.leases import lapse
 
 MARK = "HPO_TEST_MARK"
 
@@ -79,13 +83,29 @@ class Desk:
         return out if status == 0 else err
 
     def json(self, *arguments: str) -> Any:
-        """What `hpo` with `arguments` and --json prints, read."""
-        return json.loads(self.hpo(*arguments, "--json"))
+        """What `hpo` with `arguments` and --json prints, read; in this process, which is faster."""
+        ours = {name: value for name, value in self.environment.items() if name.startswith("HPO_")}
+        with chdir(self.folder):
+            done = CliRunner(env=ours).invoke(app, [*arguments, "--json"], catch_exceptions=False)
+        assert done.exit_code == 0, f"{arguments}: {done.exit_code}\n{done.output}"
+        planted.check(done.output)
+        return json.loads(done.stdout)
 
     def study(self, name: str = "tiny") -> optuna.Study:
         """The study, read with plain Optuna."""
         url = f"sqlite:///{self.folder / 'hpo.db'}"
         return optuna.load_study(study_name=name, storage=url)
+
+    def kill(self, controller: subprocess.Popen[str]) -> str:
+        """Kill -9 and its lease out of the way, once its ranks are dead too; what it printed.
+
+        A real lease is waited for in test_killed.py.
+        """
+        controller.kill()
+        out, _ = controller.communicate()
+        self.wait_for(lambda: not self.ranks(), timeout=30)
+        lapse(Ledger.open(f"sqlite:///{self.folder}/hpo.db"))
+        return out
 
     def ours(self) -> list[psutil.Process]:
         """Every living process that a command of this desk started, Ray's included."""

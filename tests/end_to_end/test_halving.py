@@ -22,8 +22,7 @@ def test_parked_trials_survive_a_kill_and_no_step_is_trained_twice(desk: Desk) -
     )
     controller = desk.start("start", str(file))
     desk.wait_for(lambda: len(parked(desk)) >= 2, timeout=200)
-    controller.kill()
-    controller.communicate()
+    desk.kill(controller)
     kept = parked(desk)
     assert len(kept) >= 2
     shown = desk.json("trials", "tiny")

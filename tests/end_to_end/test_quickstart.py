@@ -26,6 +26,7 @@ PAGES = (
     "README.md",
     "docs/reporting.md",
     "docs/evaluating.md",
+    "docs/comparing.md",
     "docs/searching.md",
     "docs/training.md",
     "docs/operating.md",
@@ -72,6 +73,9 @@ def test_the_readme_works_as_it_is_written(desk: Desk, tmp_path: Path) -> None:
     [row] = desk.json("evaluate", "shorter", "--seeds", "1")
     tested = desk.json("show", "shorter.evaluation", "0")["metrics"]["40"]
     assert (row["seeds"], row["test_ppl"]["mean"]) == ([1], tested["test_ppl"])
+    [row, best] = desk.json("compare", "shorter", "--seeds", "1")["recipes"]
+    assert (row["recipe"], best["recipe"]) == ("baseline-a", "best")
+    assert "| best | 1 |" in (desk.folder / "table.md").read_text()
     shorter = desk.json("show", "shorter", "0")
     assert max(int(step) for step in shorter["metrics"]) <= 40
     assert (desk.folder / "other-runs" / "elsewhere" / "trial-0000" / "config.yaml").is_file()

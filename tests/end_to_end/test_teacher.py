@@ -41,12 +41,10 @@ def evaluated(folder: str) -> list[int]:
 def test_a_teacher_is_trained_once_whatever_is_killed_and_whoever_needs_it(desk: Desk) -> None:
     file = write_study(desk, steps=250, eval_every=25, seed=81)
     killed = desk.start("start", str(file))
-    desk.wait_for(lambda: (desk.folder / "hpo.db").exists())
+    desk.wait_for((desk.folder / "runs" / "tiny" / "log.jsonl").exists)
     folder = desk.wait_for(lambda: desk.json("status", "tiny")["teachers"])[0]["folder"]
     desk.wait_for(lambda: len(list(Path(folder).glob("checkpoints/step-*"))) == 2)
-    killed.kill()
-    out, _ = killed.communicate()
-    assert "trial" not in out
+    assert "trial" not in desk.kill(killed)
     left = teacher(desk, "tiny")
     assert (left["state"], left["steps"], left["attempts"]) == ("training", 250, 1)
     assert left["step"] >= 25

@@ -5,7 +5,9 @@ Rows go in by SQL: Optuna takes a minute for two thousand trials.
 
 from __future__ import annotations
 
+import json
 import math
+import random
 from collections import defaultdict
 from datetime import UTC, datetime
 from typing import Any
@@ -31,7 +33,7 @@ SPACE: dict[str, BaseDistribution] = {
     "layerdrop.p_final": FloatDistribution(0.0, 0.1),
     "model.dropout": FloatDistribution(0.0, 0.3),
     "optim.warmup_steps": FloatDistribution(1.0, 100.0),
-    "layerdrop.policy": CategoricalDistribution(["static", MARKUP]),
+    "layerdrop.policy": CategoricalDistribution(["static", "linear", MARKUP]),
 }
 REASONS = (None, "pruned", "pruned", None, "worker_lost", "pruned", None, "diverged")
 RETRIED = "worker_lost"  # then trained again, to the end
@@ -40,15 +42,20 @@ START = 1.8e9
 Rows = dict[type[Any], list[dict[str, Any]]]
 
 
-def written(url: str, trials: int, metrics: tuple[str, ...] = ("valid_ppl",)) -> Stage:
-    """A study whose best trials have optim.lr near 1e-3; every trial begins a second later."""
+def written(
+    url: str, trials: int, metrics: tuple[str, ...] = ("valid_ppl",), says: str = MARKUP
+) -> Stage:
+    """A study whose best trials have optim.lr near 1e-3 and the highest model.dropout.
+
+    Every trial begins a second later. Whatever is anybody's text `says` so; it is a policy, too.
+    """
     objectives = [{"metric": metric} for metric in metrics]
     stage = Stage(url, objectives=objectives, budget={"trials": max(1, trials)})
     controller = stage.ledger.acquire(stage.record).controller_id
     rows: Rows = defaultdict(list)
     for number in range(trials):
-        _optunas(rows, stage.record.study_id, number, len(metrics))
-        _attempts(rows, number, controller)
+        _optunas(rows, stage.record.study_id, number, len(metrics), says)
+        _attempts(rows, number, controller, says)
         _metrics(rows, number, metrics)
     with joined(stage.ledger._sessions) as session:
         for table, values in rows.items():
@@ -64,24 +71,29 @@ def _complete(number: int) -> bool:
     return _reason(number) in {None, RETRIED}
 
 
-def _params(number: int) -> dict[str, Any]:
-    share = [(number * prime * 0.618) % 1 for prime in (1, 3, 7, 11, 13)]
+def _params(number: int, says: str = MARKUP) -> dict[str, Any]:
+    share = random.Random(number).random
     return {
-        "optim.lr": 1e-4 * 100 ** share[0],
-        "layerdrop.p_init": 0.05 + 0.35 * share[1],
-        "layerdrop.p_final": 0.1 * share[2],
-        "model.dropout": 0.3 * share[3],
-        "optim.warmup_steps": 1 + 99 * share[4],
-        "layerdrop.policy": MARKUP if number % 2 else "static",
+        "optim.lr": 1e-4 * 100 ** share(),
+        "layerdrop.p_init": 0.05 + 0.35 * share(),
+        "layerdrop.p_final": 0.1 * share(),
+        "model.dropout": min(0.3, 0.6 * share()),  # as if it wanted more
+        "optim.warmup_steps": 1 + 99 * share(),
+        "layerdrop.policy": says if number % 2 else "static",
     }
 
 
-def _value(number: int) -> float:
+def _values(number: int) -> tuple[float, float]:
+    """Valid perplexity, and seconds a step: dropping layers costs the one and saves the other."""
     params = _params(number)
-    return 100 + 40 * abs(math.log10(params["optim.lr"]) + 3) + 20 * params["model.dropout"]
+    off = math.log10(params["optim.lr"]) + 3
+    ppl = 90 + 300 * off**2 + 200 * (0.3 - params["model.dropout"])
+    ppl += 80 * params["layerdrop.p_init"] + random.Random(-number).gauss(0, 3)
+    seconds = 0.02 * (1 - params["layerdrop.p_init"]) * random.Random(number + 0.5).uniform(1, 1.1)
+    return ppl if _complete(number) else 1.5 * ppl, seconds
 
 
-def _optunas(rows: Rows, study_id: int, number: int, objectives: int) -> None:
+def _optunas(rows: Rows, study_id: int, number: int, objectives: int, says: str) -> None:
     trial = {"trial_id": number + 1}
     at = datetime.fromtimestamp(START + number, UTC).replace(tzinfo=None)
     state = TrialState.COMPLETE if _complete(number) else TrialState.PRUNED
@@ -91,24 +103,23 @@ def _optunas(rows: Rows, study_id: int, number: int, objectives: int) -> None:
         | {"datetime_start": at, "datetime_complete": at}
     )
     rows[optunas.TrialUserAttributeModel].append(
-        trial | {"key": "detail", "value_json": f'"{MARKUP}"'}
+        trial | {"key": "detail", "value_json": json.dumps(says)}
     )
-    for name, value in _params(number).items():
+    for name, value in _params(number, says).items():
         rows[optunas.TrialParamModel].append(
             trial
             | {"param_name": name, "param_value": SPACE[name].to_internal_repr(value)}
             | {"distribution_json": distribution_to_json(SPACE[name])}
         )
     for objective in range(objectives if _complete(number) else 0):
-        value = _value(number) if objective == 0 else 1 / _value(number)
         rows[optunas.TrialValueModel].append(
             trial
-            | {"objective": objective, "value": value}
+            | {"objective": objective, "value": _values(number)[objective]}
             | {"value_type": optunas.TrialValueModel.TrialValueType.FINITE}
         )
 
 
-def _attempts(rows: Rows, number: int, controller: int) -> None:
+def _attempts(rows: Rows, number: int, controller: int, says: str) -> None:
     reason = _reason(number)
     for attempt, why in enumerate([reason, None] if reason == RETRIED else [reason]):
         begin = START + number + 2 * attempt
@@ -116,18 +127,20 @@ def _attempts(rows: Rows, number: int, controller: int) -> None:
             {"id": 2 * number + attempt + 1, "trial_id": number + 1, "number": attempt + 1}
             | {"controller_id": controller, "devices": 2, "reason": why}
             | {"started_at": begin, "ended_at": begin + 1.9, "first_step": 0, "last_step": 300}
-            | {"detail": f"Traceback\nValueError: {MARKUP}" if why else None}
+            | {"detail": f"Traceback\nValueError: {says}" if why else None}
         )
 
 
 def _metrics(rows: Rows, number: int, metrics: tuple[str, ...]) -> None:
     of_trial = {"trial_id": number + 1, "attempt_id": 2 * number + 1, "at": START}
     for step in range(50, 350 if _complete(number) else 200, 50):
-        value = _value(number) * (1 + 200 / step)
-        told = {metric: value if n == 0 else 1 / value for n, metric in enumerate(metrics)}
+        told = dict(zip(metrics, _values(number), strict=False))
+        told["valid_ppl"] *= 1 + 200 / step
         rows[MetricsRow].append(of_trial | {"step": step, "metrics": told})
-    for depth in (2, 4) if number == 0 else ():
+    ppl = _values(number)[0]
+    for depth in (2, 4) if _complete(number) else ():
         rows[DepthPointRow].append(
-            {"trial_id": 1, "step": 300, "depth": depth, "search": "greedy", "layers": [1, depth]}
-            | {"valid_ppl": 200.0 - depth, "parameters": 10, "seconds_per_token": 1e-4}
+            {"trial_id": number + 1, "step": 300, "depth": depth, "layers": [1, depth]}
+            | {"search": "greedy", "valid_ppl": 5 * ppl / depth}
+            | {"parameters": 10, "seconds_per_token": 1e-4}
         )

@@ -1,4 +1,4 @@
-"""What Ray Tune would do with secrets and pickles, and does not under the service."""
+"""What Ray Tune would do with secrets, pickles and actors, and does not under the service."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from ray.tune import result_grid
 from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 
-import hpo.dispatch  # noqa: F401 - what is tested
+from hpo.dispatch import GangTrainable
 
 
 def test_tune_hands_no_keys_to_its_actors_by_way_of_its_logs() -> None:
     assert class_cache.ENV_VARS_TO_PROPAGATE
     assert not [name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")]
+
+
+def test_tunes_actors_take_the_workers_that_ray_has_started_ahead() -> None:
+    # Those have no runtime environment, and go to actors that ask for none.
+    actor = class_cache._ActorClassCache().get(GangTrainable)
+    assert not actor._default_options["runtime_env"]
 
 
 def test_an_actors_error_is_not_unpickled_from_the_runs_folder(tmp_path: Path) -> None:

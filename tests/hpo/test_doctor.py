@@ -114,6 +114,8 @@ def test_wandb_and_data_are_fine_without(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password k\n")
     (tmp_path / ".netrc").chmod(0o600)
     assert doctor.wandb(place).says.endswith("with a key")
+    monkeypatch.setenv("NETRC", "/dev/null")  # where wandb would look, as in a container
+    assert "without a key" in doctor.wandb(place).says
     found: Finding = doctor.data_sets(place)
     assert (found.level, "pydocs; not in" in found.says) == ("ok", True)
     assert list(tmp_path.iterdir()) == [tmp_path / ".netrc"]

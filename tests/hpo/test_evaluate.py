@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from hpo import service
 from hpo.cli import app
 from hpo.controller import Controller
-from hpo.evaluate import conclude, enter, is_trained, plan
+from hpo.evaluate import conclude, plan
 from hpo.messages import Message
+from hpo.phase import enter, is_trained
 from hpo.study import load_study
 from hpo.views import config_of
 from storage import Ledger, StudyRecord
@@ -151,7 +152,7 @@ def test_a_study_that_would_read_the_test_is_refused_in_one_line(tmp_path: Path)
             load_study(file, settings=settings)
         return str(refused.value)
 
-    sets = "only `hpo evaluate` sets it"
+    sets = "only `hpo evaluate` and `hpo compare` set it"
     searched = {"phase": {"type": "categorical", "choices": ["tuning", "evaluation"]}}
     assert f"study.yaml: space.phase: {sets}" in refusal([], space=searched)
     assert f"phase: {sets}" in refusal(["phase=evaluation"])

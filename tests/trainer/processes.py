@@ -19,8 +19,10 @@ from typing import Any
 from trainer.config import resolve
 
 _context = multiprocessing.get_context("forkserver")
-# The last is what DeepSpeed imports, slowly, in its first step.
-_context.set_forkserver_preload(["trainer.run", "deepspeed.runtime.zero.muon.muon_optimizer"])
+# The others are what torch and DeepSpeed import, slowly, with their first engine.
+_context.set_forkserver_preload(
+    ["trainer.run", "torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer"]
+)
 
 TIMEOUT_SECONDS = 120.0
 _UNREPEATABLE = {"tokens_per_second", "step_seconds", "train_seconds", "peak_memory_bytes"}

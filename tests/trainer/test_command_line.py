@@ -83,7 +83,9 @@ def test_help_says_what_it_does() -> None:
         assert word in shown
 
 
-def test_a_training_says_what_it_measures_and_nothing_else(config: Path, tmp_path: Path) -> None:
+def test_a_training_says_what_it_measures_and_nothing_else(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = trainer(config)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -100,8 +102,12 @@ def test_a_training_says_what_it_measures_and_nothing_else(config: Path, tmp_pat
         "log.txt",
     }
     # The resolved config trains the same run again, and this one has finished.
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
     again = trainer(run / "config.yaml")
     assert again.stdout.splitlines() == ["going on from step 12", lines[-1]]
+    imported = (run / "log.txt").read_text()
+    assert "deepspeed.runtime.zero.muon" in imported, "the engine was built"
+    assert "torch._inductor.compile_fx" not in imported, "the compiler, which takes a second"
 
 
 @pytest.mark.parametrize(

@@ -88,10 +88,10 @@ def test_only_an_evaluation_of_the_service_may_say_that_it_is_one(
     file = tmp_path / "train.yaml"
     file.write_text(yaml.safe_dump(tiny(tmp_path / "run", phase="evaluation")))
     assert main([str(file)]) == 2
-    assert "only `hpo evaluate` does; leave phase out" in capsys.readouterr().err
+    assert "only `hpo evaluate` and `hpo compare` do; leave phase out" in capsys.readouterr().err
     file.write_text(yaml.safe_dump(tiny(tmp_path / "run")))
     assert main([str(file), "phase=evaluation"]) == 2
-    assert "phase: only `hpo evaluate` sets it" in capsys.readouterr().err
+    assert "phase: only `hpo evaluate` and `hpo compare` set it" in capsys.readouterr().err
     document = tiny(tmp_path, phase="evaluation", data={"test": None})
     with pytest.raises(ConfigError, match="data.test: an evaluation needs the path"):
         resolve(document, "file.yaml")

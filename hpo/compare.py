@@ -1,0 +1,138 @@
+"""Comparisons: recipes beside each other under one budget and the same seeds, and then tested.
+
+A comparison is a study of its own, whose trials are pairs of a recipe and a seed (hpo/phase.py). It
+keeps each recipe's settings, so that going on with it trains what was begun, whatever the study
+that it is of has found meanwhile. What came of it, hpo/compared.py says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.constraints import is_feasible
+from hpo.phase import Plan, fresh_seeds, in_phase, teachers_again, tuned
+from hpo.places import study_folder
+from hpo.recipe_teachers import document_of, with_teachers
+from hpo.recipes import BEST, DEFAULT, TEACHER, Settings, settings_of, sub_model_depths
+from hpo.space import RECIPE, CategoricalDimension
+from hpo.study import StudyConfig
+from hpo.views import config_of
+from storage import Ledger, Point, StudyNotFound
+from trainer.config import TrainConfig, resolve
+from trainer.data import check_data
+from trainer.settings import ConfigError
+
+SUFFIX = ".comparison"
+
+
+@dataclass(frozen=True)
+class Comparison(Plan):
+    """Each of the recipes, under each of the seeds."""
+
+    recipes: dict[str, Settings]
+    note: str | None  # what the person should know of them, in one line
+
+    def train(self, recipe: str) -> TrainConfig:
+        """The recipe's resolved train config, under a seed."""
+        params = {RECIPE: recipe, "seed": self.seeds[0]}
+        document = self.config.trial_document(params, "a comparison")
+        return resolve(document, f"--recipes: {recipe}")
+
+
+def plan(
+    ledger: Ledger, name: str, recipes: Sequence[str], seeds: int, study: str, runs: str
+) -> Comparison:
+    """A comparison of `recipes`, in the settings of study `name`; the study `study` trains it.
+
+    One that was begun has its recipes as they were then, and all of them if none is given.
+    Raises ConfigError, in one line, where there is none to be made, or not yet. Writes nothing.
+    """
+    record, config = tuned(ledger, name)
+    trials = ledger.trials(record, *TrialState)
+    best = _best(config, trials)
+    fresh = fresh_seeds(config, trials, seeds)
+    begun = _begun(ledger, study, name)
+    recipes = recipes or [*(_named(begun) if begun else DEFAULT)]
+    now = {recipe: settings_of(recipe, config, trials, best) for recipe in recipes}
+    teachers = teachers_again(ledger, record)
+    if begun is None:
+        taught, teachers = with_teachers(now, config, teachers, study_folder(runs, study))
+        settings = {recipe: _with_depths(each, config) for recipe, each in taught.items()}
+        choices = CategoricalDimension(type="categorical", choices=settings)
+        made = in_phase(config, study, {RECIPE: choices}, len(now) * seeds)
+    else:
+        made, settings = begun, _recipes_of(begun, recipes, study)
+    points = [
+        Point({RECIPE: recipe, "seed": seed}, _origin(name, recipe, best))
+        for seed in fresh  # all recipes under one seed first: stopped early, their pairs are whole
+        for recipe in recipes
+    ]
+    changed = [recipe for recipe in recipes if begun and not _same(now[recipe], settings[recipe])]
+    note = None
+    if changed:
+        note = (
+            f"{', '.join(changed)}: as it was when {study} was begun, and is another now; compare "
+            "that under another name: --as NAME"
+        )
+    found = Comparison(name, made, fresh, points, teachers, settings, note)
+    for train in map(found.train, recipes):
+        train.check_ranks(made.resources.ranks)
+        check_data(train.data, test=True)
+    return found
+
+
+def _origin(name: str, recipe: str, best: FrozenTrial | None) -> dict[str, Any]:
+    origin = {"study": name, "recipe": recipe}
+    return {**origin, "best": best.number} if best and BEST in recipe.split("+") else origin
+
+
+def _best(config: StudyConfig, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The best feasible trial; of several objectives, by the first."""
+    sign = -1 if config.objectives[0].direction == "maximize" else 1
+    complete = (t for t in trials if t.state is TrialState.COMPLETE and is_feasible(t))
+    return min(complete, key=lambda trial: sign * trial.values[0], default=None)
+
+
+def _same(now: Settings, begun: Settings) -> bool:
+    return all(begun.get(path) == value for path, value in now.items() if path != TEACHER)
+
+
+def _begun(ledger: Ledger, study: str, name: str) -> StudyConfig | None:
+    try:
+        record = ledger.study(study)
+    except StudyNotFound:
+        return None
+    config = config_of(record)
+    of = {t.user_attrs.get("origin", {}).get("study") for t in ledger.trials(record, *TrialState)}
+    if RECIPE not in config.space or of != {name}:
+        raise ConfigError(
+            f"study {study}: is there already, and is no comparison of {name}; use --as NAME"
+        )
+    return config
+
+
+def _named(begun: StudyConfig) -> dict[str, Settings]:
+    dimension = begun.space[RECIPE]
+    assert isinstance(dimension, CategoricalDimension)
+    return dimension.named
+
+
+def _recipes_of(begun: StudyConfig, recipes: Sequence[str], study: str) -> dict[str, Settings]:
+    named = _named(begun)
+    for recipe in recipes:
+        if recipe not in named:
+            raise ConfigError(
+                f"--recipes: {recipe}: {study} was begun with {','.join(named)}; compare others "
+                "under another name: --as NAME"
+            )
+    return {recipe: named[recipe] for recipe in recipes}
+
+
+def _with_depths(settings: Settings, config: StudyConfig) -> Settings:
+    train = document_of(config, settings)
+    depths = {*train["evaluation"]["depths"], *sub_model_depths(train["model"]["layers"]).values()}
+    return {**settings, "evaluation.depths": sorted(depths)}

@@ -1,0 +1,167 @@
+"""What a comparison came to: means, deviations, and differences that are paired by seed.
+
+It only reads the ledger, and keeps what it found on the comparison's study. A difference is between
+two recipes under one seed; its confidence interval, by Student's t over the seeds, is of that one
+difference alone: of many that are looked at, some will leave out the truth.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from scipy import stats
+
+from hpo.compare import Comparison
+from hpo.phase import keep, last_metrics, spread
+from hpo.recipes import sub_model_depths
+from hpo.views import View
+from storage import Ledger, StudyRecord
+from trainer.convergence import to_target
+from trainer.settings import ConfigError, nearest
+
+RESULT = "comparison"  # user attribute of a comparison's study: what `conclude` found
+LEVEL = 0.95  # of the confidence intervals
+COMPARED = ("valid_ppl", "test_ppl")
+MEASURED = (*COMPARED, "tokens_per_second", "peak_memory_bytes")
+
+
+def conclude(
+    ledger: Ledger,
+    plan: Comparison,
+    record: StudyRecord,
+    against: str | None = None,
+    target_ppl: float | None = None,
+) -> View:
+    """What the plan's trainings came to, by recipe; kept on the comparison's study.
+
+    Differences are to the recipe `against`, else the first. The target is `target_ppl`, else the
+    study's own, else the worst perplexity on valid that one of them ended with: all reached it.
+    """
+    ended = ledger.trials(record, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    runs = {
+        recipe: [_run(ledger, trial) for trial in plan.of({"recipe": recipe}, ended)]
+        for recipe in plan.recipes
+    }
+    against = against or next(iter(runs))
+    last = [run.last["valid_ppl"] for each in runs.values() for run in each if run.whole]
+    bests = (run.best for each in runs.values() for run in each)
+    own = plan.config.train["evaluation"]["target_ppl"]
+    target_ppl = target_ppl or own or max(last, default=None)
+    found = {
+        "study": plan.name,
+        "comparison": record.name,
+        "against": against,
+        "best": next((best for best in bests if best is not None), None),
+        "target_ppl": target_ppl,
+        "confidence": LEVEL,
+        "teachers": [
+            {"teacher": teacher.key, "seconds": round(teacher.seconds, 3)}
+            for teacher in ledger.teachers(record)
+        ],
+        "recipes": [_row(plan, recipe, runs, against, target_ppl) for recipe in plan.recipes],
+    }
+    keep(ledger, record, RESULT, found)
+    return found
+
+
+def check_against(against: str | None, recipes: Iterable[str]) -> None:
+    """Raise ConfigError for a recipe to hold the others against that is none of them."""
+    if against is not None and against not in recipes:
+        raise ConfigError(f"--against {against}: is none of the recipes{nearest(against, recipes)}")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One training of a recipe that has ended."""
+
+    trial: FrozenTrial
+    last: dict[str, Any]  # its last metrics
+    history: list[dict[str, Any]]
+    device_seconds: float
+
+    @property
+    def whole(self) -> bool:
+        return self.trial.state is TrialState.COMPLETE
+
+    @property
+    def best(self) -> int | None:
+        """The study's trial that was its best when the comparison was begun."""
+        number: int | None = self.trial.user_attrs["origin"].get("best")
+        return number
+
+
+def _run(ledger: Ledger, trial: FrozenTrial) -> _Run:
+    history = [{"step": step, **each} for step, each in ledger.metrics(trial._trial_id).items()]
+    attempts = ledger.trial_attempts(trial._trial_id)
+    return _Run(
+        trial,
+        last_metrics(ledger, trial),
+        sorted(history, key=lambda metrics: metrics["step"]),
+        sum(attempt.device_seconds for attempt in attempts),
+    )
+
+
+def _row(
+    plan: Comparison,
+    recipe: str,
+    runs: Mapping[str, list[_Run]],
+    against: str,
+    target_ppl: float | None,
+) -> View:
+    whole = [run for run in runs[recipe] if run.whole]
+    reached = [to_target(run.history, target_ppl) for run in whole]
+    reached = [each for each in reached if each]
+    layers = plan.train(recipe).model.layers
+    return {
+        "recipe": recipe,
+        "settings": plan.recipes[recipe],
+        "trained": [run.trial.number for run in whole],  # trials of the comparison
+        "seeds": [run.trial.params["seed"] for run in whole],
+        "ended_early": Counter(
+            str(run.trial.user_attrs.get("reason")) for run in runs[recipe] if not run.whole
+        ),
+        **{name: _spread(name, whole) for name in MEASURED},
+        "sub_models": {
+            share: {
+                "depth": depth,
+                **spread([run.last[f"valid_ppl_depth_{depth}"] for run in whole]),
+            }
+            for share, depth in sub_model_depths(layers).items()
+        },
+        "reached_target": len(reached),
+        "steps_to_target": spread([each["steps_to_target"] for each in reached]),
+        "seconds_to_target": spread([each["seconds_to_target"] for each in reached]),
+        "device_seconds": spread([run.device_seconds for run in whole]),
+        "differences": {name: _difference(name, runs[recipe], runs[against]) for name in COMPARED},
+    }
+
+
+def _difference(name: str, ours: Sequence[_Run], theirs: Sequence[_Run]) -> View | None:
+    """The mean of ours less theirs, seed by seed, and its confidence interval by Student's t."""
+    other = {run.trial.params["seed"]: run.last[name] for run in theirs if run.whole}
+    pairs = [
+        run.last[name] - other[seed]
+        for run in ours
+        if run.whole and (seed := run.trial.params["seed"]) in other
+    ]
+    if not pairs or ours is theirs:
+        return None
+    mean, half = statistics.fmean(pairs), None
+    if len(pairs) > 1:
+        error = statistics.stdev(pairs) / len(pairs) ** 0.5
+        half = float(stats.t.ppf((1 + LEVEL) / 2, len(pairs) - 1)) * error
+    return {
+        "pairs": len(pairs),
+        "mean": mean,
+        "low": None if half is None else mean - half,
+        "high": None if half is None else mean + half,
+    }
+
+
+def _spread(metric: str, runs: Sequence[_Run]) -> View:
+    return spread([run.last[metric] for run in runs])

@@ -1,0 +1,104 @@
+"""Recipes: train settings by name, those that ship and a study's own trials, joined by `+`.
+
+`best` is the study's best trial, `trial-7` its trial 7; the others are sections of a train config
+in configs/recipes.yaml. Later parts win. Nothing here is trained or written.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.space import assignments
+from hpo.study import StudyConfig, shipped
+from trainer.sections import DistillationConfig, LayerDropConfig
+from trainer.settings import ConfigError, Section, get_path, nearest, read_document
+
+BEST = "best"
+DEFAULT = ("baseline-a", "baseline-b", "linear", "cosine", "baseline-b+kd", "cosine+kd", BEST)
+TEACHER = "distillation.teacher"
+_SECTIONS: dict[str, type[Section]] = {
+    "layerdrop": LayerDropConfig,
+    "distillation": DistillationConfig,
+}
+# Every recipe has the study's own: they are the budget, and where it is looked at.
+_SAME_FOR_ALL = ("steps", "eval_every", "seed")
+
+Settings = dict[str, Any]  # train settings by dotted path
+
+
+def names_in(text: str) -> list[str]:
+    """The names in a list with commas. Raises ConfigError for one that is empty or there twice."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if not name:
+            raise ConfigError(f"--recipes {text}: a name is missing; give a,b,c")
+        if names.count(name) > 1:
+            raise ConfigError(f"--recipes {text}: {name} is there twice; remove one")
+    return names
+
+
+def settings_of(
+    name: str, config: StudyConfig, trials: Sequence[FrozenTrial], best: FrozenTrial | None
+) -> Settings:
+    """What the recipe sets over the train config of the study `config`, which has these trials.
+
+    Raises ConfigError, in one line, for a recipe that is not there.
+    """
+    known = _known()
+    settings: Settings = {}
+    for position, part in enumerate(name.split("+")):
+        if part in known:
+            if position == 0:
+                settings["distillation.enabled"] = False
+            settings |= _whole_sections(known[part], config.train)
+        elif part == BEST or re.fullmatch(r"trial-\d{1,9}", part):
+            settings |= _of_trial(part, config, trials, best)
+        else:
+            raise ConfigError(
+                f"--recipes: {name}: no recipe {part!r}{nearest(part, [*known, BEST])}; or a trial "
+                "of the study's, such as trial-7; + joins them"
+            )
+    return settings
+
+
+def sub_model_depths(layers: int) -> dict[str, int]:
+    """The depths of which every recipe's sub-models are measured, of `layers`, by their share."""
+    return {"3/4": math.ceil(layers * 3 / 4), "1/2": math.ceil(layers / 2)}
+
+
+def _of_trial(
+    part: str, config: StudyConfig, trials: Sequence[FrozenTrial], best: FrozenTrial | None
+) -> Settings:
+    if part == BEST and best is None:
+        raise ConfigError(
+            f"--recipes: {part}: study {config.study} has no trial that is complete and feasible; "
+            f"see: hpo trials {config.study}"
+        )
+    number = best.number if part == BEST and best else int(part.removeprefix("trial-"))
+    trial = next((trial for trial in trials if trial.number == number), None)
+    if trial is None or trial.state is TrialState.WAITING:
+        raise ConfigError(
+            f"--recipes: {part}: study {config.study} has tried no such trial; "
+            f"see: hpo trials {config.study}"
+        )
+    found = assignments(config.space, trial.params)
+    return {path: value for path, value in found.items() if path not in _SAME_FOR_ALL}
+
+
+def _whole_sections(sections: Mapping[str, Any], train: Mapping[str, Any]) -> Settings:
+    settings: Settings = {}
+    for section, given in sections.items():
+        whole = {**_SECTIONS[section]().model_dump(mode="json"), **given}
+        settings |= {f"{section}.{key}": value for key, value in whole.items()}
+    if "distillation" in sections:  # by the study's teacher, if it has one
+        settings[TEACHER] = get_path(train, TEACHER)
+    return settings
+
+
+def _known() -> dict[str, dict[str, Any]]:
+    return read_document(shipped("recipes.yaml"))

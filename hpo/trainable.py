@@ -1,0 +1,98 @@
+"""One gang as a Ray Tune Trainable, in an actor of its own: what it says, a message a step.
+
+Knows nothing of the controller and its libraries, so that the actor is there a second sooner.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import Any
+
+import ray
+from ray import tune
+
+from hpo.gang import Gang, GangFailure
+from hpo.messages import Message
+
+logger = logging.getLogger("hpo.trainable")
+
+
+class GangTrainable(tune.Trainable):  # type: ignore[misc]
+    """One gang, kept by Tune from trial to trial. A step is one message to the controller."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Tune made this actor for its first trial."""
+        self._gang: Gang | None = None
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Tune gives this actor its next trial."""
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The attempt's next message."""
+        try:
+            message = self._next()
+        except GangFailure as failure:
+            self._gang, self._started = None, False
+            if failure.kind == "worker_lost":
+                raise  # Tune then finds the next attempt another place: a node may be gone
+            message = Message(failure.kind, detail=failure.detail)
+        return {"message": message, "done": message.kind != "evaluated"}
+
+    def cleanup(self) -> None:
+        """Tune lets this actor go."""
+        if self._gang is not None:
+            self._gang.kill()
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._assignment = config
+        self._started = False
+        self._backlog: deque[Message] = deque()
+
+    def _next(self) -> Message:
+        if not self._started:
+            self._start()
+        if self._backlog:
+            return self._backlog.popleft()
+        assert self._gang is not None
+        report = self._gang.advance()
+        if report.kind != "evaluated":
+            self._free()
+        return Message(
+            report.kind,
+            report.step,
+            _named(report.metrics),
+            self._first_step,
+            depth_front=report.depth_front,
+        )
+
+    def _start(self) -> None:
+        self._free()  # a pruned trial's run is still there
+        if self._gang is None:
+            self._gang = Gang(ray.util.get_current_placement_group(), **self._assignment["gang"])
+        self._first_step, history = self._gang.start(
+            *(self._assignment[key] for key in ("job", "attempt", "document", "own_function"))
+        )
+        self._started = True
+        # Evaluations that were checkpointed, but whose report a killed controller never wrote.
+        self._backlog.extend(
+            Message("evaluated", int(metrics["step"]), _named(metrics), self._first_step)
+            for metrics in history
+            if self._assignment["reported_step"] < metrics["step"] < self._assignment["steps"]
+        )
+
+    def _free(self) -> None:
+        # A gang that cannot be freed is of no trial's making: the next one builds another.
+        if self._gang is not None:
+            try:
+                self._gang.close()
+            except GangFailure as failure:
+                logger.warning("the gang was lost between trials: %s", failure.detail)
+                self._gang = None
+
+
+def _named(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name != "step"}
