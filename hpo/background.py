@@ -81,15 +81,16 @@ class BackgroundTracker(Tracker):
     def _begun(self, trial: int, attempt: int, config: dict[str, Any]) -> None:
         try:
             self._configs[trial] = resolve(config, "a trial")
-        except ConfigError:  # somebody else's training: it has layers of its own, if any
+        except ConfigError:  # of a training function that is not ours
             self._configs[trial] = None
         self._begin(trial, attempt, config)
 
     def _reported(self, trial: int, step: int, metrics: dict[str, float]) -> None:
         if step > self._last_steps.get(trial, -1):
             config = self._configs[trial]
-            by_layer = {} if config is None else drop_probabilities(config, step, metrics)
-            self._report(trial, step, metrics | by_layer)
+            if config is not None and "drop_probability" in metrics:  # the trainer is ours
+                metrics |= drop_probabilities(config, step, metrics)
+            self._report(trial, step, metrics)
             self._last_steps[trial] = step
 
     def _ended(self, trial: int, state: str, reason: str | None) -> None:

@@ -106,7 +106,7 @@ for trial in (7, 8):
     t.begin(trial, 1, {"seed": trial, "optim": {"lr": 0.1}, "layerdrop": {"policy": "static"}})
 for step in (100, 200, 300):
     for trial in (7, 8):
-        t.report(trial, step, {"valid_ppl": trial * step})
+        t.report(trial, step, {"valid_ppl": trial * step, "drop_probability": 0.2})
 t.end(8, "PRUNED", "diverged")
 t.end(7, "RUNNING", "worker_lost")
 t.begin(7, 2, {"seed": 7, "optim": {"lr": 0.1}})
@@ -370,7 +370,7 @@ def test_a_run_of_tensorboard_survives_a_kill_without_gap_or_repeat(tmp_path: Pa
     [killed] = trackers()
     controller = stage.controller(killed)
     controller.next()
-    controller.handle(0, 1, Message("evaluated", 100, {"valid_ppl": 9.0}))
+    controller.handle(0, 1, Message("evaluated", 100, {"valid_ppl": 9.0, "drop_probability": 0.1}))
     controller.handle(0, 1, Message("worker_lost"))
     retried = controller.next()
     assert retried is not None
@@ -384,9 +384,7 @@ def test_a_run_of_tensorboard_survives_a_kill_without_gap_or_repeat(tmp_path: Pa
     finish(stage.controller(successor), 7.0)
     successor.close()
     assert steps(tmp_path / "tensorboard") == {"trial-0000": [100, 200, 250, 300]}
-    assert steps(tmp_path / "tensorboard", "drop_probability/layer_04") == {
-        "trial-0000": [100, 200, 250, 300]
-    }
+    assert steps(tmp_path / "tensorboard", "drop_probability/layer_04") == {"trial-0000": [100]}
     run = read_run(tmp_path / "tensorboard/trial-0000")
     (text,) = run.Tensors("config/text_summary")[-1].tensor_proto.string_val
     lr = stage.trials[0].params["optim.lr"]
@@ -412,9 +410,12 @@ def test_tensorboard_without_a_disk_is_one_line_and_no_trial_fails(tmp_path: Pat
 def test_a_training_that_is_not_ours_is_tracked_without_layers(tmp_path: Path) -> None:
     tracker = TensorBoardTracker(tmp_path, ["units"], ["score"], lambda _: {}, print)
     tracker.begin(3, 1, {"units": 8, "steps": 10})
-    tracker.report(3, 10, {"score": 0.5})
+    tracker.begin(4, 1, {"seed": 8, "steps": 10})  # which could be a config of ours
+    for trial in (3, 4):
+        tracker.report(trial, 10, {"score": 0.5})
     tracker.close()
-    assert steps(tmp_path, "score") == {"trial-0003": [10]}
+    assert steps(tmp_path, "score") == {"trial-0003": [10], "trial-0004": [10]}
+    assert read_run(tmp_path / "trial-0004").Tags()["scalars"] == ["score"]
 
 
 def test_both_trackers_may_be_on_at_a_time(tmp_path: Path) -> None:
