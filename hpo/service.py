@@ -107,8 +107,9 @@ def _run_under(
                 return ending
     except (OSError, RayLost) as error:  # a full disk, for one
         return Ending(1, f"left study {record.name}: {in_one_line(error)}; {_again(record.name)}")
-    except KeyboardInterrupt:  # before the guard watches, or after
-        return Ending(INTERRUPTED, f"study {record.name} is stopped; {_again(record.name)}")
+    except KeyboardInterrupt:  # before the guard watches, or after, or from its second signal
+        message = f"study {record.name} is stopped; {_again(record.name)}"
+        return Ending(INTERRUPTED, message, signalled=True)
     finally:
         # A ledger that cannot be reached is why we leave; the lease then runs out by itself.
         with contextlib.suppress(*LEDGER_ERRORS):
