@@ -32,8 +32,8 @@ def check_port(port: int | None) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
-        except OSError as error:
-            reason = str(error.strerror).lower()
+        except (OSError, OverflowError) as error:
+            reason = str(getattr(error, "strerror", "no such port")).lower()
             raise ConfigError(f"--metrics-port {port}: {reason}; give another") from None
 
 

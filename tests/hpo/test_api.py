@@ -139,6 +139,16 @@ def test_what_the_ledger_has_not_or_has_already_is_said(here: Path) -> None:
         hpo.start(ONE_RANK, name="played")
 
 
+def test_what_the_command_line_would_not_take_is_refused_too(here: Path) -> None:
+    for wrong, says in (
+        ({"metrics_port": 70000}, "--metrics-port 70000: no such port; give another"),
+        ({"trials": 0}, "hpo.start: budget.trials: "),
+    ):
+        with pytest.raises(hpo.ConfigError, match=says):
+            hpo.start(ONE_RANK, **wrong)
+    assert list(here.iterdir()) == []
+
+
 def test_another_thread_is_refused_at_once(here: Path) -> None:
     raised: list[Exception] = []
 
