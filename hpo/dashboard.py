@@ -1,8 +1,6 @@
 """The optuna-dashboard, its own program, on the ledger: of this machine, or behind a password.
 
-It may change and delete studies, and has no log-in of its own (hpo/access.py is one). Infeasible
-trials are left out of its best trials: optuna-dashboard 0.21 does so in its charts alone, and
-neither in its API nor on the card that shows what that says.
+It may change and delete studies, and has no log-in of its own (hpo/access.py is one).
 """
 
 from __future__ import annotations
@@ -18,14 +16,9 @@ import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-import optuna
-from optuna.storages import BaseStorage
-
 from hpo.access import Application, guarded, read_users
-from hpo.constraints import is_feasible
 from hpo.overlay import application
 from storage import Ledger
 from trainer.settings import ConfigError
@@ -51,7 +44,6 @@ def serve(
             f"--host {host}: others reach that address; give --users FILE, which "
             "`htpasswd -B -c FILE NAME` makes"
         )
-    count_feasibility(ledger.storage)
     served: Application = application(ledger)
     if known is not None:
         served = guarded(served, known)
@@ -92,19 +84,3 @@ def _bound(family: int, address: str, host: str, port: int | None) -> _Server:
             raise ConfigError(f"--host {host}: {reason}; use an address of this machine") from None
         raise ConfigError(f"--port {port}: {reason}; leave it out for a free one") from None
     return server
-
-
-def count_feasibility(storage: BaseStorage) -> None:
-    """Have the dashboards of this process, all on `storage`, call no infeasible trial best."""
-    from optuna_dashboard import _app
-
-    serialize = _app.serialize_study_detail  # what it answers about a study goes through here
-
-    def feasible_only(study: Any, best: list[Any], *others: Any) -> Any:
-        trials = storage.get_all_trials(study._study_id, deepcopy=False)
-        if not all(map(is_feasible, trials)):
-            front = optuna.load_study(study_name=study.study_name, storage=storage).best_trials
-            best = front if len(study.directions) > 1 else front[:1]
-        return serialize(study, best, *others)
-
-    _app.serialize_study_detail = feasible_only

@@ -1,8 +1,9 @@
 """The dashboard's application, with what the ledger knows beside what Optuna knows.
 
 Notes and pictures are made when they are asked for: looking writes nothing, and a note that
-somebody has typed stays his. All that may be asked for here, and not of optuna-dashboard, is that a
-study be stopped.
+somebody has typed stays his. Infeasible trials are left out of the best: optuna-dashboard 0.21
+does so in its charts alone, and neither in its API nor on the card that shows what that says. All
+that may be asked for here, and not of optuna-dashboard, is that a study be stopped.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import secrets
 from html import escape
 from typing import Any, NoReturn
 
+import optuna
 from bottle import Bottle, HTTPError, HTTPResponse, request
 from optuna.trial import FrozenTrial
 
+from hpo.constraints import is_feasible
 from hpo.notes import study_note, trial_note
 from hpo.pictures import PICTURES, drawn
 from hpo.views import config_of
@@ -60,13 +63,21 @@ def _annotate_studies(ledger: Ledger) -> None:
     serialize = _app.serialize_study_detail  # what it answers about a study goes through here
 
     def annotated(study: Any, best: Any, trials: list[FrozenTrial], *others: Any) -> Any:
-        answer = serialize(study, best, trials, *others)
+        answer = serialize(study, _feasible(ledger, study, best), trials, *others)
         for record in ledger.studies():
             if record.study_id == study._study_id:
                 _annotate(answer, ledger, record, trials)
         return answer
 
     _app.serialize_study_detail = annotated
+
+
+def _feasible(ledger: Ledger, study: Any, best: list[FrozenTrial]) -> list[FrozenTrial]:
+    """The best trials of a study, infeasible ones left out."""
+    if all(map(is_feasible, ledger.storage.get_all_trials(study._study_id, deepcopy=False))):
+        return best
+    front = optuna.load_study(study_name=study.study_name, storage=ledger.storage).best_trials
+    return front if len(study.directions) > 1 else front[:1]
 
 
 def _annotate(

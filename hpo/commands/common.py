@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from hpo.commands.completion import study_names
 from hpo.launch import open_ledger as open_ledger
 from hpo.launch import storage_url as storage_url
 
@@ -30,7 +31,9 @@ Runs = Annotated[
         help="Where trial folders go; s3://bucket/prefix, say, where nodes share no disk.",
     ),
 ]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The study's name.")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="The study's name.", autocompletion=study_names)
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")
 ]

@@ -17,10 +17,10 @@ from rich.console import Console
 
 from hpo import tables, views
 from hpo.constraints import Constraint
-from hpo.dashboard import count_feasibility
 from hpo.guard import recall
 from hpo.live import Board
 from hpo.messages import Message
+from hpo.overlay import application
 from tests.hpo.test_controller import Stage, play
 from tests.hpo.test_study_files import refusal
 
@@ -158,23 +158,22 @@ def test_the_dashboard_and_the_command_line_have_one_front_without_infeasible_tr
     controller = stage.controller()
     for ppl, memory in ((3, 1100), (6, 900), (5, 900), (2, 1200)):
         play(controller, ended(ppl, memory))
-    assert front_in_dashboard(stage)[-1:] == [3], "optuna-dashboard alone does not look"
+    alone = optuna_dashboard.wsgi(stage.ledger.storage)
+    assert front_in(alone, stage)[-1:] == [3], "optuna-dashboard alone does not look"
     module = optuna_dashboard._app
     monkeypatch.setattr(module, "serialize_study_detail", module.serialize_study_detail)
-    count_feasibility(stage.ledger.storage)
     expected = [1, 2] if len(objectives) > 1 else [2]
     assert [view["trial"] for view in views.best_trials(stage.ledger, "played")] == expected
-    assert front_in_dashboard(stage) == expected
+    assert front_in(application(stage.ledger), stage) == expected
 
 
-def front_in_dashboard(stage: Stage) -> list[int]:
+def front_in(app: Any, stage: Stage) -> list[int]:
     """The best trials' numbers, from the dashboard's own HTTP API."""
     environ: dict[str, Any] = {
         "PATH_INFO": f"/api/studies/{stage.record.study_id}",
         "QUERY_STRING": "after=0",
     }
     setup_testing_defaults(environ)
-    app = optuna_dashboard.wsgi(stage.ledger.storage)
     answer = json.loads(b"".join(app(environ, lambda *_: lambda _: None)))
     assert len(answer["trials"]) == 4
     return [trial["number"] for trial in answer["best_trials"]]

@@ -245,7 +245,6 @@ def test_the_browser_opens_where_somebody_sits(
     opened: queue.Queue[str] = queue.Queue()
     monkeypatch.setattr(webbrowser, "open", opened.put)
     monkeypatch.setattr(dashboard._Server, "serve_forever", lambda _: None)
-    monkeypatch.setattr(dashboard, "count_feasibility", lambda _: None)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     monkeypatch.setenv("DISPLAY", ":0")
     said: list[str] = []
