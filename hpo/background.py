@@ -50,7 +50,7 @@ class BackgroundTracker(Tracker):
         self._send(partial(self._reported, trial, step, dict(metrics)))
 
     def end(self, trial: int, state: str, reason: str | None) -> None:
-        self._send(partial(self._end, trial, state, reason))
+        self._send(partial(self._ended, trial, state, reason))
 
     def close(self) -> None:
         self._send(None)
@@ -91,6 +91,11 @@ class BackgroundTracker(Tracker):
             by_layer = {} if config is None else drop_probabilities(config, step, metrics)
             self._report(trial, step, metrics | by_layer)
             self._last_steps[trial] = step
+
+    def _ended(self, trial: int, state: str, reason: str | None) -> None:
+        self._end(trial, state, reason)
+        if state != "RUNNING":
+            self._configs.pop(trial, None)
 
     def _send(self, call: Callable[[], None] | None) -> None:
         if self._off.is_set():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hpo.service import Ending
     from hpo.study import StudyConfig
-    from storage import Ledger, Point, StudyRecord
+    from storage import Ledger, Point, StudyRecord, TeacherRecord
 
 DEFAULT_STORAGE = "sqlite:///hpo.db"
 
@@ -91,15 +91,7 @@ def start(
     check_place(config, runs, ray_address)
     points = _warm_points(config, url, source, say)
     ledger = open_ledger(url, create=True)
-    record = ledger.create_study(
-        config.study,
-        [objective.optuna_direction for objective in config.objectives],
-        [objective.metric for objective in config.objectives],
-        config.to_document(),
-        config.budget.trials,
-        teachers,
-        points,
-    )
+    record = _create(ledger, config, teachers, points)
     return Launch(ledger, record, runs, ray_address, metrics_port)
 
 
@@ -146,6 +138,20 @@ def resume(
 def running(ledger: Ledger, record: StudyRecord) -> list[str]:
     """Who runs the study."""
     return [str(c) for c in ledger.controllers(record) if c.alive]
+
+
+def _create(
+    ledger: Ledger, config: StudyConfig, teachers: list[TeacherRecord], points: list[Point]
+) -> StudyRecord:
+    return ledger.create_study(
+        config.study,
+        [objective.optuna_direction for objective in config.objectives],
+        [objective.metric for objective in config.objectives],
+        config.to_document(),
+        config.budget.trials,
+        teachers,
+        points,
+    )
 
 
 def _named(config: StudyConfig, url: str, *, may_rename: bool) -> StudyConfig:

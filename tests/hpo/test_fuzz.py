@@ -19,6 +19,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hpo import launch
 from hpo.cli import _one_line
 from hpo.commands import running
 from hpo.study import StudyConfig, shipped
@@ -172,14 +173,14 @@ def start(
 ) -> Iterator[Callable[..., str | None]]:
     """`hpo start` on a file of these bytes: the line that refuses it, if it is refused."""
     ledger = Ledger.open(f"sqlite:///{tmp_path_factory.mktemp('ledger')}/hpo.db", create=True)
-    create, numbers, accepted = running._create, count(), []
+    create, numbers, accepted = launch._create, count(), []
 
     def created(_: Any, config: StudyConfig, *others: Any) -> Any:
         study = config.model_copy(update={"study": f"{config.study[:80]}-{next(numbers)}"})
         return create(ledger, study, *others)
 
-    def run(_: Any, record: Any, *__: Any) -> None:
-        config_of(record)
+    def run(launched: launch.Launch) -> None:
+        config_of(launched.record)
         raise Ran
 
     def start(content: bytes, *settings: str) -> str | None:
@@ -190,8 +191,8 @@ def start(
         return message
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "open_ledger", lambda url, create: None)
-        patch.setattr(running, "_create", created)
+        patch.setattr(launch, "open_ledger", lambda url, create: None)
+        patch.setattr(launch, "_create", created)
         patch.setattr(running, "_run", run)
         assert start(yaml.safe_dump(DOCUMENTS[0]).encode()) is None
         yield start
