@@ -172,6 +172,7 @@ def run_attempts(controller: Controller, scratch: Path) -> None:
             # Ranks write their runs' checkpoints; Tune's own would want a disk that nodes share.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
+            progress_reporter=tune.CLIReporter(),  # in a notebook Tune would draw a view of its own
             callbacks=[DaemonWatch()],
         ),
     )

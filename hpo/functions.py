@@ -36,6 +36,11 @@ def function_name(name: str) -> str:
 
 def check_function(name: str, what: str) -> None:
     """Raise ConfigError, beginning with `what`, unless there is such a function, here."""
+    if name.startswith("__main__:"):
+        raise ConfigError(
+            f"{what}: {name}: workers cannot import what is typed or run as a script; put the "
+            "function into a module of its own"
+        )
     here = os.getcwd()
     if here not in sys.path:  # as `python -m` has it, and Ray's workers
         sys.path.insert(0, here)

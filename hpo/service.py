@@ -94,7 +94,7 @@ def _run_under(
     try:
         with Quiet() as quiet:
             quiet.keep_in(local / record.name / "log.txt")
-            console = Console(file=quiet.output)
+            console = Console(file=quiet.output, emoji=False)
             with (
                 logged(local / record.name, record.name, lease.controller_id),
                 metrics_served(ledger, record, config, metrics_port),

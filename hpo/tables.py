@@ -176,8 +176,10 @@ def _table(*columns: str) -> Table:
 
 def _print(what: Table | str) -> None:
     # On a pipe a table is as wide as it needs to be: nothing is cut.
-    console = Console(width=None if Console().is_terminal else 10_000, highlight=False)
-    console.print(what, markup=False, soft_wrap=isinstance(what, str))
+    # Text is what it is: rich would make a picture of the `:train:` in a function's name.
+    wide = None if Console().is_terminal else 10_000
+    console = Console(width=wide, highlight=False, markup=False, emoji=False)
+    console.print(what, soft_wrap=isinstance(what, str))
 
 
 def _progress(study: View) -> str:

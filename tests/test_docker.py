@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +96,73 @@ def test_secrets_are_files_that_no_commit_and_no_image_has() -> None:
     assert "*" in context
     assert {line[1:] for line in context if line.startswith("!")} == copied
     assert all((DOCKER.parent / name).exists() for name in copied)
+
+
+@dataclass
+class Stage:
+    """Runs controller.sh with stand-ins for `ray` and `hpo`, which note what they are told."""
+
+    folder: Path
+
+    def program(self, name: str, does: str) -> None:
+        file = self.folder / name
+        file.write_text(f'#!/bin/sh\necho {name} "$@" >> told\n{does}\n')
+        file.chmod(0o755)
+
+    def controller(self) -> subprocess.Popen[bytes]:
+        path = f"{self.folder}:{os.environ['PATH']}"
+        asked = {"HPO_STUDY": "mine", "HPO_RUNS": "/runs", "HPO_RAY": "ray-head:6379"}
+        return subprocess.Popen(
+            [DOCKER / "controller.sh"], cwd=self.folder, env={**os.environ, **asked, "PATH": path}
+        )
+
+    def told(self, program: str) -> list[list[str]]:
+        lines = (self.folder / "told").read_text().splitlines()
+        return [words[1:] for words in map(str.split, lines) if words[0] == program]
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    stage = Stage(tmp_path)
+    stage.program("ray", "")
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("there", "file", "told"),
+    [(True, True, ["resume", "mine"]), (False, False, ["start", "mine"]),
+     (False, True, ["start", "studies/mine.yaml", "--name", "mine"])],
+)  # fmt: skip
+def test_a_study_is_resumed_or_started_from_its_file_or_by_name(
+    stage: Stage, there: bool, file: bool, told: list[str]
+) -> None:
+    stage.program("hpo", f'[ "$1" != status ] || exit {0 if there else 2}')
+    (stage.folder / "studies").mkdir()
+    if file:
+        (stage.folder / "studies" / "mine.yaml").touch()
+    assert stage.controller().wait(timeout=30) == 0
+    [[start, *arguments]] = stage.told("ray")
+    ray_cli.commands[start].make_context(start, arguments)
+    _, run = stage.told("hpo")
+    assert run[: len(told)] == told
+    GROUPS["hpo"].commands[run[0]].make_context(run[0], run[1:])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("ended", "status"), [(0, 0), (1, 1), (2, 0), (130, 0), (137, 137)])
+def test_the_controller_is_started_again_where_that_would_help(
+    stage: Stage, ended: int, status: int
+) -> None:
+    stage.program("hpo", f"exit {ended}")
+    assert stage.controller().wait(timeout=30) == status
+
+
+def test_a_controller_that_is_stopped_waits_for_the_checkpoints(stage: Stage) -> None:
+    checkpoint = "sleep 0.5; echo hpo checkpointed >> told; exit 130"
+    wait = "echo hpo trains >> told; while :; do sleep 0.1; done"
+    stage.program("hpo", f"[ $1 != status ] || exit 2\ntrap '{checkpoint}' TERM; {wait}")
+    controller = stage.controller()
+    while not (stage.folder / "told").exists() or ["trains"] not in stage.told("hpo"):
+        time.sleep(0.1)
+    controller.terminate()
+    assert controller.wait(timeout=30) == 0, "and is not started again"
+    assert stage.told("hpo")[-1] == ["checkpointed"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import os
 import signal
@@ -23,6 +24,7 @@ import hpo
 from benchmarks.tiny import STUDY as TINY
 from hpo import dispatch, gang, views
 from hpo.api import _config
+from hpo.commands import running
 from hpo.controller import Controller
 from hpo.messages import Message
 from hpo.study import StudyConfig, load_study
@@ -237,3 +239,9 @@ def test_what_libraries_print_does_not_reach_a_notebook(monkeypatch: pytest.Monk
         print("chatter")
     print("ours")
     assert notebook.getvalue() == "ours\n"
+
+
+@pytest.mark.parametrize("name", ["start", "resume"])
+def test_python_takes_what_the_command_takes(name: str) -> None:
+    command = inspect.signature(getattr(running, name))
+    assert {*inspect.signature(getattr(hpo, name)).parameters} == {*command.parameters}

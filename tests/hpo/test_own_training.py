@@ -15,16 +15,18 @@ import pytest
 import torch
 import yaml
 
+from hpo import tables
 from hpo.evaluate import plan
 from hpo.failures import Failure, typed
 from hpo.functions import OwnFunction
+from hpo.messages import Message
 from hpo.own_run import OwnRun
 from hpo.room import check_place
 from hpo.study import StudyConfig, load_study, restore_study
 from hpo.training import TrainingRun
-from hpo.views import trial_config
+from hpo.views import trial_config, trial_details
 from storage import Ledger
-from tests.hpo.test_controller import Stage
+from tests.hpo.test_controller import Stage, play
 from tests.trainer.processes import run_ranks
 from trainer.checkpoint import CheckpointError
 from trainer.distributed import World
@@ -342,6 +344,7 @@ def test_a_study_of_one_s_own_function_loads_and_is_kept_whole(desk: Path) -> No
     ("changes", "words"),
     [
         ({"trainer": "mine"}, "trainer: must be package.module:function, not 'mine'"),
+        ({"trainer": "__main__:train"}, "workers cannot import what is typed or run as a script"),
         ({"trainer": "yours.training:train"}, "there is no module yours in "),
         ({"trainer": "mine.trainin:train"}, "there is no module mine.trainin in "),
         ({"trainer": "mine.broken:train"}, "mine.broken cannot be imported: ModuleNotFoundError"),
@@ -404,6 +407,15 @@ def test_resumed_elsewhere_a_study_is_refused_before_anything_is_dispatched(
         "study own: trainer: mine.training:train: there is no module mine in "
         f"{elsewhere}, nor is it installed; type the command in the folder that holds it"
     )
+
+
+def test_what_a_function_did_wrong_is_shown_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = Stage(f"sqlite:///{tmp_path}/hpo.db")
+    play(stage.controller(), Message("error", detail="ConfigError: my.t:train: yielded no loss"))
+    tables.trial(trial_details(stage.ledger, "played", 0))
+    assert "ConfigError: my.t:train: yielded no loss" in capsys.readouterr().out
 
 
 def test_the_ledger_shows_such_a_study_and_no_evaluation_is_made_of_it(desk: Path) -> None:
