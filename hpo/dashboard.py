@@ -61,7 +61,7 @@ def serve(
 def on_a_desktop() -> bool:
     """Whether somebody sits here who would see a browser open."""
     display = sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & {*os.environ}
-    return sys.stdout.isatty() and bool(display)
+    return sys.stdout.isatty() and bool(display) and "SSH_CONNECTION" not in os.environ
 
 
 def _resolved(host: str) -> tuple[int, str]:

@@ -24,7 +24,9 @@ def studies(found: list[View]) -> None:
 def status(found: View) -> None:
     """The lines of `hpo status`."""
     _print(f"{found['study']}: {_progress(found)} trials, {_states(found) or 'none yet'}")
-    _print(f"run by: {found['controller'] or 'nobody; `hpo resume ' + found['study'] + '`'}")
+    unfinished = found["trials"] < found["budget"] or "RUNNING" in found["states"]
+    more = f"; `hpo resume {found['study']}`" if unfinished else ""
+    _print(f"run by: {found['controller'] or f'nobody{more}'}")
     _print(f"cost: {found['device_seconds']:.0f} device-seconds")
     if found["best"]:
         _print(f"best: trial {found['best']['trial']}, {_values(found['best'])}")
@@ -40,12 +42,23 @@ def status(found: View) -> None:
 
 
 def trials(found: list[View]) -> None:
-    """The table of `hpo trials`."""
-    paths = sorted({path for trial in found for path in trial["params"]})
+    """The table of `hpo trials`: a column a parameter, or all in one where those have no room."""
+    table = _trials(found, columns=True)
+    terminal = Console()
+    if terminal.is_terminal and Console(width=10_000).measure(table).maximum > terminal.width:
+        table = _trials(found, columns=False)
+    _print(table if found else "no trial yet")
+
+
+def _trials(found: list[View], *, columns: bool) -> Table:
+    names = _names(sorted({path for trial in found for path in trial["params"]}))
     constrained = any(trial["feasible"] is not None for trial in found)
     feasible = ["feasible"] if constrained else []
-    table = _table("trial", "state", "reason", "step", "value", *feasible, "attempts", *paths)
+    wide = list(names.values()) if columns else ["parameters"]
+    table = _table("trial", "state", "reason", "step", "value", *feasible, "attempts", *wide)
     for trial in found:
+        params = {path: _text(value, digits=4) for path, value in trial["params"].items()}
+        words = " ".join(f"{names[path]}={text}" for path, text in params.items())
         table.add_row(
             str(trial["trial"]),
             trial["state"],
@@ -54,9 +67,9 @@ def trials(found: list[View]) -> None:
             _values(trial, names=False),
             *([_feasible(trial)] if constrained else []),
             str(trial["attempts"]),
-            *(_text(trial["params"].get(path)) for path in paths),
+            *([params.get(path, "") for path in names] if columns else [words]),
         )
-    _print(table if found else "no trial yet")
+    return table
 
 
 def trial(found: View) -> None:
@@ -152,9 +165,9 @@ def transfer(found: View) -> None:
 
 def _metrics(key: str, rows: dict[int, View]) -> Table:
     names = sorted({name for metrics in rows.values() for name in metrics})
-    table = _table(key, *names)
+    table = _table(key, *(name.replace("_", "\n") for name in names))  # narrow
     for number, metrics in rows.items():
-        table.add_row(str(number), *(_text(metrics.get(name)) for name in names))
+        table.add_row(str(number), *(_text(metrics.get(name), digits=4) for name in names))
     return table
 
 
@@ -224,7 +237,13 @@ def _feasible(trial: View) -> str:
     return f"no: {missed}" if missed else "yes"
 
 
-def _text(value: Any) -> str:
+def _names(paths: list[str]) -> dict[str, str]:
+    """By path its last part, which a terminal has room for; all of it where two have the same."""
+    last = [path.rpartition(".")[2] for path in paths]
+    return {p: end if last.count(end) == 1 else p for p, end in zip(paths, last, strict=True)}
+
+
+def _text(value: Any, digits: int = 6) -> str:
     if value is None:
         return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)

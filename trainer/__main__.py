@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from trainer.config import TrainConfig, load
 from trainer.data import check_data
+from trainer.ending import end_soon
 from trainer.lock import in_use
 from trainer.settings import ConfigError, is_url
 from trainer.signals import StopSignals
@@ -157,4 +158,5 @@ def _failed(error: Exception, status: int) -> int:
 
 
 if __name__ == "__main__":
+    end_soon()
     sys.exit(main())

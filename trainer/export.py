@@ -22,6 +22,7 @@ from trainer.checkpoint import CheckpointError, Progress, newest_checkpoint, syn
 from trainer.config import TrainConfig, load, resolve
 from trainer.data import load_splits
 from trainer.depth import every_other
+from trainer.ending import end_soon
 from trainer.model import DTYPES, LanguageModel
 from trainer.remote import run_here
 from trainer.settings import ConfigError, is_url
@@ -156,4 +157,5 @@ def _write(target: Path, weights: dict[str, Tensor], files: Mapping[str, bytes])
 
 
 if __name__ == "__main__":
+    end_soon()
     sys.exit(main())

@@ -27,6 +27,6 @@ def study_names(ctx: typer.Context, incomplete: str) -> list[str]:
         engine = sa.create_engine(url, connect_args={} if on_disk else {"connect_timeout": 2})
         with engine.connect() as connection:
             names = [*connection.scalars(sa.text("SELECT study_name FROM studies"))]
-    except (sa.exc.SQLAlchemyError, ImportError):
+    except (sa.exc.SQLAlchemyError, ImportError, ValueError):
         return []
     return [name for name in names if name.startswith(incomplete)]

@@ -111,11 +111,16 @@ def reading_commands_agree(desk: Desk) -> None:
 
 
 @pytest.mark.timeout(200)
-def test_a_second_ctrl_c_leaves_at_once_and_the_trial_is_adopted_later(desk: Desk) -> None:
+def test_an_early_ctrl_c_says_how_to_go_on_and_a_second_one_leaves_at_once(desk: Desk) -> None:
     file = desk.write_study(
         budget={"trials": 1}, resources={"ranks": 1}, train={"steps": 4000, "eval_every": 20}
     )
-    study = desk.start("start", str(file))
+    early = desk.start("start", str(file))
+    assert early.stdout is not None
+    assert early.stdout.readline() == "tiny: starting workers\n"
+    _, said = desk.interrupt(early)
+    assert (early.returncode, said) == (130, "study tiny is stopped; go on with: hpo resume tiny\n")
+    study = desk.start("resume", "tiny")
     desk.wait_for(lambda: desk.steps(0))
     for rank in desk.ranks():
         rank.send_signal(signal.SIGSTOP)  # it cannot checkpoint now
@@ -123,6 +128,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_the_trial_is_adopted_later(desk: Des
     desk.wait_for(lambda: b"stopping" in peek(study))
     study.send_signal(signal.SIGINT)
     assert study.wait(timeout=5) == 130
+    assert b"left at once; go on with: hpo resume tiny" in peek(study)
     assert desk.json("status", "tiny")["states"] == {"RUNNING": 1}
     desk.wait_for(lambda: not desk.ours(), timeout=90)
 

@@ -238,18 +238,21 @@ def test_a_study_of_another_program_is_shown_as_it_is(stage: Stage, ask: Ask) ->
     assert (status, study["note"]["body"], study["trials"][0]["artifacts"]) == (200, "", [])
 
 
-@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize(("terminal", "ssh"), [(True, False), (False, False), (True, True)])
 def test_the_browser_opens_where_somebody_sits(
-    terminal: bool, stage: Stage, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    terminal: bool, ssh: bool, stage: Stage, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: queue.Queue[str] = queue.Queue()
     monkeypatch.setattr(webbrowser, "open", opened.put)
     monkeypatch.setattr(dashboard._Server, "serve_forever", lambda _: None)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    if ssh:
+        monkeypatch.setenv("SSH_CONNECTION", "192.0.2.1 1 192.0.2.2 22")
     said: list[str] = []
     dashboard.serve(stage.ledger, "127.0.0.1", None, None, said.append)
-    if terminal:
+    if terminal and not ssh:
         assert opened.get(timeout=10) in said[0]
     else:
         assert opened.empty()

@@ -334,5 +334,5 @@ def test_start_records_a_study_with_its_points_and_says_what_it_left_out(
     assert "warm start without model.dropout: is not searched" in said
     assert "warm start: 3 points from study played come first" in said
     assert "big: 0/4 trials, 3 waiting" in hpo("status", "big")
-    assert "optim.lr" in hpo("trials", "big")
+    assert " lr " in hpo("trials", "big")
     assert "from: trial 3 of played" in hpo("show", "big", "0")

@@ -207,6 +207,26 @@ def test_half_of_torchrun_s_variables_are_a_mistake(
     assert "WORLD_SIZE is set in the environment but not RANK" in done.stderr
 
 
+def test_a_process_looks_for_garbage_once_at_its_end_and_closes_what_it_finds() -> None:
+    program = """if True:
+        import atexit, gc
+        from trainer.ending import end_soon
+        class File:
+            def __del__(self):
+                print("closed")
+        gc.disable()
+        file = File()
+        file.itself = file
+        del file
+        atexit.register(lambda: print(gc.get_freeze_count() > 1000))
+        end_soon()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "closed\nTrue\n"
+
+
 def test_a_signal_before_there_is_a_run_ends_the_process() -> None:
     program = """if True:
         import os, signal
