@@ -81,6 +81,9 @@ class Display:
             console=self._console,
             disable=not self._console.is_terminal,
             refresh_per_second=4,
+            transient=True,  # its lines stay, and say all that it said
+            redirect_stdout=False,  # what libraries print is kept elsewhere
+            redirect_stderr=False,
         )
         self._task = self._bar.add_task("", total=self._steps, now="")
 
