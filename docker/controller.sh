@@ -7,6 +7,10 @@
 # Ray wants a driver to be on a node of its own: this one takes no trials.
 ray start --address "$HPO_RAY" --num-cpus 0 --num-gpus 0 --disable-usage-stats || exit 1
 
+# Without its database no controller knows what to do.
+connect='import os, psycopg; psycopg.connect(os.environ["HPO_STORAGE"], connect_timeout=5).close()'
+until python -c "$connect"; do sleep 5; done
+
 set -- "$HPO_STUDY" --runs "$HPO_RUNS" --ray-address "$HPO_RAY" --metrics-port 9109
 if hpo status "$HPO_STUDY" > /dev/null 2>&1; then
     hpo resume "$@" &
@@ -23,5 +27,5 @@ while :; do
     status=$?
     kill -0 $! 2> /dev/null || break
 done
-case $status in 2 | 130) exit 0 ;; esac
+case $status in 2 | 130) python -c "$connect" && exit 0 ;; esac
 exit $status

@@ -13,7 +13,6 @@ import typer
 
 from hpo.commands import data, evaluating, operating, reading, running, writing
 from hpo.commands.common import fail
-from trainer.ending import end_soon
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,7 +46,6 @@ app.add_typer(data_app, name="data")
 
 def main() -> NoReturn:
     """The console script: a user's mistake is one line on standard error, status 2."""
-    end_soon()
     try:
         app(prog_name="hpo")
     except KeyboardInterrupt:

@@ -14,10 +14,10 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.constraints import is_feasible
-from hpo.phase import Plan, fresh_seeds, in_phase, teachers_again, tuned
+from hpo.phase import Plan, begun_trials, fresh_seeds, in_phase, teachers_again, tuned
 from hpo.places import study_folder
 from hpo.recipe_teachers import document_of, with_teachers
-from hpo.recipes import BEST, DEFAULT, TEACHER, Settings, settings_of, sub_model_depths
+from hpo.recipes import DEFAULT, TEACHER, Settings, settings_of, sub_model_depths
 from hpo.space import RECIPE, CategoricalDimension
 from hpo.study import StudyConfig
 from hpo.views import config_of
@@ -54,8 +54,9 @@ def plan(
     record, config = tuned(ledger, name)
     trials = ledger.trials(record, *TrialState)
     best = _best(config, trials)
-    fresh = fresh_seeds(config, trials, seeds)
-    begun = _begun(ledger, study, name)
+    done = begun_trials(ledger, study)
+    begun = _begun(ledger, study, name, done)
+    fresh = fresh_seeds(config, trials, done, seeds)
     recipes = recipes or [*(_named(begun) if begun else DEFAULT)]
     now = {recipe: settings_of(recipe, config, trials, best) for recipe in recipes}
     teachers = teachers_again(ledger, record)
@@ -66,8 +67,9 @@ def plan(
         made = in_phase(config, study, {RECIPE: choices}, len(now) * seeds)
     else:
         made, settings = begun, _recipes_of(begun, recipes, study)
+    origin = done[0].user_attrs["origin"] if done else _origin(name, best)
     points = [
-        Point({RECIPE: recipe, "seed": seed}, _origin(name, recipe, best))
+        Point({RECIPE: recipe, "seed": seed}, origin | {"recipe": recipe})
         for seed in fresh  # all recipes under one seed first: stopped early, their pairs are whole
         for recipe in recipes
     ]
@@ -85,9 +87,8 @@ def plan(
     return found
 
 
-def _origin(name: str, recipe: str, best: FrozenTrial | None) -> dict[str, Any]:
-    origin = {"study": name, "recipe": recipe}
-    return {**origin, "best": best.number} if best and BEST in recipe.split("+") else origin
+def _origin(name: str, best: FrozenTrial | None) -> dict[str, Any]:
+    return {"study": name} if best is None else {"study": name, "best": best.number}
 
 
 def _best(config: StudyConfig, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
@@ -101,13 +102,14 @@ def _same(now: Settings, begun: Settings) -> bool:
     return all(begun.get(path) == value for path, value in now.items() if path != TEACHER)
 
 
-def _begun(ledger: Ledger, study: str, name: str) -> StudyConfig | None:
+def _begun(
+    ledger: Ledger, study: str, name: str, trials: Sequence[FrozenTrial]
+) -> StudyConfig | None:
     try:
-        record = ledger.study(study)
+        config = config_of(ledger.study(study))
     except StudyNotFound:
         return None
-    config = config_of(record)
-    of = {t.user_attrs.get("origin", {}).get("study") for t in ledger.trials(record, *TrialState)}
+    of = {trial.user_attrs.get("origin", {}).get("study") for trial in trials}
     if RECIPE not in config.space or of != {name}:
         raise ConfigError(
             f"study {study}: is there already, and is no comparison of {name}; use --as NAME"

@@ -21,6 +21,7 @@ from hpo.phase import keep, last_metrics, spread
 from hpo.recipes import sub_model_depths
 from hpo.views import View
 from storage import Ledger, StudyRecord
+from trainer.config import TrainConfig
 from trainer.convergence import to_target
 from trainer.settings import ConfigError, nearest
 
@@ -120,6 +121,7 @@ def _row(
     return {
         "recipe": recipe,
         "settings": plan.recipes[recipe],
+        "size": _size(plan.train(recipe)),
         "trained": [run.trial.number for run in whole],  # trials of the comparison
         "seeds": [run.trial.params["seed"] for run in whole],
         "ended_early": Counter(
@@ -138,6 +140,16 @@ def _row(
         "seconds_to_target": spread([each["seconds_to_target"] for each in reached]),
         "device_seconds": spread([run.device_seconds for run in whole]),
         "differences": {name: _difference(name, runs[recipe], runs[against]) for name in COMPARED},
+    }
+
+
+def _size(train: TrainConfig) -> dict[str, int]:
+    """What makes a step, and a model, larger than another's."""
+    data, model = train.data, train.model
+    return {
+        "data.batch_size": data.batch_size,
+        "data.context": data.context,
+        **{f"model.{key}": getattr(model, key) for key in ("layers", "d_model", "d_ff")},
     }
 
 

@@ -66,12 +66,30 @@ def remarks(found: View) -> list[str]:
         f"differences: seed by seed, mean and {percent} confidence interval of each by itself",
         "cost: device-seconds of one training, with its evaluations",
     ]
-    if found["best"] is not None:
+    if any("best" in row["recipe"].split("+") for row in found["recipes"]):
         said.append(f"best: trial {found['best']} of {found['study']}")
+    said += _unlike(found)
     for teacher in found["teachers"]:
         if teacher["seconds"]:
             said.append(
                 f"teacher {teacher['teacher']}: {teacher['seconds']:.0f} s, once, in no cost above"
+            )
+    return said
+
+
+def _unlike(found: View) -> list[str]:
+    """Which recipes take as many steps as the others, and not of the same size."""
+    own = next(row["size"] for row in found["recipes"] if row["recipe"] == found["against"])
+    said = []
+    for row in found["recipes"]:
+        others = [f"{key} {value}" for key, value in row["size"].items() if value != own[key]]
+        if others:
+            same = ", ".join(
+                f"{key} {own[key]}" for key in row["size"] if row["size"][key] != own[key]
+            )
+            said.append(
+                f"{row['recipe']}: {', '.join(others)}, where {found['against']} has {same}: "
+                "as many steps, but not of the same size"
             )
     return said
 

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.phase import Plan, fresh_seeds, in_phase, keep, last_metrics, spread, teachers_again, tuned
+from hpo.phase import (
+    Plan,
+    begun_trials,
+    fresh_seeds,
+    in_phase,
+    keep,
+    last_metrics,
+    spread,
+    teachers_again,
+    tuned,
+)
 from hpo.repeats import mean_metrics
 from hpo.transfer import best_trials
 from hpo.views import View
@@ -42,7 +52,8 @@ def plan(ledger: Ledger, name: str, top: int, seeds: int) -> Evaluation:
             f"--top {top}: study {name} has {len(chosen)} trials that are complete and feasible; "
             f"see: hpo trials {name}"
         )
-    fresh = fresh_seeds(config, ledger.trials(record, *TrialState), seeds)
+    begun = begun_trials(ledger, f"{name}{SUFFIX}")
+    fresh = fresh_seeds(config, ledger.trials(record, *TrialState), begun, seeds)
     points = [
         Point({**trial.params, "seed": seed}, {"study": name, "trial": trial.number})
         for trial in chosen

@@ -196,6 +196,8 @@ class Judge:
             return None
         if self._population is not None:
             return Verdict(Reason.PARKED, None) if assignment.waits_at(step) else None
+        if step <= assignment.reported_step:
+            return None  # trained again from an earlier checkpoint; it was judged there
         if self.halving is not None:
             curves = self.curves()
             resource = max(curves[assignment.number], default=0)

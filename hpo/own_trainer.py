@@ -17,7 +17,7 @@ from hpo.conditions import check_conditions
 from hpo.functions import check_function
 from hpo.probing import check_trainable
 from hpo.pruners import comparison
-from hpo.space import CategoricalDimension, Dimension, check_overlap
+from hpo.space import RECIPE, CategoricalDimension, Dimension, check_overlap
 from trainer.sections import Count
 from trainer.settings import (
     ConfigError,
@@ -116,6 +116,8 @@ def _check_path(path: str, dimension: Dimension, train: Document, what: str) -> 
     *sections, key = path.split(".")
     if not all((*sections, key)):
         raise ConfigError(f"{what}: must be keys with a dot between each two")
+    if path == RECIPE:
+        raise ConfigError(f"{what}: is a comparison's own name; call it otherwise")
     if (sections or [key])[0] == "output_dir":
         raise ConfigError(f"{what}: is set by the service itself and cannot be searched")
     for depth in range(1, len(sections) + 1):

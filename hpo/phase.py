@@ -102,16 +102,31 @@ def in_phase(
     )
 
 
-def fresh_seeds(config: StudyConfig, trials: Sequence[FrozenTrial], wanted: int) -> list[int]:
-    """The next seeds after the train config's that no training of the study's was given.
+def begun_trials(ledger: Ledger, study: str) -> list[FrozenTrial]:
+    """The trials of a study of this phase; none if it has not been begun."""
+    try:
+        return ledger.trials(ledger.study(study), *TrialState)
+    except StudyNotFound:
+        return []
 
-    They come from the ledger alone, so that an evaluation that goes on has the same again.
+
+def fresh_seeds(
+    config: StudyConfig,
+    trials: Sequence[FrozenTrial],
+    begun: Sequence[FrozenTrial],
+    wanted: int,
+) -> list[int]:
+    """The seeds of what was begun, and the next after the train config's that none of `trials` had.
+
+    They come from the ledger alone, so that what goes on has the same again.
     """
+    kept = [seed for trial in begun if (seed := known_params(trial).get("seed")) is not None]
     first = config.train.get("seed", 0)
     given = {first, *(trial.params.get("seed", first) for trial in trials)}
     used = {(seed + repeat) % SEEDS for seed in given for repeat in range(config.repeats)}
     candidates = ((first + distance) % SEEDS for distance in count(1))
-    return list(islice((seed for seed in candidates if seed not in used), wanted))
+    unused = (seed for seed in candidates if seed not in used)
+    return list(islice(dict.fromkeys([*kept, *islice(unused, wanted)]), wanted))
 
 
 def enter(ledger: Ledger, plan: Plan) -> tuple[StudyRecord, int]:
@@ -132,7 +147,8 @@ def enter(ledger: Ledger, plan: Plan) -> tuple[StudyRecord, int]:
             plan.teachers,
             plan.points,
         )
-    if not is_evaluation(config_of(record)):
+    found = config_of(record)
+    if not is_evaluation(found) or found.space.keys() != plan.config.space.keys():
         raise ConfigError(
             f"study {record.name}: is there already, and is no evaluation; evaluate a copy under "
             f"another name: hpo copy {plan.name} --as NAME --to URL"

@@ -111,6 +111,8 @@ def at_edges(best: Sequence[FrozenTrial]) -> list[str]:
     for trial in best:
         for path, value in trial.params.items():
             dimension = trial.distributions[path]
+            if path == "seed":
+                continue  # none is better for being larger
             if isinstance(dimension, (FloatDistribution, IntDistribution)):
                 where = _position(value, dimension)
                 if where <= EDGE:

@@ -125,6 +125,7 @@ class Stage:
 def stage(tmp_path: Path) -> Stage:
     stage = Stage(tmp_path)
     stage.program("ray", "")
+    stage.program("python", "")  # reaches the database
     return stage
 
 
@@ -154,6 +155,19 @@ def test_the_controller_is_started_again_where_that_would_help(
 ) -> None:
     stage.program("hpo", f"exit {ended}")
     assert stage.controller().wait(timeout=30) == status
+
+
+def test_a_controller_that_lost_its_database_is_started_again_and_waits_for_it(
+    stage: Stage,
+) -> None:
+    stage.program("python", "[ -e back ]")
+    stage.program("hpo", "rm back; exit 2")
+    controller = stage.controller()
+    while not (stage.folder / "told").exists() or not stage.told("python"):
+        time.sleep(0.1)
+    assert controller.poll() is None, "it waits"
+    (stage.folder / "back").touch()
+    assert controller.wait(timeout=30) == 2
 
 
 def test_a_controller_that_is_stopped_waits_for_the_checkpoints(stage: Stage) -> None:

@@ -36,9 +36,13 @@ def test_every_message_that_is_explained_is_one_that_the_code_says() -> None:
         for file in (ROOT / package).rglob("*.py"):
             texts.visit(ast.parse(file.read_text(encoding="utf-8")))
     known = [re.compile(pattern) for pattern, own in texts.patterns.items() if own >= ENOUGH]
+    short = [re.compile(pattern) for pattern, own in texts.patterns.items() if own >= ENOUGH // 2]
 
     def is_said(message: str) -> bool:
-        return re.escape(message) in texts.patterns or any(k.search(message) for k in known)
+        # What the service adds to every reason to leave would find any of them.
+        message = re.sub("^left study mine: |; go on with: .*", "", message)
+        found = any(k.search(message) for k in known) or any(k.match(message) for k in short)
+        return found or re.escape(message) in texts.patterns
 
     assert not [message for message in messages if not is_said(message)]
     assert len(set(messages)) == len(messages) >= 25

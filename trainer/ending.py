@@ -1,7 +1,7 @@
 """How a process of ours ends: soon.
 
 Python's own end looks for garbage several times over, each time through all that was imported: a
-second with torch, half a second of every `hpo` command.
+second with torch. Not for a process with a database open: what an exception still holds stays open.
 """
 
 from __future__ import annotations

@@ -6,9 +6,13 @@ there is none that it can read, it has nothing to say.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import typer
+
+# As storage/names.py has it, which is too slow to import. A shell would run what is in other names.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def study_names(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -29,4 +33,4 @@ def study_names(ctx: typer.Context, incomplete: str) -> list[str]:
             names = [*connection.scalars(sa.text("SELECT study_name FROM studies"))]
     except (sa.exc.SQLAlchemyError, ImportError, ValueError):
         return []
-    return [name for name in names if name.startswith(incomplete)]
+    return [name for name in names if _NAME.fullmatch(name) and name.startswith(incomplete)]

@@ -14,9 +14,10 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.trial import TrialState
 from typer.testing import CliRunner
 
-from hpo import comparison_table, service
+from hpo import comparison_table, evaluate, service
 from hpo.cli import app
 from hpo.compare import Comparison, plan
 from hpo.compared import conclude
@@ -26,7 +27,7 @@ from hpo.phase import enter, is_trained
 from hpo.recipes import DEFAULT, names_in, settings_of, sub_model_depths
 from hpo.study import shipped
 from hpo.views import config_of
-from storage import Ledger, StudyRecord
+from storage import Ledger, Point, StudyRecord
 from tests.hpo.test_controller import STUDY, Stage, finish, play
 from tests.hpo.test_evaluate import controller, tuned
 from trainer.config import resolve
@@ -147,6 +148,45 @@ def test_a_comparison_killed_and_typed_again_trains_nothing_twice_and_keeps_its_
     assert found["best"] == 1
     more = planned(stage, seeds=3)
     assert enter(stage.ledger, more)[1] == 6, "more seeds train only what is new"
+    origins = [t.user_attrs["origin"] for t in stage.ledger.trials(record, *TrialState)]
+    assert {origin["best"] for origin in origins} == {1}, "that is what is trained"
+
+
+def test_a_comparison_keeps_its_seeds_whatever_the_study_draws_later(url: str) -> None:
+    space = {**STUDY["space"], "seed": {"type": "int", "low": 0, "high": 3}}
+    stage = Stage(url, space=space, budget={"trials": 1})
+    stage.ledger.enqueue(stage.record, [Point({"seed": 0}, {"by": "hand"})])
+    finish(stage.controller(), 5.0)
+    stage.lapse()
+    assert planned(stage, "baseline-a", seeds=2).seeds == [1, 2]
+    enter(stage.ledger, planned(stage, "baseline-a", seeds=2))
+    stage.ledger.enqueue(stage.record, [Point({"seed": 2}, {"by": "hand"})])
+    lease = stage.ledger.acquire(stage.ledger.study("played"), trials=2)
+    finish(Controller(stage.ledger, stage.record, stage.config, lease, "/runs"), 5.0)
+    stage.lapse()
+    assert planned(stage, "baseline-a", seeds=3).seeds == [1, 2, 3]
+
+
+def test_an_evaluation_does_not_enter_its_points_into_a_comparison(url: str) -> None:
+    stage = tuned(url, 5.0)
+    enter(stage.ledger, planned(stage, "best", seeds=1, name="played.evaluation"))
+    with pytest.raises(ConfigError, match="is there already, and is no evaluation"):
+        enter(stage.ledger, evaluate.plan(stage.ledger, "played", top=1, seeds=1))
+
+
+def test_recipes_of_another_size_are_told(url: str) -> None:
+    space = {"data.batch_size": {"type": "categorical", "choices": [32, 64]}}
+    stage = tuned(url, 5.0, space=space)
+    made = planned(stage, "baseline-a", "best", seeds=1)
+    record, trials = enter(stage.ledger, made)
+    train(controller(stage.ledger, record, trials), 6.0, 5.0)
+    [said] = [
+        line
+        for line in comparison_table.remarks(conclude(stage.ledger, made, record))
+        if "not of the same size" in line
+    ]
+    size = stage.trials[0].params["data.batch_size"]
+    assert said.startswith(f"best: data.batch_size {size}, where baseline-a has data.batch_size 16")
 
 
 def test_a_training_that_diverged_is_told_and_in_no_mean(url: str) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
 
 from tests.hpo.test_controller import Stage
@@ -21,7 +22,9 @@ from tests.hpo.test_controller import Stage
     ],
 )
 def test_bash_completes(line: str, completed: list[str], tmp_path: Path) -> None:
-    Stage(f"sqlite:///{tmp_path}/hpo.db")
+    stage = Stage(f"sqlite:///{tmp_path}/hpo.db")
+    # Another program's study: a shell would run what is in its name.
+    optuna.create_study(study_name="pl$(touch ran)", storage=stage.ledger.storage)
     program = tmp_path / "hpo"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m hpo "$@"\n')
     program.chmod(0o700)

@@ -114,6 +114,24 @@ def test_nine_trials_of_three_rungs_train_no_step_twice_and_one_to_the_end(url: 
     assert all(trial.user_attrs["device_seconds"] >= 0 for trial in stage.trials)
 
 
+def test_a_trial_that_is_trained_again_from_the_beginning_is_not_judged_again_on_the_way(
+    url: str,
+) -> None:
+    """One whose checkpoint was lost, or whose training function writes none."""
+    stage = Stage(url, budget={"trials": 2}, pruner=RUNGS)
+    controller = stage.controller()
+    attempts = 0
+    while (assignment := controller.next()) is not None:
+        attempts += 1
+        assert attempts < 12, "it comes to an end"
+        for step in (100, 200, 300):
+            kind: Any = "finished" if step == 300 else "evaluated"
+            message = Message(kind, step, ppl(9.0 + assignment.number), first_step=0)
+            if not controller.handle(assignment.number, assignment.attempt.number, message):
+                break
+    assert TrialState.COMPLETE in [trial.state for trial in stage.trials]
+
+
 def test_it_trains_fewer_steps_than_asha_that_stops(tmp_path: Path) -> None:
     def steps(folder: str, pruner: dict[str, Any]) -> int:
         (tmp_path / folder).mkdir()

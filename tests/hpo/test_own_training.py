@@ -313,6 +313,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "training.py").write_text(MODULE)
     (tmp_path / "mine" / "broken.py").write_text("import nothing_like_it\n")
+    (tmp_path / "mine" / "leaving.py").write_text("import sys\nsys.exit(0)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
@@ -348,6 +349,7 @@ def test_a_study_of_one_s_own_function_loads_and_is_kept_whole(desk: Path) -> No
         ({"trainer": "yours.training:train"}, "there is no module yours in "),
         ({"trainer": "mine.trainin:train"}, "there is no module mine.trainin in "),
         ({"trainer": "mine.broken:train"}, "mine.broken cannot be imported: ModuleNotFoundError"),
+        ({"trainer": "mine.leaving:train"}, "mine.leaving cannot be imported: SystemExit: 0"),
         ({"trainer": "mine.training:tran"}, "training.py has no tran"),
         ({"trainer": "mine.training:plain"}, "training.py is no generator function"),
         ({"trainer": "mine.training:narrow"}, "with two arguments: def narrow(config, run)"),
@@ -355,6 +357,7 @@ def test_a_study_of_one_s_own_function_loads_and_is_kept_whole(desk: Path) -> No
         ({"train": {"steps": 0}}, "train: steps: must be greater than or equal to 1, not 0"),
         ({"train": {"steps": 9, "output_dir": "x"}}, "output_dir: is set by the service itself"),
         ({"objectives": [{"metric": "step"}]}, "objectives.0.metric: 'step' is no metric"),
+        (searched("recipe"), "is a comparison's own name"),
         (searched("output_dir"), "is set by the service itself and cannot be searched"),
         (searched("optim..lr"), "must be keys with a dot between each two"),
         (searched("steps.more"), "steps is 10 in `train`, and no section"),

@@ -126,6 +126,8 @@ def test_a_best_trial_at_the_edge_of_its_space_is_warned_of(
     value: float, dimension: Any, edge: str | None
 ) -> None:
     best = create_trial(value=1.0, params={"x": value}, distributions={"x": dimension})
+    best.params["seed"] = 1
+    best.distributions["seed"] = IntDistribution(0, 2**32 - 1)  # has no better end
     warnings = at_edges([best])
     assert len(warnings) == (edge is not None)
     assert all(edge in warning for warning in warnings if edge)
