@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -55,19 +56,32 @@ class Guard:
         self._looks = 0
 
     @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear signals while the block runs: an exception could be lost in Ray, as it starts."""
+        before = self._listen()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
     def watching(self) -> Iterator[None]:
-        """Answer signals and follow the ranks while the block runs."""
+        """Answer signals, those heard before too, and follow the ranks while the block runs."""
+        self._listen()  # Ray has taken SIGTERM
+        if self.signalled:
+            self._stop("stopping")
         done = threading.Event()
         thread = threading.Thread(target=self._watch, args=(done,), name="guard", daemon=True)
-        before = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         thread.start()
         try:
             yield
         finally:
             done.set()
             thread.join()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+
+    def _listen(self) -> dict[signal.Signals, Any]:
+        return {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # A handler may interrupt a print: it only leaves word for the thread that watches.

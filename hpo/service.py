@@ -107,7 +107,7 @@ def _run_under(
                 return ending
     except (OSError, RayLost) as error:  # a full disk, for one
         return Ending(1, f"left study {record.name}: {in_one_line(error)}; {_again(record.name)}")
-    except KeyboardInterrupt:  # before the guard watches, or after, or from its second signal
+    except KeyboardInterrupt:  # before the guard listens, or after, or from its second signal
         message = f"study {record.name} is stopped; {_again(record.name)}"
         return Ending(INTERRUPTED, message, signalled=True)
     finally:
@@ -153,10 +153,12 @@ def _run(
 
             board.say("starting workers")
             namespace = f"hpo-{record.uid}-{lease.controller_id}"
+            stack.enter_context(guard.listening())
             stack.enter_context(dispatch.ray_session(ray_address, namespace))
             board.note = ""
             stack.enter_context(guard.watching())
-            dispatch.run_attempts(controller, Path(scratch))
+            if not controller.stopping:
+                dispatch.run_attempts(controller, Path(scratch))
     if isinstance(controller.broken, LeaseLost):
         # Whoever asked it to stop does not want it to begin again.
         name = record.name
