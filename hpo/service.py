@@ -134,6 +134,7 @@ def _run(
     trackers = make_trackers(config, ledger, record, local / record.name, board.say)
     explore = None
     if config.schedule is not None:
+        import hpo.dispatch  # noqa: F401 - it sets what Ray reads from the environment once
         from hpo.pbt import make_explore
 
         explore = make_explore(config.schedule, config.space, config.sampler.seed)

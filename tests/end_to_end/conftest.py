@@ -82,14 +82,18 @@ class Desk:
         assert process.returncode == status, f"{arguments}: {process.returncode}\n{out}\n{err}"
         return out if status == 0 else err
 
-    def json(self, *arguments: str) -> Any:
-        """What `hpo` with `arguments` and --json prints, read; in this process, which is faster."""
+    def read(self, *arguments: str) -> str:
+        """What `hpo` with `arguments` prints; in this process, which is faster."""
         ours = {name: value for name, value in self.environment.items() if name.startswith("HPO_")}
         with chdir(self.folder):
-            done = CliRunner(env=ours).invoke(app, [*arguments, "--json"], catch_exceptions=False)
+            done = CliRunner(env=ours).invoke(app, [*arguments], catch_exceptions=False)
         assert done.exit_code == 0, f"{arguments}: {done.exit_code}\n{done.output}"
         planted.check(done.output)
-        return json.loads(done.stdout)
+        return done.stdout
+
+    def json(self, *arguments: str) -> Any:
+        """What `hpo` with `arguments` and --json prints, read."""
+        return json.loads(self.read(*arguments, "--json"))
 
     def study(self, name: str = "tiny") -> optuna.Study:
         """The study, read with plain Optuna."""

@@ -57,6 +57,8 @@ def test_the_readme_works_as_it_is_written(desk: Desk, tmp_path: Path) -> None:
                 assert from_dashboard(desk)[0] == ["quickstart"]
             case ["hpo", "data", *_]:
                 continue  # it needs the internet; test_fetch.py has a server for it
+            case ["hpo", ("trials" | "best" | "show" | "report" | "export" | "copy"), *_]:
+                assert desk.read(*command[1:])
             case ["hpo", *arguments]:
                 assert desk.hpo(*arguments)
             case ["python", *arguments]:
@@ -67,7 +69,7 @@ def test_the_readme_works_as_it_is_written(desk: Desk, tmp_path: Path) -> None:
                 pytest.fail(f"the README has a command that no test knows: {command}")
 
     assert len(desk.study("quickstart").trials) == 14, "resumed with a larger budget"
-    assert len(desk.study("mine").trials) == 6
+    assert len(desk.study("mine").trials) == 4
     assert len(desk.study("shorter").trials) == 2
     assert len(desk.study("shorter.evaluation").trials) == 1
     [row] = desk.json("evaluate", "shorter", "--seeds", "1")

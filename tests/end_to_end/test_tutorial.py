@@ -61,7 +61,9 @@ def test_the_tutorial_works_as_it_is_written(desk: Desk, treebank: Path) -> None
             case ["kill", "-9", _]:
                 assert running is not None
                 assert re.search(r"run by: process (\d+)", said)[1] == str(running.pid)
-                running.kill()
+                desk.kill(running)
+            case ["hpo", ("status" | "trials" | "best" | "show" | "report"), *_]:
+                said = desk.read(*shlex.split(line)[1:])
             case ["hpo", *arguments]:
                 said = desk.hpo(*arguments)
             case words:
