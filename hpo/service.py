@@ -152,9 +152,9 @@ def _run(
         if not controller.exhausted:  # a study that is done needs no Ray
             from hpo import dispatch
 
+            stack.enter_context(guard.listening())
             board.say("starting workers")
             namespace = f"hpo-{record.uid}-{lease.controller_id}"
-            stack.enter_context(guard.listening())
             stack.enter_context(dispatch.ray_session(ray_address, namespace))
             board.note = ""
             stack.enter_context(guard.watching())

@@ -68,7 +68,7 @@ def test_the_readme_works_as_it_is_written(desk: Desk, tmp_path: Path) -> None:
             case _:
                 pytest.fail(f"the README has a command that no test knows: {command}")
 
-    assert len(desk.study("quickstart").trials) == 14, "resumed with a larger budget"
+    assert len(desk.study("quickstart").trials) == 13, "resumed with a larger budget"
     assert len(desk.study("mine").trials) == 4
     assert len(desk.study("shorter").trials) == 2
     assert len(desk.study("shorter.evaluation").trials) == 1
