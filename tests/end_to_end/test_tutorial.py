@@ -49,9 +49,7 @@ def test_the_tutorial_works_as_it_is_written(desk: Desk, treebank: Path) -> None
     (desk.folder / "ptb-small.yaml").write_text(cut_down(desk.folder, treebank))
     running, said = None, ""
     commands = "".join(BLOCKS["sh"]).replace("--seeds 3", "--seeds 1")
-    for line in re.sub(
-        r"--recipes \S+", "--recipes cosine+kd,best", commands
-    ).splitlines():
+    for line in re.sub(r"--recipes \S+", "--recipes cosine+kd,best", commands).splitlines():
         match shlex.split(line):
             case ["hpo", "start", *arguments]:
                 running = desk.start("start", *arguments)
