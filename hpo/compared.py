@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
 from hpo.compare import Comparison
-from hpo.phase import keep, last_metrics, spread
+from hpo.phase import keep, spread
 from hpo.recipes import sub_model_depths
 from hpo.views import View
 from storage import Ledger, StudyRecord
@@ -81,9 +81,13 @@ class _Run:
     """One training of a recipe that has ended."""
 
     trial: FrozenTrial
-    last: dict[str, Any]  # its last metrics
-    history: list[dict[str, Any]]
+    history: list[dict[str, Any]]  # its metrics, the last ones last
     device_seconds: float
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """Its last metrics."""
+        return self.history[-1] if self.history else {}
 
     @property
     def whole(self) -> bool:
@@ -101,7 +105,6 @@ def _run(ledger: Ledger, trial: FrozenTrial) -> _Run:
     attempts = ledger.trial_attempts(trial._trial_id)
     return _Run(
         trial,
-        last_metrics(ledger, trial),
         sorted(history, key=lambda metrics: metrics["step"]),
         sum(attempt.device_seconds for attempt in attempts),
     )

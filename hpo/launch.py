@@ -91,7 +91,7 @@ def start(
     check_place(config, runs, ray_address)
     points = _warm_points(config, url, source, say)
     ledger = open_ledger(url, create=True)
-    record = _create(ledger, config, teachers, points)
+    record = create_study(ledger, config, teachers, points)
     return Launch(ledger, record, runs, ray_address, metrics_port)
 
 
@@ -140,9 +140,10 @@ def running(ledger: Ledger, record: StudyRecord) -> list[str]:
     return [str(c) for c in ledger.controllers(record) if c.alive]
 
 
-def _create(
+def create_study(
     ledger: Ledger, config: StudyConfig, teachers: list[TeacherRecord], points: list[Point]
 ) -> StudyRecord:
+    """The study in its ledger, with its teachers and the points that it begins with."""
     return ledger.create_study(
         config.study,
         [objective.optuna_direction for objective in config.objectives],

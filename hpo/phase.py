@@ -17,6 +17,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.launch import create_study
 from hpo.pruners import NoPruner
 from hpo.samplers import Random
 from hpo.space import Dimension, IntDimension
@@ -134,19 +135,10 @@ def enter(ledger: Ledger, plan: Plan) -> tuple[StudyRecord, int]:
 
     What has been trained, or waits, is not entered again; what failed is.
     """
-    objectives = plan.config.objectives
     try:
         record = ledger.study(plan.config.study)
     except StudyNotFound:
-        record = ledger.create_study(
-            plan.config.study,
-            [objective.optuna_direction for objective in objectives],
-            [objective.metric for objective in objectives],
-            plan.config.to_document(),
-            plan.config.budget.trials,
-            plan.teachers,
-            plan.points,
-        )
+        record = create_study(ledger, plan.config, plan.teachers, plan.points)
     found = config_of(record)
     if not is_evaluation(found) or found.space.keys() != plan.config.space.keys():
         raise ConfigError(

@@ -28,18 +28,18 @@ if TYPE_CHECKING:
     from hpo.phase import Plan
     from storage import Ledger, StudyRecord
 
+Seeds = Annotated[
+    int,
+    typer.Option("--seeds", min=1, max=1000, metavar="N", help="Trainings of each, seeds apart."),
+]
+
 
 def evaluate(
     name: Name,
     top: Annotated[
         int, typer.Option("--top", min=1, max=1000, metavar="N", help="So many of the best trials.")
     ] = 1,
-    seeds: Annotated[
-        int,
-        typer.Option(
-            "--seeds", min=1, max=1000, metavar="N", help="Trainings of each, seeds apart."
-        ),
-    ] = 3,
+    seeds: Seeds = 3,
     storage: Storage = None,
     runs: Runs = "runs",
     ray_address: RayAddress = None,
@@ -69,12 +69,7 @@ def compare(
             "trial-N; joined by +.",
         ),
     ] = None,
-    seeds: Annotated[
-        int,
-        typer.Option(
-            "--seeds", min=1, max=1000, metavar="N", help="Trainings of each, seeds apart."
-        ),
-    ] = 3,
+    seeds: Seeds = 3,
     against: Annotated[
         str | None,
         typer.Option(
