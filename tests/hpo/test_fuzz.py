@@ -173,7 +173,7 @@ def start(
 ) -> Iterator[Callable[..., str | None]]:
     """`hpo start` on a file of these bytes: the line that refuses it, if it is refused."""
     ledger = Ledger.open(f"sqlite:///{tmp_path_factory.mktemp('ledger')}/hpo.db", create=True)
-    create, numbers, accepted = launch._create, count(), []
+    create, numbers, accepted = launch.create_study, count(), []
 
     def created(_: Any, config: StudyConfig, *others: Any) -> Any:
         study = config.model_copy(update={"study": f"{config.study[:80]}-{next(numbers)}"})
@@ -192,7 +192,7 @@ def start(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "open_ledger", lambda url, create: None)
-        patch.setattr(launch, "_create", created)
+        patch.setattr(launch, "create_study", created)
         patch.setattr(running, "_run", run)
         assert start(yaml.safe_dump(DOCUMENTS[0]).encode()) is None
         yield start
