@@ -43,8 +43,10 @@ class BackgroundTracker(Tracker):
         self._thread = threading.Thread(target=self._work, name=f"hpo-{self.name}", daemon=True)
         self._thread.start()
 
-    def begin(self, trial: int, attempt: int, config: Mapping[str, Any]) -> None:
-        self._send(partial(self._begun, trial, attempt, dict(config)))
+    def begin(
+        self, trial: int, attempt: int, config: Mapping[str, Any], params: Mapping[str, Any]
+    ) -> None:
+        self._send(partial(self._begun, trial, attempt, dict(config), dict(params)))
 
     def report(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
         self._send(partial(self._reported, trial, step, dict(metrics)))
@@ -59,7 +61,9 @@ class BackgroundTracker(Tracker):
             self._turn_off(f"it did not finish in {CLOSE_SECONDS:.0f} s")
 
     @abstractmethod
-    def _begin(self, trial: int, attempt: int, config: Mapping[str, Any]) -> None:
+    def _begin(
+        self, trial: int, attempt: int, config: Mapping[str, Any], params: Mapping[str, Any]
+    ) -> None:
         """An attempt at the trial starts."""
 
     @abstractmethod
@@ -78,12 +82,14 @@ class BackgroundTracker(Tracker):
         """Leave nothing behind that would keep this process; called from any thread."""
         return
 
-    def _begun(self, trial: int, attempt: int, config: dict[str, Any]) -> None:
+    def _begun(
+        self, trial: int, attempt: int, config: dict[str, Any], params: dict[str, Any]
+    ) -> None:
         try:
             self._configs[trial] = resolve(config, "a trial")
         except ConfigError:  # of a training function that is not ours
             self._configs[trial] = None
-        self._begin(trial, attempt, config)
+        self._begin(trial, attempt, config, params)
 
     def _reported(self, trial: int, step: int, metrics: dict[str, float]) -> None:
         if step > self._last_steps.get(trial, -1):

@@ -59,7 +59,9 @@ class Board:
         self._finished_here = 0
         self._width = self.console.width
 
-    def begin(self, trial: int, attempt: int, config: Mapping[str, Any]) -> None:
+    def begin(
+        self, trial: int, attempt: int, config: Mapping[str, Any], params: Mapping[str, Any]
+    ) -> None:
         """A trial starts, or goes on."""
         self.running[trial] = RunningTrial(attempt, config["steps"])
         self._line(f"trial {trial} starts" + (f", attempt {attempt}" if attempt > 1 else ""))

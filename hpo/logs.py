@@ -81,7 +81,9 @@ class LogObserver:
     def __init__(self) -> None:
         self._attempts: dict[int, int] = {}  # that each trial is at
 
-    def begin(self, trial: int, attempt: int, config: Mapping[str, Any]) -> None:
+    def begin(
+        self, trial: int, attempt: int, config: Mapping[str, Any], params: Mapping[str, Any]
+    ) -> None:
         """An attempt starts."""
         self._attempts[trial] = attempt
         self._log(trial, f"trial {trial} begins attempt {attempt}")

@@ -18,8 +18,10 @@ logger = logging.getLogger("hpo.controller")
 class Observer(Protocol):
     """What one of them is told."""
 
-    def begin(self, trial: int, attempt: int, config: dict[str, Any]) -> None:
-        """An attempt at `trial` starts, with the resolved train `config`."""
+    def begin(
+        self, trial: int, attempt: int, config: dict[str, Any], params: dict[str, Any]
+    ) -> None:
+        """An attempt at `trial` starts, with the train `config` that its `params` resolve to."""
 
     def report(self, trial: int, step: int, metrics: dict[str, float]) -> None:
         """`trial` has `metrics` at an optimizer step."""
@@ -40,7 +42,12 @@ class Observers:
     def begin(self, assignment: Assignment) -> None:
         """An attempt starts."""
         for observer in self._observers:
-            observer.begin(assignment.number, assignment.attempt.number, assignment.config)
+            observer.begin(
+                assignment.number,
+                assignment.attempt.number,
+                assignment.config,
+                assignment.params,
+            )
 
     def wrote(self, assignment: Assignment, message: Message, verdict: Verdict | None) -> None:
         """What an attempt said was written, and the verdict if it was its end."""

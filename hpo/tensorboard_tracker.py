@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hpo.background import BackgroundTracker
-from trainer.settings import get_path
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -32,21 +31,21 @@ class TensorBoardTracker(BackgroundTracker):
     def __init__(
         self,
         folder: Path,
-        searched: Sequence[str],
         metrics: Sequence[str],
         history: History,
         say: Callable[[str], None],
     ) -> None:
-        """`searched` paths and objective `metrics` are what TensorBoard compares trials by."""
+        """Of the metrics TensorBoard compares trials by the objective's, `metrics`."""
         self._folder = folder
-        self._searched = searched
         self._metrics = metrics
         self._history = history
         self._writers: dict[int, SummaryWriter] = {}
         self._attempts: dict[int, int] = {}  # the last that this process made at a trial
         super().__init__(say)
 
-    def _begin(self, trial: int, attempt: int, config: Mapping[str, Any]) -> None:
+    def _begin(
+        self, trial: int, attempt: int, config: Mapping[str, Any], params: Mapping[str, Any]
+    ) -> None:
         from tensorboardX import SummaryWriter
 
         goes_on = self._attempts.get(trial) == attempt - 1
@@ -63,7 +62,7 @@ class TensorBoardTracker(BackgroundTracker):
             return
         self._last_steps.pop(trial, None)
         writer.add_text("config", f"```yaml\n{yaml.safe_dump(dict(config), sort_keys=False)}\n```")
-        self._add_hparams(writer, config)
+        self._add_hparams(writer, params)
         if attempt > 1:
             for step, metrics in self._history(trial).items():
                 self._reported(trial, step, dict(metrics))
@@ -81,11 +80,10 @@ class TensorBoardTracker(BackgroundTracker):
         for trial in list(self._writers):
             self._end(trial, "RUNNING", None)
 
-    def _add_hparams(self, writer: SummaryWriter, config: Mapping[str, Any]) -> None:
+    def _add_hparams(self, writer: SummaryWriter, params: Mapping[str, Any]) -> None:
         # add_hparams() would make a run of its own of them.
         from tensorboardX.summary import hparams
 
-        values = {path: get_path(config, path) for path in self._searched}
-        plain = {p: v if isinstance(v, (bool, int, float)) else str(v) for p, v in values.items()}
+        plain = {p: v if isinstance(v, (bool, int, float)) else str(v) for p, v in params.items()}
         for summary in hparams(plain, dict.fromkeys(self._metrics, 0.0)):
             writer.file_writer.add_summary(summary)

@@ -42,8 +42,10 @@ class TrackingConfig(Section):
 class Tracker(Protocol):
     """Follows a study's trials. No method raises, and none waits but `close`, 20 s at most."""
 
-    def begin(self, trial: int, attempt: int, config: Mapping[str, Any]) -> None:
-        """An attempt at `trial` starts, with the resolved train `config`."""
+    def begin(
+        self, trial: int, attempt: int, config: Mapping[str, Any], params: Mapping[str, Any]
+    ) -> None:
+        """An attempt at `trial` starts, with the train `config` that its `params` resolve to."""
 
     def report(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
         """`metrics` at an optimizer step; a step no later than the last reported is left out."""
@@ -103,9 +105,7 @@ def make_trackers(
             return ledger.metrics(trial)
 
         metrics = [objective.metric for objective in config.objectives]
-        trackers.append(
-            TensorBoardTracker(folder / "tensorboard", list(config.space), metrics, history, say)
-        )
+        trackers.append(TensorBoardTracker(folder / "tensorboard", metrics, history, say))
     return trackers
 
 

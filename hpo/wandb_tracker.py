@@ -45,7 +45,9 @@ class WandbTracker(BackgroundTracker):
         self._runs: dict[int, Any] = {}
         super().__init__(say)
 
-    def _begin(self, trial: int, attempt: int, config: Mapping[str, Any]) -> None:
+    def _begin(
+        self, trial: int, attempt: int, config: Mapping[str, Any], params: Mapping[str, Any]
+    ) -> None:
         if self._wandb is None:
             self._start_wandb()
         if trial not in self._runs:
@@ -60,7 +62,7 @@ class WandbTracker(BackgroundTracker):
                 resume="allow",
                 reinit="create_new",  # several runs open at once in one process
                 dir=str(self._folder),
-                config=dict(config),
+                config={"params": dict(params), **config},
             )
         self._runs[trial].summary["attempt"] = attempt
 

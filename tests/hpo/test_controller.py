@@ -41,7 +41,9 @@ class Watcher:
     def __init__(self) -> None:
         self.seen: list[tuple[Any, ...]] = []
 
-    def begin(self, trial: int, attempt: int, config: dict[str, Any]) -> None:
+    def begin(
+        self, trial: int, attempt: int, config: dict[str, Any], params: dict[str, Any]
+    ) -> None:
         self.seen.append(("begin", trial, attempt))
 
     def report(self, trial: int, step: int, metrics: dict[str, float]) -> None:

@@ -23,8 +23,8 @@ def board_of(console: Console) -> Board:
     board = Board(console, "tiny", Objective(metric="valid_ppl"), 12)
     board.finished = {"COMPLETE": 1, "PRUNED": 2}
     board.recall(4, 91.2)
-    board.begin(9, 1, {"steps": 2400})
-    board.begin(10, 1, {"steps": 2400})
+    board.begin(9, 1, {"steps": 2400}, {})
+    board.begin(10, 1, {"steps": 2400}, {})
     board.report(9, 800, ppl(123.4))
     board.progress({9: Progress(9, 800, 4.3, 1, "thawed")})
     board.say("goes on at once")

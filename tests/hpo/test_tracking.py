@@ -103,13 +103,14 @@ def test_trials_that_run_at_once_are_one_run_each_and_nothing_reaches_the_termin
 hooks = sys.exit, sys.excepthook
 t = tracker(mode="offline", tags=["ptb"])
 for trial in (7, 8):
-    t.begin(trial, 1, {"seed": trial, "optim": {"lr": 0.1}, "layerdrop": {"policy": "static"}})
+    config = {"seed": trial, "optim": {"lr": 0.1}, "layerdrop": {"policy": "static"}}
+    t.begin(trial, 1, config, {"recipe": "baseline-b"})
 for step in (100, 200, 300):
     for trial in (7, 8):
         t.report(trial, step, {"valid_ppl": trial * step, "drop_probability": 0.2})
 t.end(8, "PRUNED", "diverged")
 t.end(7, "RUNNING", "worker_lost")
-t.begin(7, 2, {"seed": 7, "optim": {"lr": 0.1}})
+t.begin(7, 2, {"seed": 7, "optim": {"lr": 0.1}}, {})
 for step in (200, 300, 400):
     t.report(7, step, {"valid_ppl": 1.0})
 t.end(7, "FAIL", "error")
@@ -128,6 +129,7 @@ assert (sys.exit, sys.excepthook) == hooks
     assert {(run.group, *run.tags) for run in seen.values()} == {("sweep", "ptb")}
     assert pruned.config["seed"] == 8
     assert pruned.config["optim"] == {"lr": 0.1}
+    assert pruned.config["params"] == {"recipe": "baseline-b"}
     assert [row["valid_ppl"] for row in pruned.history] == [800, 1600, 2400]
     assert [row["drop_probability/layer_04"] for row in pruned.history] == [0.2] * 3
     assert (pruned.summary["state"], pruned.summary["reason"]) == ("PRUNED", "diverged")
@@ -204,7 +206,7 @@ def test_an_error_of_wandb_turns_tracking_off_with_one_warning(
         """
 t = tracker()
 for trial in (1, 2):
-    t.begin(trial, 1, {})
+    t.begin(trial, 1, {}, {})
     t.report(trial, 100, {"valid_ppl": 9.0})
     time.sleep(1)
     t.end(trial, "COMPLETE", None)
@@ -226,7 +228,7 @@ def test_the_death_of_wandbs_process_is_one_warning(
     process = python(
         """
 t = tracker()
-t.begin(1, 1, {})
+t.begin(1, 1, {}, {})
 t.report(1, 100, {"valid_ppl": 9.0})
 while not Path("killed").exists():
     time.sleep(0.1)
@@ -248,7 +250,7 @@ t.close()
 def test_online_without_a_key_is_a_warning_and_never_a_question(
     python: Callable[..., subprocess.Popen[str]],
 ) -> None:
-    process = python('t = tracker(mode="online"); t.begin(1, 1, {}); t.close()')
+    process = python('t = tracker(mode="online"); t.begin(1, 1, {}, {}); t.close()')
     out, err = process.communicate(timeout=60)
     assert out == ""
     assert err.endswith("mode is online and wandb has no key; run `wandb login`\n")
@@ -262,12 +264,12 @@ def test_a_hanging_wandb_delays_no_call_and_is_left_behind(
 hpo.background.CLOSE_SECONDS = 2.0
 hpo.background.QUEUE_SIZE = 50
 t = tracker()
-t.begin(1, 1, {})
+t.begin(1, 1, {}, {})
 t.report(1, 100, {"valid_ppl": 9.0})
 while not Path("stopped").exists():
     time.sleep(0.1)
 start = time.monotonic()
-t.begin(2, 1, {})
+t.begin(2, 1, {}, {})
 for step in range(100):
     t.report(2, step, {"valid_ppl": 9.0})
 print(time.monotonic() - start)
@@ -302,7 +304,7 @@ def test_the_key_is_used_when_there_is_one_and_written_nowhere(
         """
 hpo.background.CLOSE_SECONDS = 3.0
 t = tracker()
-t.begin(1, 1, {"seed": 0})
+t.begin(1, 1, {"seed": 0}, {})
 t.close()
 """,
         WANDB_API_KEY=KEY,
@@ -352,7 +354,8 @@ def test_wandb_without_a_key_says_once_that_runs_stay_here(
     python: Callable[..., subprocess.Popen[str]],
 ) -> None:
     process = python(
-        "t = tracker(say=print); t.begin(1, 1, {}); t.begin(2, 1, {}); t.close()", WANDB_API_KEY=""
+        "t = tracker(say=print); t.begin(1, 1, {}, {}); t.begin(2, 1, {}, {}); t.close()",
+        WANDB_API_KEY="",
     )
     out, err = process.communicate(timeout=60)
     assert err == ""
@@ -396,7 +399,7 @@ def test_a_run_of_tensorboard_survives_a_kill_without_gap_or_repeat(tmp_path: Pa
 def test_tensorboard_without_a_disk_is_one_line_and_no_trial_fails(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("no folder")
     said: list[str] = []
-    tracker = TensorBoardTracker(tmp_path / "tensorboard", [], [], lambda _: {}, said.append)
+    tracker = TensorBoardTracker(tmp_path / "tensorboard", [], lambda _: {}, said.append)
     stage = Stage(f"sqlite:///{tmp_path}/hpo.db")
     controller = stage.controller(tracker)
     finish(controller)
@@ -408,12 +411,14 @@ def test_tensorboard_without_a_disk_is_one_line_and_no_trial_fails(tmp_path: Pat
 
 
 def test_a_training_that_is_not_ours_is_tracked_without_layers(tmp_path: Path) -> None:
-    tracker = TensorBoardTracker(tmp_path, ["units"], ["score"], lambda _: {}, print)
-    tracker.begin(3, 1, {"units": 8, "steps": 10})
-    tracker.begin(4, 1, {"seed": 8, "steps": 10})  # which could be a config of ours
+    tracker = TensorBoardTracker(tmp_path, ["score"], lambda _: {}, print)
+    tracker.begin(3, 1, {"units": 8, "steps": 10}, {"units": 8})
+    tracker.begin(4, 1, {"seed": 8, "steps": 10}, {"seed": 8})  # which could be a config of ours
     for trial in (3, 4):
         tracker.report(trial, 10, {"score": 0.5})
     tracker.close()
+    compared = read_run(tmp_path / "trial-0003").SummaryMetadata("_hparams_/session_start_info")
+    assert b"units" in compared.plugin_data.content
     assert steps(tmp_path, "score") == {"trial-0003": [10], "trial-0004": [10]}
     assert read_run(tmp_path / "trial-0004").Tags()["scalars"] == ["score"]
 
