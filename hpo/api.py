@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import optuna
     import pandas as pd
 
+    from hpo.phase import Plan
     from storage import Ledger
 
 SOURCE = "hpo.start"  # stands for a file's name where the study is no file
@@ -88,6 +89,62 @@ class Study:
         """Write the trials as the suffix says, .csv, .parquet or .json; where they are."""
         return _written(exported(self._ledger, self.name, Path(path)), Path(path))
 
+    def evaluate(
+        self,
+        top: int = 1,
+        seeds: int = 3,
+        *,
+        runs: str | Path = "runs",
+        ray_address: str | None = None,
+    ) -> list[View]:
+        """Train the `top` best trials again under fresh seeds, and test them: `hpo evaluate`.
+
+        Called again, it goes on, or says again what it found. Raises as `hpo.start` does.
+        """
+        from hpo.evaluate import conclude, plan
+
+        _check_thread("Study.evaluate")
+        planned = plan(self._ledger, self.name, top, seeds)
+        _train(self._ledger, planned, str(runs), ray_address)
+        return conclude(self._ledger, planned)
+
+    def compare(
+        self,
+        recipes: Sequence[str] = (),
+        seeds: int = 3,
+        *,
+        against: str | None = None,
+        target: float | None = None,
+        output: Sequence[str | Path] = (),
+        name: str | None = None,
+        runs: str | Path = "runs",
+        ray_address: str | None = None,
+    ) -> View:
+        """Train `recipes` beside each other under the same seeds, and test them: `hpo compare`.
+
+        The comparison is called `name`; its tables go to the files `output`, as their suffixes say.
+        Called again, it goes on, or says again what it found. Raises as `hpo.start` does.
+        """
+        from hpo.compare import SUFFIX, plan
+        from hpo.compared import check_against, conclude
+        from hpo.comparison_table import check_files, written
+        from hpo.recipes import names_in
+
+        _check_thread("Study.compare")
+        files = [Path(file) for file in output]
+        check_files(files)
+        wanted = names_in(",".join(recipes)) if recipes else []
+        comparison = name or f"{self.name}{SUFFIX}"
+        planned = plan(self._ledger, self.name, wanted, seeds, comparison, str(runs))
+        check_against(against, planned.recipes)
+        if planned.note:
+            print(planned.note)
+        _train(self._ledger, planned, str(runs), ray_address)
+        found = conclude(self._ledger, planned, against, target)
+        for file in files:
+            _written(written(found, file), file)
+        return found
+
     def __repr__(self) -> str:
         now = self.status()
         text = f"study {self.name}: {now['trials']} of {now['budget']} trials"
@@ -129,7 +186,7 @@ def start(
     """
     from hpo import launch
 
-    _check_thread("start")
+    _check_thread("hpo.start")
     config, source = _config(study, settings or {}, name, trials)
     return _run(
         launch.start(
@@ -158,7 +215,7 @@ def resume(
     """Go on with a study, up to `trials` in all if given: `hpo resume`. Raises as `start` does."""
     from hpo import launch
 
-    _check_thread("resume")
+    _check_thread("hpo.resume")
     return _run(
         launch.resume(
             name,
@@ -205,6 +262,14 @@ def _plain(value: Any, what: str) -> str:
         raise ConfigError(f"{SOURCE}: {what}: must be plain data, as in a file: {error}") from None
 
 
+def _train(ledger: Ledger, plan: Plan, runs: str, ray_address: str | None) -> None:
+    from hpo.phase import launched
+
+    launch = launched(ledger, plan, runs, ray_address)
+    if launch is not None:
+        _run(launch)
+
+
 def _run(launch: Launch) -> Study:
     study = Study(launch.ledger, launch.record.name)
     with _signals_put_back():
@@ -230,8 +295,8 @@ def _signals_put_back() -> Iterator[None]:
 def _check_thread(function: str) -> None:
     if threading.current_thread() is not threading.main_thread():
         raise ConfigError(
-            f"hpo.{function}: call it from the main thread, where Ctrl-C arrives; in another, run "
-            f"`hpo {function}` as a process"
+            f"{function}: call it from the main thread, where Ctrl-C arrives; in another, run the "
+            "command as a process"
         )
 
 

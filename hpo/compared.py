@@ -20,7 +20,7 @@ from hpo.compare import Comparison
 from hpo.phase import keep, spread
 from hpo.recipes import sub_model_depths
 from hpo.views import View
-from storage import Ledger, StudyRecord
+from storage import Ledger
 from trainer.config import TrainConfig
 from trainer.convergence import to_target
 from trainer.settings import ConfigError, nearest
@@ -34,7 +34,6 @@ MEASURED = (*COMPARED, "tokens_per_second", "peak_memory_bytes")
 def conclude(
     ledger: Ledger,
     plan: Comparison,
-    record: StudyRecord,
     against: str | None = None,
     target_ppl: float | None = None,
 ) -> View:
@@ -43,6 +42,7 @@ def conclude(
     Differences are to the recipe `against`, else the first. The target is `target_ppl`, else the
     study's own, else the worst perplexity on valid that one of them ended with: all reached it.
     """
+    record = ledger.study(plan.config.study)
     ended = ledger.trials(record, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
     runs = {
         recipe: [_run(ledger, trial) for trial in plan.of({"recipe": recipe}, ended)]

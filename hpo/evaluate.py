@@ -24,7 +24,7 @@ from hpo.phase import (
 from hpo.repeats import mean_metrics
 from hpo.transfer import best_trials
 from hpo.views import View
-from storage import Ledger, Point, StudyRecord
+from storage import Ledger, Point
 from trainer.config import resolve
 from trainer.data import check_data
 from trainer.settings import ConfigError
@@ -66,12 +66,13 @@ def plan(ledger: Ledger, name: str, top: int, seeds: int) -> Evaluation:
     return Evaluation(name, made, fresh, points, teachers_again(ledger, record), chosen)
 
 
-def conclude(ledger: Ledger, plan: Evaluation, record: StudyRecord) -> list[View]:
+def conclude(ledger: Ledger, plan: Evaluation) -> list[View]:
     """What the plan's trainings came to, by configuration; kept on the evaluation's study.
 
     The optimism gap is what tuning's own valid perplexity promised too much: the mean under fresh
     seeds less that by which the configuration was chosen.
     """
+    record = ledger.study(plan.config.study)
     complete = ledger.trials(record, TrialState.COMPLETE)
     rows = [_row(ledger, plan, trial, complete) for trial in plan.chosen]
     keep(ledger, record, RESULT, rows)

@@ -28,7 +28,7 @@ class Launch:
     record: StudyRecord
     runs: str
     ray_address: str | None
-    metrics_port: int | None
+    metrics_port: int | None = None
     trials: int | None = None  # its new budget
     join: bool = False  # beside its other controllers
 

@@ -17,8 +17,10 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.launch import create_study
+from hpo.launch import Launch, create_study
+from hpo.places import check_places
 from hpo.pruners import NoPruner
+from hpo.room import check_place
 from hpo.samplers import Random
 from hpo.space import Dimension, IntDimension
 from hpo.study import Budget, StudyConfig
@@ -128,6 +130,19 @@ def fresh_seeds(
     candidates = ((first + distance) % SEEDS for distance in count(1))
     unused = (seed for seed in candidates if seed not in used)
     return list(islice(dict.fromkeys([*kept, *islice(unused, wanted)]), wanted))
+
+
+def launched(ledger: Ledger, plan: Plan, runs: str, ray_address: str | None) -> Launch | None:
+    """What trains of the plan what has not been trained; None if there is no such thing.
+
+    Raises ConfigError, in one line, where it cannot run.
+    """
+    check_place(plan.config, runs, ray_address)
+    record, trials = enter(ledger, plan)
+    if is_trained(ledger, record):
+        return None
+    check_places(ledger, record, runs)
+    return Launch(ledger, record, runs, ray_address, trials=trials)
 
 
 def enter(ledger: Ledger, plan: Plan) -> tuple[StudyRecord, int]:

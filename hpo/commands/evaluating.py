@@ -26,7 +26,7 @@ from hpo.commands.common import (
 
 if TYPE_CHECKING:
     from hpo.phase import Plan
-    from storage import Ledger, StudyRecord
+    from storage import Ledger
 
 Seeds = Annotated[
     int,
@@ -54,8 +54,8 @@ def evaluate(
 
     ledger = open_ledger(storage_url(storage))
     planned = plan(ledger, name, top, seeds)
-    record = _train(ledger, planned, runs, ray_address, f"hpo evaluate {name}", as_json=as_json)
-    answer(conclude(ledger, planned, record), as_json, partial(tables.evaluation, name))
+    _train(ledger, planned, runs, ray_address, f"hpo evaluate {name}", as_json=as_json)
+    answer(conclude(ledger, planned), as_json, partial(tables.evaluation, name))
 
 
 def compare(
@@ -116,8 +116,8 @@ def compare(
     check_against(against, planned.recipes)
     if planned.note:
         print(f"hpo: {planned.note}", file=sys.stderr)
-    record = _train(ledger, planned, runs, ray_address, f"hpo compare {name}", as_json=as_json)
-    found = conclude(ledger, planned, record, against, target)
+    _train(ledger, planned, runs, ray_address, f"hpo compare {name}", as_json=as_json)
+    found = conclude(ledger, planned, against, target)
     answer(found, as_json, tables.comparison)
     for file in output or ():
         write(written(found, file), file, quiet=as_json)
@@ -131,29 +131,19 @@ def _train(
     command: str,
     *,
     as_json: bool,
-) -> StudyRecord:
+) -> None:
     """Train what of the plan has not been; leaves with the service's status where that fails."""
-    from hpo.phase import enter, is_trained
-    from hpo.places import check_places
-    from hpo.room import check_place
-    from hpo.service import run_study
-    from hpo.views import config_of
+    from hpo.phase import launched
 
-    check_place(planned.config, runs, ray_address)
-    record, trials = enter(ledger, planned)
-    if is_trained(ledger, record):
-        return record
-    check_places(ledger, record, runs)
-    config = config_of(record)
+    launch = launched(ledger, planned, runs, ray_address)
+    if launch is None:
+        return
     with _on_standard_error() if as_json else nullcontext():
-        ending = run_study(
-            ledger, record, config, runs=runs, ray_address=ray_address, trials=trials
-        )
+        ending = launch.run()
     if ending.status:
         print(f"hpo: {ending.message}", file=sys.stderr)
         print(f"hpo: for the table, again: {command}", file=sys.stderr)
         sys.exit(ending.status)
-    return record
 
 
 @contextmanager

@@ -92,6 +92,46 @@ def test_a_loaded_study_knows_what_the_reading_commands_know(here: Path) -> None
     assert study.export("table.csv").read_text().startswith("number,state")
 
 
+def test_a_study_is_evaluated_and_compared_as_by_the_commands(
+    here: Path, played: Callable[[Play], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_CACHE_DIR", str(here / "cache"))
+    trained: list[str] = []
+
+    def tested(controller: Controller) -> None:
+        trained.append(controller.config.study)
+        while (attempt := controller.next()) is not None:
+            valid = 5.0 + attempt.number
+            metrics = {"valid_ppl": valid, "test_ppl": valid + 1, "train_seconds": 2.0}
+            metrics |= {"tokens_per_second": 5e3, "peak_memory_bytes": 2.0**30}
+            metrics |= {
+                f"valid_ppl_depth_{d}": valid + d for d in attempt.config["evaluation"]["depths"]
+            }
+            controller.handle(
+                attempt.number, 1, Message("finished", attempt.config["steps"], metrics)
+            )
+
+    played(to_the_end)
+    study = hpo.start({**ONE_RANK, "objectives": [{"metric": "valid_ppl"}]})
+    played(tested)
+    for _ in range(2):
+        [row] = study.evaluate(seeds=2)
+        assert row["valid_ppl"] == {"mean": 5.5, "sd": pytest.approx(0.5**0.5)}
+        recipes = ["baseline-a", "best"]
+        found = study.compare(recipes, seeds=2, against="best", output=["table.md"])
+        assert [each["recipe"] for each in found["recipes"]] == recipes
+        assert (found["against"], found["comparison"]) == ("best", "tiny.comparison")
+        assert "baseline-a" in (here / "table.md").read_text()
+    assert trained == ["tiny.evaluation", "tiny.comparison"], "the second time nothing is trained"
+    assert hpo.load("tiny.evaluation").optuna.user_attrs["evaluation"] == [row]
+
+    played(lambda controller: controller.abandon(OSError("the disk is gone")))
+    with pytest.raises(hpo.Unfinished, match="the disk is gone"):
+        study.compare(recipes, seeds=3)
+    with pytest.raises(hpo.ConfigError, match="--recipes: bets: no recipe 'bets'"):
+        study.compare(["bets"])
+
+
 def test_of_several_objectives_there_is_a_front_and_no_best(here: Path) -> None:
     objectives = [{"metric": "valid_ppl"}, {"metric": "step_seconds"}]
     stage = Stage(url := f"sqlite:///{here}/hpo.db", objectives=objectives)

@@ -98,7 +98,7 @@ def test_the_table_has_what_is_computed_by_hand(url: str) -> None:
     ours, theirs = [10.0, 12.0, 14.0], [11.0, 15.0, 16.0]
     for valid, other in zip(ours, theirs, strict=True):
         train(runs, valid, other, curve=((100, 40.0), (200, 15.5)))
-    found = conclude(stage.ledger, made, record)
+    found = conclude(stage.ledger, made)
     first, second = found["recipes"]
     assert first["valid_ppl"] == {"mean": 12.0, "sd": 2.0}
     assert second["test_ppl"] == {"mean": 15.0, "sd": pytest.approx(statistics.stdev(theirs))}
@@ -114,7 +114,7 @@ def test_the_table_has_what_is_computed_by_hand(url: str) -> None:
     assert found["target_ppl"] == 16.0
     assert second["steps_to_target"] == {"mean": 200.0, "sd": 0.0}
     assert second["seconds_to_target"] == {"mean": 20.0, "sd": 0.0}
-    near = conclude(stage.ledger, made, record, against="linear", target_ppl=11.5)
+    near = conclude(stage.ledger, made, against="linear", target_ppl=11.5)
     assert [row["reached_target"] for row in near["recipes"]] == [1, 1]
     assert near["recipes"][0]["differences"]["valid_ppl"]["mean"] == -2.0
     kept = optuna.load_study(study_name="table", storage=stage.ledger.storage)
@@ -143,7 +143,7 @@ def test_a_comparison_killed_and_typed_again_trains_nothing_twice_and_keeps_its_
     assert trials == 4
     configs = train(controller(stage.ledger, record, trials), 6.5, 7.5)
     assert configs[1]["optim"]["lr"] == stage.trials[1].params["optim.lr"], "the best as it was"
-    found = conclude(stage.ledger, again, record)
+    found = conclude(stage.ledger, again)
     assert [row["seeds"] for row in found["recipes"]] == [[1, 2], [1, 2]]
     assert found["best"] == 1
     more = planned(stage, seeds=3)
@@ -182,7 +182,7 @@ def test_recipes_of_another_size_are_told(url: str) -> None:
     train(controller(stage.ledger, record, trials), 6.0, 5.0)
     [said] = [
         line
-        for line in comparison_table.remarks(conclude(stage.ledger, made, record))
+        for line in comparison_table.remarks(conclude(stage.ledger, made))
         if "not of the same size" in line
     ]
     size = stage.trials[0].params["data.batch_size"]
@@ -197,7 +197,7 @@ def test_a_training_that_diverged_is_told_and_in_no_mean(url: str) -> None:
     train(runs, 6.0)
     play(runs, Message("diverged"))
     train(runs, 8.0, 7.0)
-    found = conclude(stage.ledger, made, record)
+    found = conclude(stage.ledger, made)
     second = found["recipes"][1]
     assert (second["seeds"], second["ended_early"]) == ([2], {"diverged": 1})
     assert second["valid_ppl"] == {"mean": 7.0, "sd": None}

@@ -75,7 +75,7 @@ def test_the_best_are_trained_again_under_fresh_seeds_and_the_table_is_kept(url:
     assert {config["phase"] for config in configs} == {"evaluation"}
     best = stage.trials[1].params
     assert {config["optim"]["lr"] for config in configs[:3]} == {best["optim.lr"]}
-    rows = conclude(stage.ledger, planned, record)
+    rows = conclude(stage.ledger, planned)
     assert [row["trial"] for row in rows] == [1, 2]
     assert rows[0]["valid_ppl"] == {"mean": 6.0, "sd": 0.5}
     assert rows[0]["test_ppl"] == {"mean": 7.2, "sd": pytest.approx(statistics.stdev(test))}
@@ -106,7 +106,7 @@ def test_an_evaluation_killed_and_typed_again_trains_nothing_twice_but_what_fail
     heir = controller(stage.ledger, record, trials)
     assert [c["seed"] for c in train(heir, (5.3, 7.2), (5.2, 7.1))] == [3, 2]
     assert is_trained(stage.ledger, record)
-    [row] = conclude(stage.ledger, again, record)
+    [row] = conclude(stage.ledger, again)
     assert row["seeds"] == [1, 3, 2]
     assert row["valid_ppl"]["mean"] == pytest.approx(5.2)
     more = plan(stage.ledger, "played", top=2, seeds=4)
