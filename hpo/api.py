@@ -104,6 +104,7 @@ class Study:
         from hpo.evaluate import conclude, plan
 
         _check_thread("Study.evaluate")
+        _check_least(top=top, seeds=seeds)
         planned = plan(self._ledger, self.name, top, seeds)
         _train(self._ledger, planned, str(runs), ray_address)
         return conclude(self._ledger, planned)
@@ -131,9 +132,11 @@ class Study:
         from hpo.recipes import names_in
 
         _check_thread("Study.compare")
+        _check_least(seeds=seeds, target=1 if target is None else target)
         files = [Path(file) for file in output]
         check_files(files)
-        wanted = names_in(",".join(recipes)) if recipes else []
+        given = recipes if isinstance(recipes, str) else ",".join(recipes)
+        wanted = names_in(given) if given else []
         comparison = name or f"{self.name}{SUFFIX}"
         planned = plan(self._ledger, self.name, wanted, seeds, comparison, str(runs))
         check_against(against, planned.recipes)
@@ -298,6 +301,12 @@ def _check_thread(function: str) -> None:
             f"{function}: call it from the main thread, where Ctrl-C arrives; in another, run the "
             "command as a process"
         )
+
+
+def _check_least(**given: float) -> None:
+    for name, value in given.items():
+        if not value >= 1:
+            raise ConfigError(f"{name}: {value}: must be at least 1")
 
 
 def _written(content: str | bytes, path: Path) -> Path:

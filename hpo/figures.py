@@ -7,6 +7,7 @@ so names and values are escaped before they get there. Nothing here reads a ledg
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,8 @@ def importances(study: optuna.Study, metric: str) -> go.Figure:
     """How much of the value's variation each parameter explains. Raises ValueError if it can't."""
     if len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])) < FEW_FOR_IMPORTANCES:
         raise ValueError(f"importances need {FEW_FOR_IMPORTANCES} complete trials")
-    return drawn_by_optuna.plot_param_importances(study, target_name=escape(metric))
+    with warnings.catch_warnings(action="ignore"):  # of parameters that few trials have
+        return drawn_by_optuna.plot_param_importances(study, target_name=escape(metric))
 
 
 def parallel(study: optuna.Study, metric: str) -> go.Figure:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hpo.background import BackgroundTracker
+from trainer.settings import get_path
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -31,12 +32,14 @@ class TensorBoardTracker(BackgroundTracker):
     def __init__(
         self,
         folder: Path,
+        searched: Sequence[str],
         metrics: Sequence[str],
         history: History,
         say: Callable[[str], None],
     ) -> None:
-        """Of the metrics TensorBoard compares trials by the objective's, `metrics`."""
+        """`searched` paths and objective `metrics` are what TensorBoard compares trials by."""
         self._folder = folder
+        self._searched = searched
         self._metrics = metrics
         self._history = history
         self._writers: dict[int, SummaryWriter] = {}
@@ -62,7 +65,7 @@ class TensorBoardTracker(BackgroundTracker):
             return
         self._last_steps.pop(trial, None)
         writer.add_text("config", f"```yaml\n{yaml.safe_dump(dict(config), sort_keys=False)}\n```")
-        self._add_hparams(writer, params)
+        self._add_hparams(writer, config, params)
         if attempt > 1:
             for step, metrics in self._history(trial).items():
                 self._reported(trial, step, dict(metrics))
@@ -80,10 +83,20 @@ class TensorBoardTracker(BackgroundTracker):
         for trial in list(self._writers):
             self._end(trial, "RUNNING", None)
 
-    def _add_hparams(self, writer: SummaryWriter, params: Mapping[str, Any]) -> None:
+    def _add_hparams(
+        self, writer: SummaryWriter, config: Mapping[str, Any], params: Mapping[str, Any]
+    ) -> None:
         # add_hparams() would make a run of its own of them.
         from tensorboardX.summary import hparams
 
-        plain = {p: v if isinstance(v, (bool, int, float)) else str(v) for p, v in params.items()}
-        for summary in hparams(plain, dict.fromkeys(self._metrics, 0.0)):
+        metrics = dict.fromkeys(self._metrics, 0.0)
+        # TensorBoard takes the table's columns from any one run: also those that this trial lacks.
+        searched = {path: get_path(config, path) for path in self._searched}
+        columns, *_ = hparams(_plain({**searched, **params}), metrics)
+        _, *values = hparams(_plain(params), metrics)
+        for summary in (columns, *values):
             writer.file_writer.add_summary(summary)
+
+
+def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {p: v if isinstance(v, (bool, int, float)) else str(v) for p, v in params.items()}

@@ -105,7 +105,9 @@ def make_trackers(
             return ledger.metrics(trial)
 
         metrics = [objective.metric for objective in config.objectives]
-        trackers.append(TensorBoardTracker(folder / "tensorboard", metrics, history, say))
+        trackers.append(
+            TensorBoardTracker(folder / "tensorboard", list(config.space), metrics, history, say)
+        )
     return trackers
 
 

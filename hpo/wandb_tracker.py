@@ -62,7 +62,7 @@ class WandbTracker(BackgroundTracker):
                 resume="allow",
                 reinit="create_new",  # several runs open at once in one process
                 dir=str(self._folder),
-                config={"params": dict(params), **config},
+                config={**config, "trial_params": dict(params)},
             )
         self._runs[trial].summary["attempt"] = attempt
 

@@ -114,11 +114,11 @@ def test_a_study_is_evaluated_and_compared_as_by_the_commands(
     played(to_the_end)
     study = hpo.start({**ONE_RANK, "objectives": [{"metric": "valid_ppl"}]})
     played(tested)
-    for _ in range(2):
+    recipes = ["baseline-a", "best"]
+    for given in (recipes, "baseline-a,best"):
         [row] = study.evaluate(seeds=2)
         assert row["valid_ppl"] == {"mean": 5.5, "sd": pytest.approx(0.5**0.5)}
-        recipes = ["baseline-a", "best"]
-        found = study.compare(recipes, seeds=2, against="best", output=["table.md"])
+        found = study.compare(given, seeds=2, against="best", output=["table.md"])
         assert [each["recipe"] for each in found["recipes"]] == recipes
         assert (found["against"], found["comparison"]) == ("best", "tiny.comparison")
         assert "baseline-a" in (here / "table.md").read_text()
@@ -130,6 +130,9 @@ def test_a_study_is_evaluated_and_compared_as_by_the_commands(
         study.compare(recipes, seeds=3)
     with pytest.raises(hpo.ConfigError, match="--recipes: bets: no recipe 'bets'"):
         study.compare(["bets"])
+    for wrong in ("top", "seeds"):
+        with pytest.raises(hpo.ConfigError, match=f"{wrong}: 0: must be at least 1"):
+            study.evaluate(**{wrong: 0})
 
 
 def test_of_several_objectives_there_is_a_front_and_no_best(here: Path) -> None:

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import create_trial
 from plotly.offline import get_plotlyjs
 
 from hpo.commands.writing import report
+from hpo.figures import importances
 from hpo.report import at_edges, page
 from tests.hpo.long_studies import MARKUP, written
 from tests.hpo.test_controller import Stage
@@ -108,6 +110,17 @@ def test_each_of_several_objectives_has_its_history_and_importances(page_of: Pag
     assert "Pareto front" in found
     assert "Best trials: the Pareto front" in found
     assert "Depth front" in headings(page_of(1))
+
+
+def test_a_parameter_that_one_trial_has_warns_nobody(recwarn: pytest.WarningsRecorder) -> None:
+    study = optuna.create_study()
+    for number in range(8):
+        drawn_of = {"lr": FloatDistribution(0.0, 1.0)}
+        drawn_of |= {} if number else {"p_final": FloatDistribution(0.0, 1.0)}
+        params = dict.fromkeys(drawn_of, number / 8)
+        study.add_trial(create_trial(value=number, params=params, distributions=drawn_of))
+    assert importances(study, "valid_ppl").data
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 @pytest.mark.parametrize(

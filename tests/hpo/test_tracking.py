@@ -129,7 +129,7 @@ assert (sys.exit, sys.excepthook) == hooks
     assert {(run.group, *run.tags) for run in seen.values()} == {("sweep", "ptb")}
     assert pruned.config["seed"] == 8
     assert pruned.config["optim"] == {"lr": 0.1}
-    assert pruned.config["params"] == {"recipe": "baseline-b"}
+    assert pruned.config["trial_params"] == {"recipe": "baseline-b"}
     assert [row["valid_ppl"] for row in pruned.history] == [800, 1600, 2400]
     assert [row["drop_probability/layer_04"] for row in pruned.history] == [0.2] * 3
     assert (pruned.summary["state"], pruned.summary["reason"]) == ("PRUNED", "diverged")
@@ -399,7 +399,7 @@ def test_a_run_of_tensorboard_survives_a_kill_without_gap_or_repeat(tmp_path: Pa
 def test_tensorboard_without_a_disk_is_one_line_and_no_trial_fails(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("no folder")
     said: list[str] = []
-    tracker = TensorBoardTracker(tmp_path / "tensorboard", [], lambda _: {}, said.append)
+    tracker = TensorBoardTracker(tmp_path / "tensorboard", [], [], lambda _: {}, said.append)
     stage = Stage(f"sqlite:///{tmp_path}/hpo.db")
     controller = stage.controller(tracker)
     finish(controller)
@@ -411,14 +411,17 @@ def test_tensorboard_without_a_disk_is_one_line_and_no_trial_fails(tmp_path: Pat
 
 
 def test_a_training_that_is_not_ours_is_tracked_without_layers(tmp_path: Path) -> None:
-    tracker = TensorBoardTracker(tmp_path, ["score"], lambda _: {}, print)
+    tracker = TensorBoardTracker(tmp_path, ["units", "depth"], ["score"], lambda _: {}, print)
     tracker.begin(3, 1, {"units": 8, "steps": 10}, {"units": 8})
     tracker.begin(4, 1, {"seed": 8, "steps": 10}, {"seed": 8})  # which could be a config of ours
     for trial in (3, 4):
         tracker.report(trial, 10, {"score": 0.5})
     tracker.close()
-    compared = read_run(tmp_path / "trial-0003").SummaryMetadata("_hparams_/session_start_info")
-    assert b"units" in compared.plugin_data.content
+    compared = read_run(tmp_path / "trial-0003").SummaryMetadata
+    assert b"depth" in compared("_hparams_/experiment").plugin_data.content, "a trial may lack one"
+    values = compared("_hparams_/session_start_info").plugin_data.content
+    assert b"units" in values
+    assert b"depth" not in values
     assert steps(tmp_path, "score") == {"trial-0003": [10], "trial-0004": [10]}
     assert read_run(tmp_path / "trial-0004").Tags()["scalars"] == ["score"]
 
