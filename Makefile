@@ -8,10 +8,10 @@ READY := $(VENV)/.ready
 start: $(READY)
 	$(VENV)/bin/hpo start
 
-# Three at a time on two cores, file by file, the slow ones first: half of the suite is processes that start, and
+# Two at a time, file by file, the slow ones first: half of the suite is processes that start, and
 # leases that run out.
 test: $(READY)
-	$(VENV)/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
