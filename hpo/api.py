@@ -126,24 +126,25 @@ class Study:
         The comparison is called `name`; its tables go to the files `output`, as their suffixes say.
         Called again, it goes on, or says again what it found. Raises as `hpo.start` does.
         """
-        from hpo.compare import SUFFIX, plan
-        from hpo.compared import check_against, conclude
-        from hpo.comparison_table import check_files, written
-        from hpo.recipes import names_in
+        from hpo import comparing
+        from hpo.comparison_table import written
 
         _check_thread("Study.compare")
         _check_least(seeds=seeds, target=1 if target is None else target)
         files = [Path(file) for file in output]
-        check_files(files)
-        given = recipes if isinstance(recipes, str) else ",".join(recipes)
-        wanted = names_in(given) if given else []
-        comparison = name or f"{self.name}{SUFFIX}"
-        planned = plan(self._ledger, self.name, wanted, seeds, comparison, str(runs))
-        check_against(against, planned.recipes)
-        if planned.note:
-            print(planned.note)
-        _train(self._ledger, planned, str(runs), ray_address)
-        found = conclude(self._ledger, planned, against, target)
+        found = comparing.compare(
+            self._ledger,
+            self.name,
+            (recipes if isinstance(recipes, str) else ",".join(recipes)) or None,
+            seeds,
+            against=against,
+            target=target,
+            files=files,
+            study=name,
+            runs=str(runs),
+            train=lambda planned: _train(self._ledger, planned, str(runs), ray_address),
+            say=print,
+        )
         for file in files:
             _written(written(found, file), file)
         return found

@@ -103,21 +103,27 @@ def compare(
 
     Typed again, it goes on, or says again what it found.
     """
-    from hpo import tables
-    from hpo.compare import SUFFIX, plan
-    from hpo.compared import check_against, conclude
-    from hpo.comparison_table import check_files, written
-    from hpo.recipes import names_in
+    from hpo import comparing, tables
+    from hpo.comparison_table import written
 
-    check_files(output or ())
     ledger = open_ledger(storage_url(storage))
-    wanted = [] if recipes is None else names_in(recipes)
-    planned = plan(ledger, name, wanted, seeds, as_name or f"{name}{SUFFIX}", runs)
-    check_against(against, planned.recipes)
-    if planned.note:
-        print(f"hpo: {planned.note}", file=sys.stderr)
-    _train(ledger, planned, runs, ray_address, f"hpo compare {name}", as_json=as_json)
-    found = conclude(ledger, planned, against, target)
+
+    def train(planned: Plan) -> None:
+        _train(ledger, planned, runs, ray_address, f"hpo compare {name}", as_json=as_json)
+
+    found = comparing.compare(
+        ledger,
+        name,
+        recipes,
+        seeds,
+        against=against,
+        target=target,
+        files=output or (),
+        study=as_name,
+        runs=runs,
+        train=train,
+        say=lambda note: print(f"hpo: {note}", file=sys.stderr),
+    )
     answer(found, as_json, tables.comparison)
     for file in output or ():
         write(written(found, file), file, quiet=as_json)

@@ -98,7 +98,7 @@ def test_a_study_is_evaluated_and_compared_as_by_the_commands(
     monkeypatch.setenv("HPO_CACHE_DIR", str(here / "cache"))
     trained: list[str] = []
 
-    def tested(controller: Controller) -> None:
+    def end_every_training(controller: Controller) -> None:
         trained.append(controller.config.study)
         while (attempt := controller.next()) is not None:
             valid = 5.0 + attempt.number
@@ -113,7 +113,7 @@ def test_a_study_is_evaluated_and_compared_as_by_the_commands(
 
     played(to_the_end)
     study = hpo.start({**ONE_RANK, "objectives": [{"metric": "valid_ppl"}]})
-    played(tested)
+    played(end_every_training)
     recipes = ["baseline-a", "best"]
     for given in (recipes, "baseline-a,best"):
         [row] = study.evaluate(seeds=2)
