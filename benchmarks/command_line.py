@@ -18,7 +18,7 @@ from pathlib import Path
 import optuna
 
 from benchmarks.report import Result, report
-from hpo.study import find_study_file, load_study
+from hpo.study.load import find_study_file, load_study
 from storage import Ledger
 
 RUNS = 9

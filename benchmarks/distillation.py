@@ -62,9 +62,9 @@ def _in_a_process(precision: str, folder: str, arms: list[str]) -> dict[str, tup
 
 
 def _measure(precision: str, folder: Path, arms: list[str]) -> None:
-    from trainer.config import resolve
-    from trainer.distributed import from_environment, leave
-    from trainer.memory import peak_bytes, reset_peak
+    from trainer.config.train import resolve
+    from trainer.engine.distributed import from_environment, leave
+    from trainer.engine.memory import peak_bytes, reset_peak
     from trainer.run import Run
 
     world = from_environment()

@@ -6,7 +6,7 @@ The ideal speed-up is 1 / (1 - p f), where f is the layers' share of a step and 
 them that the drawn masks skip. f is measured on models that were built without the layers, whose
 steps so lack also a layer's share of the optimizer and of ZeRO's copies, which a dropped layer
 still pays: a line through their times gives the step of a model with none. Every step is one of
-`trainer.engine.Engine`. All sides take theirs in turn, so that a busy machine slows them all.
+`trainer.engine.base.Engine`. All sides take theirs in turn, so that a busy machine slows them all.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 from benchmarks.report import Result, report
 
 if TYPE_CHECKING:
-    from trainer.config import TrainConfig
-    from trainer.distributed import World
-    from trainer.engine import Engine
+    from trainer.config.train import TrainConfig
+    from trainer.engine.base import Engine
+    from trainer.engine.distributed import World
 
 WARM_UP = 2  # rounds that are not counted
 RATES = (0.2, 0.5)
@@ -61,7 +61,7 @@ class Step:
 
 def main(names: list[str]) -> None:
     """Measure the cases; report f, and what each rate gains and could have gained."""
-    from trainer.distributed import from_environment, leave
+    from trainer.engine.distributed import from_environment, leave
 
     world = from_environment()
     results = [
@@ -106,7 +106,7 @@ def _measure(name: str, world: World) -> dict[tuple[int, float], list[Step]]:
     """The timed steps by (layers of the model, drop rate)."""
     import torch
 
-    from trainer.layerdrop import make_policy
+    from trainer.model.layerdrop import make_policy
 
     case = CASES[name]
     torch.set_flush_denormal(True)
@@ -130,7 +130,7 @@ def _measure(name: str, world: World) -> dict[tuple[int, float], list[Step]]:
 def _timed_step(engine: Engine, case: Case, number: int, mask: tuple[float, ...]) -> float:
     import numpy as np
 
-    from trainer.batches import Batch
+    from trainer.data.batches import Batch
 
     shape = (case.sequences, case.context + 1)
     tokens = np.random.default_rng(number).integers(case.vocabulary, size=shape)
@@ -141,8 +141,8 @@ def _timed_step(engine: Engine, case: Case, number: int, mask: tuple[float, ...]
 
 
 def _engine(config: TrainConfig, case: Case, world: World) -> Engine:
-    from trainer.engine import DeepSpeedEngine
-    from trainer.model import DTYPES, LanguageModel
+    from trainer.engine.deepspeed import DeepSpeedEngine
+    from trainer.model.transformer import DTYPES, LanguageModel
 
     dtype = DTYPES[case.precision]
     model = LanguageModel(config.model, case.vocabulary, case.context, dtype)
@@ -151,7 +151,7 @@ def _engine(config: TrainConfig, case: Case, world: World) -> Engine:
 
 
 def _config(case: Case, layers: int, rate: float) -> TrainConfig:
-    from trainer.config import resolve
+    from trainer.config.train import resolve
 
     document = {
         "precision": case.precision,

@@ -33,8 +33,8 @@ from benchmarks.ledger_rows import LEVEL, copied
 from benchmarks.ledger_sides import CONCURRENT, NAME, Apart, Ours, Plain, apart, fill, say
 from benchmarks.postgres import PostgresServer
 from benchmarks.report import Result, report
-from hpo.controller import Controller
-from hpo.judge import Assignment
+from hpo.control.assignment import Assignment
+from hpo.control.controller import Controller
 
 SIZES = (1_000, 10_000, 100_000)
 PRUNERS = ("none", "median")

@@ -17,13 +17,13 @@ from typing import Protocol
 import optuna
 
 from benchmarks.ledger_rows import LEVEL, grow
-from hpo.controller import Controller
-from hpo.judge import Assignment
-from hpo.messages import Kind, Message
-from hpo.space import suggest
-from hpo.study import StudyConfig
+from hpo.control.assignment import Assignment
+from hpo.control.controller import Controller
+from hpo.control.messages import Kind, Message
+from hpo.search.space import suggest
+from hpo.study.config import StudyConfig
 from storage import Ledger
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 
 NAME = "big"
 STEPS = range(100, 1001, 100)  # where each trial of a ledger has reported

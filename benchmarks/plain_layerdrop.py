@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.report import Result, report
-from trainer.config import load
-from trainer.data import load_splits
-from trainer.sections import ModelConfig
+from trainer.config.sections import ModelConfig
+from trainer.config.train import load
+from trainer.data.splits import load_splits
 
 CONFIG = Path(__file__).parents[1] / "configs" / "train" / "tiny.yaml"
 DROPPED = 0.2

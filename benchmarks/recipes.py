@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Result, report
-from trainer.config import load
+from trainer.config.train import load
 
 SEEDS = (0, 1)
 TIMED_STEPS = 80

@@ -29,8 +29,8 @@ from optuna.samplers import (
 from pydantic import TypeAdapter
 
 from benchmarks.report import Result, report
-from hpo.rebuilt import trial_seed
-from hpo.samplers import SamplerConfig, make_sampler
+from hpo.search.samplers.config import SamplerConfig, make_sampler
+from hpo.search.samplers.rebuilt import trial_seed
 
 FUNCTIONS, DIMENSION = "1,8,15,21", 5  # sphere, Rosenbrock, Rastrigin, Gallagher's peaks
 SEEDS = (0, 1)

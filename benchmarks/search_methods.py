@@ -19,11 +19,11 @@ from pydantic import TypeAdapter
 
 from benchmarks.search_clock import Search, Training
 from benchmarks.search_table import EVAL_EVERY, GRID, STEPS
-from hpo.fidelity import at_rungs, rungs_of
-from hpo.halving import Halving
-from hpo.pruners import Asha, NoPruner, ParkedHalving
-from hpo.samplers import SamplerConfig, make_sampler
-from hpo.space import IntDimension
+from hpo.search.halving import Halving
+from hpo.search.pruners import Asha, NoPruner, ParkedHalving
+from hpo.search.samplers.at_rungs import at_rungs, rungs_of
+from hpo.search.samplers.config import SamplerConfig, make_sampler
+from hpo.search.space import IntDimension
 from storage import Reason
 
 MIN_STEPS, FACTOR = EVAL_EVERY, 3

@@ -24,11 +24,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.config import TrainConfig, resolve
-from trainer.settings import set_path
+from trainer.config.settings import set_path
+from trainer.config.train import TrainConfig, resolve
 
 if TYPE_CHECKING:
-    from trainer.distributed import World
+    from trainer.engine.distributed import World
 
 TABLE = Path(__file__).with_name("search_table.jsonl")
 GRID: dict[str, list[Any]] = {
@@ -97,7 +97,7 @@ def point_of(params: Mapping[str, Any]) -> Point:
 
 def main(path: Path) -> None:
     """Train what is not in the table yet."""
-    from trainer.distributed import from_environment, leave
+    from trainer.engine.distributed import from_environment, leave
 
     table = load_table(path)
     world = from_environment()

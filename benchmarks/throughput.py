@@ -99,7 +99,7 @@ def _shares_of_peak(name: str, case: Case, ours: float, theirs: float) -> list[R
 
 def _measure(name: str, case: Case) -> tuple[float, float]:
     """Median seconds of our step and of theirs, measured by rank 0 of fresh processes."""
-    from trainer.distributed import free_port
+    from trainer.engine.distributed import free_port
 
     with tempfile.TemporaryDirectory() as folder:
         write_text(Path(folder), case.vocabulary)
@@ -120,8 +120,8 @@ def _measure(name: str, case: Case) -> tuple[float, float]:
 
 
 def _rank(name: str, folder: Path) -> None:
-    from trainer.config import resolve
-    from trainer.distributed import from_environment, leave
+    from trainer.config.train import resolve
+    from trainer.engine.distributed import from_environment, leave
     from trainer.run import Run, StepInfo
 
     case = CASES[name]
@@ -151,10 +151,10 @@ def _plain_loop(case: Case, folder: Path, device: torch.device) -> Callable[[int
     from torch.nn import functional as F
     from torch.nn.parallel import DistributedDataParallel
 
-    from trainer.batches import TrainBatches
-    from trainer.config import resolve
-    from trainer.data import load_splits
-    from trainer.model import DTYPES, LanguageModel
+    from trainer.config.train import resolve
+    from trainer.data.batches import TrainBatches
+    from trainer.data.splits import load_splits
+    from trainer.model.transformer import DTYPES, LanguageModel
 
     config = resolve(_document(case, folder), "plain")
     splits = load_splits(config.data)

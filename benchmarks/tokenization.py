@@ -21,10 +21,10 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 from benchmarks.report import Result, report
-from trainer.data import load_splits
-from trainer.sections import DataConfig
-from trainer.tokens import Splits
-from trainer.vocabulary import EOS
+from trainer.config.sections import DataConfig
+from trainer.data.splits import load_splits
+from trainer.data.tokens import Splits
+from trainer.data.vocabulary import EOS
 
 TEXT_BYTES = 500_000_000
 PIECE_TOKENS = 1_000_000
@@ -32,8 +32,8 @@ GIB = 2**30
 
 _CHILD = """
 import sys, time
-from trainer.sections import DataConfig
-from trainer.data import load_splits
+from trainer.config.sections import DataConfig
+from trainer.data.splits import load_splits
 begin = time.perf_counter()
 load_splits(DataConfig.model_validate_json(sys.argv[1]))
 seconds = time.perf_counter() - begin

@@ -29,9 +29,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from hpo.cli import app
-from hpo.study import StudyConfig
-from trainer.config import TrainConfig
-from trainer.settings import Section
+from hpo.study.config import StudyConfig
+from trainer.config.settings import Section
+from trainer.config.train import TrainConfig
 
 Model = type[BaseModel]
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hpo.api import Study, Unfinished, load, resume, start
     from storage import LedgerError
-    from trainer.settings import ConfigError
+    from trainer.config.settings import ConfigError
 
 __all__ = ["ConfigError", "LedgerError", "Study", "Unfinished", "load", "resume", "start"]
 
-_ELSEWHERE = {"ConfigError": "trainer.settings", "LedgerError": "storage"}
+_ELSEWHERE = {"ConfigError": "trainer.config.settings", "LedgerError": "storage"}
 
 
 def __getattr__(name: str) -> Any:

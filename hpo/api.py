@@ -14,19 +14,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo import views
-from hpo.export import exported, table
-from hpo.files import write_whole
-from hpo.launch import Launch, open_ledger, storage_url
-from hpo.study import StudyConfig, find_study_file, load_study, study_of
-from hpo.views import View
-from trainer.settings import ConfigError, parse_document
+from hpo.reading import views
+from hpo.reading.export import exported, table
+from hpo.reading.files import write_whole
+from hpo.reading.views import View
+from hpo.service.launch import Launch
+from hpo.service.opening import open_ledger, storage_url
+from hpo.study.config import StudyConfig
+from hpo.study.load import find_study_file, load_study, study_of
+from trainer.config.settings import ConfigError, parse_document
 
 if TYPE_CHECKING:
     import optuna
     import pandas as pd
 
-    from hpo.phase import Plan
+    from hpo.evaluation.phase import Plan
     from storage import Ledger
 
 SOURCE = "hpo.start"  # stands for a file's name where the study is no file
@@ -81,7 +83,7 @@ class Study:
 
     def report(self, path: str | Path) -> Path:
         """Write the page that `hpo report` writes; where it is."""
-        from hpo.report import page
+        from hpo.reading.report import page
 
         return _written(page(self._ledger, self.name), Path(path))
 
@@ -101,13 +103,13 @@ class Study:
 
         Called again, it goes on, or says again what it found. Raises as `hpo.start` does.
         """
-        from hpo.evaluate import conclude, plan
+        from hpo.evaluation.evaluations import conclude_evaluation, plan_evaluation
 
         _check_thread("Study.evaluate")
         _check_least(top=top, seeds=seeds)
-        planned = plan(self._ledger, self.name, top, seeds)
+        planned = plan_evaluation(self._ledger, self.name, top, seeds)
         _train(self._ledger, planned, str(runs), ray_address)
-        return conclude(self._ledger, planned)
+        return conclude_evaluation(self._ledger, planned)
 
     def compare(
         self,
@@ -126,13 +128,13 @@ class Study:
         The comparison is called `name`; its tables go to the files `output`, as their suffixes say.
         Called again, it goes on, or says again what it found. Raises as `hpo.start` does.
         """
-        from hpo import comparing
-        from hpo.comparison_table import written
+        from hpo.evaluation.comparison_results import compare_recipes
+        from hpo.reading.comparison_table import written
 
         _check_thread("Study.compare")
         _check_least(seeds=seeds, target=1 if target is None else target)
         files = [Path(file) for file in output]
-        found = comparing.compare(
+        found = compare_recipes(
             self._ledger,
             self.name,
             (recipes if isinstance(recipes, str) else ",".join(recipes)) or None,
@@ -188,7 +190,7 @@ def start(
     Raises ConfigError and LedgerError with nothing written, Unfinished, and KeyboardInterrupt once
     running trials have written a checkpoint. Must be called from the main thread.
     """
-    from hpo import launch
+    from hpo.service import launch
 
     _check_thread("hpo.start")
     config, source = _config(study, settings or {}, name, trials)
@@ -217,7 +219,7 @@ def resume(
     same_machine: bool = False,
 ) -> Study:
     """Go on with a study, up to `trials` in all if given: `hpo resume`. Raises as `start` does."""
-    from hpo import launch
+    from hpo.service import launch
 
     _check_thread("hpo.resume")
     return _run(
@@ -267,7 +269,7 @@ def _plain(value: Any, what: str) -> str:
 
 
 def _train(ledger: Ledger, plan: Plan, runs: str, ray_address: str | None) -> None:
-    from hpo.phase import launched
+    from hpo.evaluation.phase import launched
 
     launch = launched(ledger, plan, runs, ray_address)
     if launch is not None:

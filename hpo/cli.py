@@ -64,7 +64,7 @@ def _one_line(error: Exception) -> str | None:
     from sqlalchemy.exc import SQLAlchemyError
 
     from storage import LedgerError, in_one_line
-    from trainer.settings import ConfigError, one_line
+    from trainer.config.settings import ConfigError, one_line
 
     if isinstance(error, (ConfigError, LedgerError)):
         return one_line(str(error))

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from docs import reference
-from trainer.settings import Section
+from trainer.config.settings import Section
 
 
 def test_the_page_is_what_the_code_gives() -> None:

@@ -11,17 +11,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.config import TrainConfig, load
-from trainer.data import check_data
+from trainer.config.settings import ConfigError, is_url
+from trainer.config.train import TrainConfig, load
+from trainer.data.splits import check_data
 from trainer.ending import end_soon
-from trainer.lock import in_use
-from trainer.settings import ConfigError, is_url
+from trainer.runs.lock import in_use
 from trainer.signals import StopSignals
-from trainer.teacher import Teacher, find_teacher
+from trainer.teaching.teacher import Teacher, find_teacher
 from trainer.terminal import Display, Quiet
 
 if TYPE_CHECKING:
-    from trainer.distributed import World
+    from trainer.engine.distributed import World
     from trainer.run import Run
 
 _RANK_0_SPEAKS_SECONDS = 2.0
@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(config: TrainConfig, teacher: Teacher | None, signals: StopSignals) -> int:
     # Imported here: torch takes seconds, and most of the user's mistakes are known by now.
-    from trainer.checkpoint import CheckpointError
-    from trainer.store import StoreError
+    from trainer.runs.checkpoint import CheckpointError
+    from trainer.runs.store import StoreError
 
     try:
         with Quiet() as quiet:
@@ -83,7 +83,7 @@ def _train(config: TrainConfig, teacher: Teacher | None, signals: StopSignals) -
 def _train_quietly(
     config: TrainConfig, teacher: Teacher | None, signals: StopSignals, quiet: Quiet
 ) -> int:
-    from trainer.distributed import from_environment, leave
+    from trainer.engine.distributed import from_environment, leave
 
     world = from_environment()
     try:
@@ -96,7 +96,7 @@ def _train_quietly(
 
 def _train_teacher(teacher: Teacher, world: World, signals: StopSignals, quiet: Quiet) -> int:
     """Train it, or wait for another process that does; 0 once it is trained."""
-    from trainer.folder import FolderInUse
+    from trainer.runs.folder import FolderInUse
 
     waiting = False
     while not world.on_rank_0(teacher.trained):

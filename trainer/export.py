@@ -18,14 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainer.checkpoint import CheckpointError, Progress, newest_checkpoint, sync, weights_of
-from trainer.config import TrainConfig, load, resolve
-from trainer.data import load_splits
-from trainer.depth import every_other
+from trainer.config.settings import ConfigError, is_url
+from trainer.config.train import TrainConfig, load, resolve
+from trainer.data.splits import load_splits
 from trainer.ending import end_soon
-from trainer.model import DTYPES, LanguageModel
-from trainer.remote import run_here
-from trainer.settings import ConfigError, is_url
+from trainer.measuring.depth import every_other
+from trainer.model.transformer import DTYPES, LanguageModel
+from trainer.runs.checkpoint import CheckpointError, Progress, newest_checkpoint, sync, weights_of
+from trainer.runs.remote import run_here
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.yaml"
 _OF_TRAINING = "projection"  # to a teacher's width: the trained model does without it

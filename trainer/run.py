@@ -21,24 +21,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trainer.batches import Batch, TrainBatches
-from trainer.checkpoint import Progress
-from trainer.config import TrainConfig
-from trainer.convergence import to_target
-from trainer.data import load_splits
-from trainer.ddp import DDPEngine
-from trainer.depth import DepthPoint, front_metrics
-from trainer.distillation import make_distiller, projection_width
-from trainer.distributed import World
-from trainer.engine import DeepSpeedEngine
-from trainer.evaluation import Evaluator
-from trainer.layerdrop import make_policy
-from trainer.memory import peak_bytes, release_freed, reset_peak
-from trainer.model import DTYPES, LanguageModel
-from trainer.remote_folder import open_folder
-from trainer.schedule import learning_rate
-from trainer.sensitivity import loss_rises, with_next
-from trainer.teacher import find_teacher
+from trainer.config.train import TrainConfig
+from trainer.data.batches import Batch, TrainBatches
+from trainer.data.splits import load_splits
+from trainer.engine.ddp import DDPEngine
+from trainer.engine.deepspeed import DeepSpeedEngine
+from trainer.engine.distributed import World
+from trainer.engine.memory import peak_bytes, release_freed, reset_peak
+from trainer.engine.schedule import learning_rate
+from trainer.measuring.convergence import to_target
+from trainer.measuring.depth import front_metrics
+from trainer.measuring.evaluation import Evaluator
+from trainer.measuring.sensitivity import loss_rises, with_next
+from trainer.model.layerdrop import make_policy
+from trainer.model.transformer import DTYPES, LanguageModel
+from trainer.runs.checkpoint import DepthPoint, Progress
+from trainer.runs.remote_folder import open_folder
+from trainer.teaching.distillation import make_distiller, projection_width
+from trainer.teaching.teacher import find_teacher
 
 Kind = Literal["evaluated", "finished", "stopped", "diverged"]
 

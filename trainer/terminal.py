@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 
 if TYPE_CHECKING:
     from trainer.run import Report, StepInfo

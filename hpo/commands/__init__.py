@@ -1,1 +1,0 @@
-"""What each command of `hpo` does; `hpo.cli` gives them their names."""

@@ -11,8 +11,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from hpo.commands.completion import study_names
-from hpo.launch import open_ledger as open_ledger
-from hpo.launch import storage_url as storage_url
+from hpo.service.opening import open_ledger as open_ledger
+from hpo.service.opening import storage_url as storage_url
 
 Storage = Annotated[
     str | None,
@@ -83,8 +83,8 @@ def write(content: str | bytes, file: Path | None, *, quiet: bool = False) -> No
     if file is None:
         print(content, end="")
         return
-    from hpo.files import write_whole
-    from trainer.settings import ConfigError
+    from hpo.reading.files import write_whole
+    from trainer.config.settings import ConfigError
 
     try:
         write_whole(content, file)

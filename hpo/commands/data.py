@@ -1,7 +1,13 @@
-"""The commands about data sets."""
+"""The commands about data sets.
+
+Texts belong to `trainer/data/fetch.py` and tokens to `trainer/data/splits.py`: what is here shows
+bars of progress, on standard error, and says what came of it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -36,7 +42,63 @@ def prepare_data(
     ] = 8192,
 ) -> None:
     """Fetch a data set, verify it, and tokenize it for the trainings of this machine."""
-    from hpo.prepare import prepare
-
     vocabulary = {"tokenizer": tokenizer, "vocabulary_size": vocabulary_size}
-    prepare({"name": name, "dir": folder, **vocabulary}, url, say)
+    _prepare({"name": name, "dir": folder, **vocabulary}, url)
+
+
+def _prepare(settings: Mapping[str, object], url: str | None) -> None:
+    """Fetch and tokenize the data set of the `data` section `settings`; say where, and how much.
+
+    Raises ConfigError, in one line, when that cannot be.
+    """
+    from trainer.config.settings import ConfigError, nearest
+    from trainer.config.train import resolve
+    from trainer.data.corpora import CORPORA
+    from trainer.data.fetch import fetch
+    from trainer.data.splits import data_folder, load_splits
+    from trainer.data.tokens import TUNING
+
+    name = str(settings["name"])
+    if name not in CORPORA:
+        raise ConfigError(f"{name}: no such data set to fetch{nearest(name, CORPORA)}")
+    config = resolve({"data": settings}, "hpo data prepare").data
+    folder = data_folder(config.dir)
+    with _bar(f"fetching {name}") as show:
+        fetched = fetch(name, folder, url, show)
+    say(f"{name}: {'fetched into' if fetched else 'already in'} {folder / name}")
+
+    files = {split: folder / CORPORA[name].file(split) for split in TUNING}
+    # The train split is read for its vocabulary first.
+    total = sum(file.stat().st_size for file in [files["train"], *files.values()])
+    with _bar(f"tokenizing {name}") as show:
+        read = 0
+
+        def on_text(characters: int) -> None:
+            nonlocal read
+            read += characters
+            show(read, total)
+
+        splits = load_splits(config, on_text=on_text)
+    words = ", ".join(f"{splits.words(split):,} {split}" for split in TUNING)
+    say(f"{name}: words {words}; a vocabulary of {len(splits.vocabulary):,} in {splits.folder}")
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int | None], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(
+        TextColumn(what), *columns, console=console, disable=not console.is_terminal, transient=True
+    ) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -25,7 +25,7 @@ from hpo.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from hpo.phase import Plan
+    from hpo.evaluation.phase import Plan
     from storage import Ledger
 
 Seeds = Annotated[
@@ -49,13 +49,13 @@ def evaluate(
 
     Typed again, it goes on, or says again what it found.
     """
-    from hpo import tables
-    from hpo.evaluate import conclude, plan
+    from hpo.evaluation.evaluations import conclude_evaluation, plan_evaluation
+    from hpo.reading import tables
 
     ledger = open_ledger(storage_url(storage))
-    planned = plan(ledger, name, top, seeds)
+    planned = plan_evaluation(ledger, name, top, seeds)
     _train(ledger, planned, runs, ray_address, f"hpo evaluate {name}", as_json=as_json)
-    answer(conclude(ledger, planned), as_json, partial(tables.evaluation, name))
+    answer(conclude_evaluation(ledger, planned), as_json, partial(tables.evaluation, name))
 
 
 def compare(
@@ -103,15 +103,16 @@ def compare(
 
     Typed again, it goes on, or says again what it found.
     """
-    from hpo import comparing, tables
-    from hpo.comparison_table import written
+    from hpo.evaluation.comparison_results import compare_recipes
+    from hpo.reading import tables
+    from hpo.reading.comparison_table import written
 
     ledger = open_ledger(storage_url(storage))
 
     def train(planned: Plan) -> None:
         _train(ledger, planned, runs, ray_address, f"hpo compare {name}", as_json=as_json)
 
-    found = comparing.compare(
+    found = compare_recipes(
         ledger,
         name,
         recipes,
@@ -139,7 +140,7 @@ def _train(
     as_json: bool,
 ) -> None:
     """Train what of the plan has not been; leaves with the service's status where that fails."""
-    from hpo.phase import launched
+    from hpo.evaluation.phase import launched
 
     launch = launched(ledger, planned, runs, ray_address)
     if launch is None:

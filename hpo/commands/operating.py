@@ -33,10 +33,10 @@ def copy(
     """Copy a study that nobody runs to another ledger, to be resumed there."""
     import yaml
 
-    from hpo.study import restore_study
+    from hpo.study.load import restore_study
     from storage.copying import copy_study
     from storage.database import shown
-    from trainer.settings import parse_document
+    from trainer.config.settings import parse_document
 
     source = open_ledger(storage_url(storage))
     record = source.study(name)
@@ -59,7 +59,7 @@ def doctor(
     """Look at what a study needs here, and say what to do where something is wrong."""
     import json
 
-    from hpo.doctor import Place, examine
+    from hpo.service.doctor import Place, examine
 
     found = []
     for check, finding in examine(Place(storage_url(storage), runs, ray_address)):

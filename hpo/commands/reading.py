@@ -13,21 +13,21 @@ from hpo.commands.common import AsJson, Name, Storage, answer, open_ledger, say,
 
 def list_studies(storage: Storage = None, as_json: AsJson = False) -> None:
     """List the studies of the ledger."""
-    from hpo import tables, views
+    from hpo.reading import tables, views
 
     answer(views.study_list(open_ledger(storage_url(storage))), as_json, tables.studies)
 
 
 def status(name: Name, storage: Storage = None, as_json: AsJson = False) -> None:
     """Say how far a study is, and who runs it."""
-    from hpo import tables, views
+    from hpo.reading import tables, views
 
     answer(views.study_status(open_ledger(storage_url(storage)), name), as_json, tables.status)
 
 
 def list_trials(name: Name, storage: Storage = None, as_json: AsJson = False) -> None:
     """List a study's trials."""
-    from hpo import tables, views
+    from hpo.reading import tables, views
 
     answer(views.trial_list(open_ledger(storage_url(storage)), name), as_json, tables.trials)
 
@@ -43,7 +43,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show everything about one trial: parameters, metrics by step, attempts and their reasons."""
-    from hpo import tables, views
+    from hpo.reading import tables, views
 
     ledger = open_ledger(storage_url(storage))
     if config:
@@ -54,7 +54,7 @@ def show(
 
 def best(name: Name, storage: Storage = None, as_json: AsJson = False) -> None:
     """Show the best trial of a study, or its Pareto front."""
-    from hpo import tables, views
+    from hpo.reading import tables, views
 
     found = views.best_trials(open_ledger(storage_url(storage)), name)
     answer(found, as_json, partial(tables.best, name))
@@ -71,7 +71,7 @@ def transfer(
     as_json: AsJson = False,
 ) -> None:
     """Say whether a small study ranks configurations as a big one does."""
-    from hpo import correlation, tables
+    from hpo.reading import correlation, tables
 
     url = storage_url(storage)
     ledger, others = open_ledger(url), open_ledger(big_storage or url)
@@ -88,7 +88,7 @@ def schedule(
     storage: Storage = None,
 ) -> None:
     """Write the best trial's learned schedule as a train config that trains from step 0."""
-    from hpo.schedule import learned_schedule
+    from hpo.reading.learned_schedule import learned_schedule
 
     write(learned_schedule(open_ledger(storage_url(storage)), name), output)
 
@@ -112,6 +112,6 @@ def dashboard(
     ] = None,
 ) -> None:
     """Serve the Optuna dashboard on the ledger: on this machine, or to users with passwords."""
-    from hpo.dashboard import serve
+    from hpo.reading.dashboard.server import serve
 
     serve(open_ledger(storage_url(storage)), host, port, users, say)

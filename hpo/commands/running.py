@@ -22,7 +22,7 @@ from hpo.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from hpo.launch import Launch
+    from hpo.service.launch import Launch
 
 
 def start(
@@ -49,8 +49,8 @@ def start(
     metrics_port: MetricsPort = None,
 ) -> None:
     """Start a new study and run it until its budget is spent."""
-    from hpo import launch
-    from hpo.study import find_study_file, load_study
+    from hpo.service import launch
+    from hpo.study.load import find_study_file, load_study
 
     path = find_study_file(study)
     config = load_study(path, settings=settings or (), name=name, trials=trials)
@@ -85,7 +85,7 @@ def resume(
     ] = False,
 ) -> None:
     """Go on with a study, from its ledger alone; with PostgreSQL, beside whoever runs it now."""
-    from hpo import launch
+    from hpo.service import launch
 
     _run(
         launch.resume(
@@ -103,7 +103,7 @@ def resume(
 
 def stop(name: Name, storage: Storage = None) -> None:
     """Have the study's controllers checkpoint their running trials and leave."""
-    from hpo.launch import running
+    from hpo.service.launch import running
 
     ledger = open_ledger(storage_url(storage))
     record = ledger.study(name)
@@ -129,16 +129,15 @@ def enqueue(
     storage: Storage = None,
 ) -> None:
     """Have a study, running or not, try a point of yours before it asks its sampler."""
-    from hpo.launch import running
-    from hpo.phase import is_evaluation
-    from hpo.space import is_complete
-    from hpo.transfer import point_by_hand
-    from hpo.views import config_of
+    from hpo.search.points import point_by_hand
+    from hpo.search.space import is_complete
+    from hpo.service.launch import running
+    from hpo.study.load import config_of
 
     ledger = open_ledger(storage_url(storage))
     record = ledger.study(name)
     config = config_of(record)
-    if is_evaluation(config):
+    if config.is_evaluation:
         fail(f"study {name} is an evaluation: a point by hand would be chosen by its test")
     if config.schedule is not None:
         fail(f"study {name} learns a schedule: points by hand have no place in its population")
@@ -159,7 +158,7 @@ def enqueue(
 
 
 def _run(launch: Launch) -> NoReturn:
-    from hpo import tables, views
+    from hpo.reading import tables, views
 
     ending, name = launch.run(), launch.record.name
     if ending.status == 0:

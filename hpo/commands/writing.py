@@ -16,7 +16,7 @@ def report(
     storage: Storage = None,
 ) -> None:
     """Write a page about a study: one HTML file, with pictures, that needs no network."""
-    from hpo.report import page
+    from hpo.reading.report import page
 
     write(page(open_ledger(storage_url(storage)), name), output)
 
@@ -29,6 +29,6 @@ def export(
     storage: Storage = None,
 ) -> None:
     """Write a study's trials as a table, one row a trial."""
-    from hpo.export import exported
+    from hpo.reading.export import exported
 
     write(exported(open_ledger(storage_url(storage)), name, output), output)

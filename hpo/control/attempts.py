@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import optuna
 
-from hpo.judge import Assignment
-from hpo.places import trial_folder
-from hpo.population import Population, fork_of
-from hpo.rebuilt import check_new
-from hpo.repeats import repeat_document
-from hpo.space import suggest
-from hpo.study import StudyConfig
+from hpo.control.assignment import Assignment
+from hpo.control.places import trial_folder
+from hpo.control.repeats import repeat_document
+from hpo.search.population import Population, fork_of
+from hpo.search.samplers.rebuilt import check_new
+from hpo.search.space import suggest
+from hpo.study.config import StudyConfig
 from storage import Lease, Ledger, Transaction
 
 

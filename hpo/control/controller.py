@@ -18,20 +18,21 @@ from collections.abc import Sequence
 
 import optuna
 
-from hpo.ahead import inform, make_ahead, ready
-from hpo.attempts import Attempts
-from hpo.judge import Assignment, Judge, Verdict
-from hpo.limits import Limits
-from hpo.messages import Job, Message, last_line
-from hpo.observers import Observer, Observers
-from hpo.outage import LEDGER_ERRORS, DiskAway, Lifeline, check_disk, database_is_away
-from hpo.parking import Parking
-from hpo.places import study_folder
-from hpo.population import Explore, Population
-from hpo.pruning import make_pruner
-from hpo.rebuilt import SpaceExhausted
-from hpo.study import StudyConfig
-from hpo.teaching import TeacherAttempt, Teaching
+from hpo.control.assignment import Assignment, TeacherAttempt, Verdict
+from hpo.control.attempts import Attempts
+from hpo.control.judge import Judge
+from hpo.control.limits import Limits
+from hpo.control.messages import Job, Message, last_line
+from hpo.control.outage import LEDGER_ERRORS, DiskAway, Lifeline, check_disk, database_is_away
+from hpo.control.parking import Parking
+from hpo.control.places import study_folder
+from hpo.control.pruning import make_pruner
+from hpo.control.teaching import Teaching
+from hpo.control.telling import Observer, Observers
+from hpo.search.population import Explore, Population
+from hpo.search.samplers.ahead import inform, make_ahead, ready
+from hpo.search.samplers.rebuilt import SpaceExhausted
+from hpo.study.config import StudyConfig
 from storage import (
     BudgetSpent,
     Lease,
@@ -41,7 +42,7 @@ from storage import (
     Waiting,
     in_one_line,
 )
-from trainer.store import StoreError
+from trainer.runs.store import StoreError
 
 logger = logging.getLogger("hpo.controller")
 

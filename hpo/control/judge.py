@@ -7,62 +7,23 @@ what runs next.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
-from hpo.ahead import reported
-from hpo.constraints import violations
-from hpo.halving import Curve, Halving
-from hpo.messages import Message, last_line
-from hpo.population import Population
-from hpo.pruners import ParkedHalving
-from hpo.pruning import Pruning
-from hpo.repeats import mean_metrics, promising, standard_errors
-from hpo.study import StudyConfig
-from storage import Attempt, Ledger, Reason, Transaction
+from hpo.control.assignment import Assignment, Verdict
+from hpo.control.messages import Message, last_line
+from hpo.control.pruning import Pruning
+from hpo.control.repeats import mean_metrics, promising, standard_errors
+from hpo.search.constraints import violations
+from hpo.search.halving import Curve, Halving
+from hpo.search.population import Population
+from hpo.search.pruners import ParkedHalving
+from hpo.search.samplers.ahead import reported
+from hpo.study.config import StudyConfig
+from storage import Ledger, Reason, Transaction
 
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 300.0
-
-
-@dataclass
-class Assignment:
-    """One attempt to be run."""
-
-    number: int  # of the trial
-    trial: optuna.Trial
-    attempt: Attempt
-    config: dict[str, Any]  # the train config as a document
-    params: dict[str, Any]
-    reported_step: int = 0  # last optimizer step the ledger has metrics of
-    repeat: int = 0  # which of the trial's trainings it is
-    until: int | None = None  # in a population: the optimizer step at which it waits for the others
-
-    def waits_at(self, step: int) -> bool:
-        """Whether the attempt may not train past `step`, whatever its evaluation says."""
-        return self.until is not None and max(step, self.reported_step) >= self.until
-
-    @property
-    def job(self) -> int:
-        """What its gang works at."""
-        return self.number
-
-    @property
-    def attempt_number(self) -> int:
-        """The attempt's number among its trial's."""
-        return self.attempt.number
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How an attempt ended."""
-
-    reason: Reason | None  # None: all its steps were done
-    state: TrialState | None  # the trial's final one; None: it stays RUNNING, and waits
-    again_in: float = 0.0  # seconds until the next attempt of one that does, at least
-    means: dict[str, float] | None = None  # of a COMPLETE trial: over its trainings
 
 
 def backoff(lost: int) -> float:

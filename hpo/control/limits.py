@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optuna.trial import TrialState
 
-from hpo.study import StudyConfig
+from hpo.study.config import StudyConfig
 from storage import Ledger, StudyRecord
 
 

@@ -29,7 +29,7 @@ class Message:
     metrics: dict[str, float] = field(default_factory=dict)
     first_step: int | None = None  # the step it started or resumed from, once known
     detail: str | None = None  # a traceback, for instance
-    depth_front: list[Any] = field(default_factory=list)  # trainer.depth.DepthPoints at `step`
+    depth_front: list[Any] = field(default_factory=list)  # the trainer's DepthPoints at `step`
 
 
 @dataclass(frozen=True)

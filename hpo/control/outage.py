@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from optuna.exceptions import OptunaError, StorageInternalError
 
 from storage import LedgerError, RolledBack
-from trainer.settings import is_url
-from trainer.store import check_writable
+from trainer.config.settings import is_url
+from trainer.runs.store import check_writable
 
 LEDGER_ERRORS = (LedgerError, OptunaError, sa.exc.SQLAlchemyError)
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 import optuna
 from optuna.trial import TrialState
 
-from hpo.judge import Judge
-from hpo.population import Population
+from hpo.control.judge import Judge
+from hpo.search.population import Population
 from storage import Lease, Ledger, Reason
 
 Parked = Mapping[int, int]  # trial ids by number

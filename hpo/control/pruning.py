@@ -18,37 +18,15 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.complete import CompleteTrials
-from hpo.objectives import HYPERVOLUME, check_measured, comes_late
-from hpo.pruners import comparison
-from hpo.space import values_of
+from hpo.search.pruners import comparison
+from hpo.search.space import values_of
 from storage import Ledger
-from trainer.sections import EvaluationConfig
-from trainer.settings import ConfigError, get_path
+from trainer.config.settings import get_path
 
 if TYPE_CHECKING:
-    from hpo.study import StudyConfig
+    from hpo.study.config import StudyConfig
 
 Curve = dict[int, float]  # value by resource, in order
-
-
-def check_pruner(config: StudyConfig, evaluation: EvaluationConfig, source: str) -> None:
-    """Raise ConfigError unless trials report what the pruner compares while they run."""
-    if config.pruner.name == "none":
-        return
-    compared = comparison(config.pruner)
-    metric = (compared and compared.metric) or config.objectives[0].metric
-    check_measured(metric, evaluation, f"{source}: pruner.metric")
-    direction = (compared and compared.direction) or next(
-        (o.direction for o in config.objectives if o.metric == metric), "minimize"
-    )
-    if metric == HYPERVOLUME and direction == "minimize":
-        raise ConfigError(f"{source}: pruner.direction: a larger {metric} is better; use maximize")
-    if comes_late(metric, evaluation):
-        raise ConfigError(
-            f"{source}: pruner.name: {config.pruner.name} compares {metric} while trials run; set "
-            "evaluation.depths_at: each in the train config, or use none"
-        )
 
 
 def make_pruner(config: StudyConfig) -> optuna.pruners.BasePruner:
@@ -81,7 +59,7 @@ class Pruning:
         self._finished: dict[int, Curve] | None = None  # of finished trials, by id, where not
         self._small: dict[int, Curve] = {}  # of finished trials, by number, as halving wants them
         self._units: dict[int, int] = {}  # what a step counts, by the trial's id
-        peers = _Peers(CompleteTrials(ledger, study._study_id), self._by_resource)
+        peers = _Peers(_CompleteTrials(ledger, study._study_id), self._by_resource)
         self._view = _View(study._storage, self._direction, peers)
         self._viewed = optuna.Study(study.study_name, self._view, pruner=study.pruner)  # type: ignore[arg-type]
 
@@ -145,10 +123,38 @@ class Pruning:
         return self._units[trial._trial_id]
 
 
+class _CompleteTrials:
+    """A study's complete trials, each read once: a pruner holds a trial against all of them.
+
+    Optuna's storage goes through every trial of the study whenever it is asked for some, and reads
+    all that run again. Here an evaluation costs one look at what has ended since the last one,
+    whoever ended it.
+    """
+
+    def __init__(self, ledger: Ledger, study_id: int) -> None:
+        self._ledger = ledger
+        self._study_id = study_id
+        self._unfinished: set[int] = set()
+        self._newest = 0  # trial looked at
+
+    def new(self) -> list[FrozenTrial]:
+        """Those that were not complete, or not there, when this was called before."""
+        storage = self._ledger.storage
+        if not self._newest:  # one after the other would take minutes in a big study
+            storage.get_all_trials(self._study_id, deepcopy=False)
+        states = self._ledger.states(self._study_id, self._unfinished, self._newest)
+        complete = [t for t, state in states.items() if state is TrialState.COMPLETE]
+        found = [storage.get_trial(trial_id) for trial_id in complete]
+        # Only now: where reading fails, they are still new the next time.
+        self._newest = max(states, default=self._newest)
+        self._unfinished = {t for t, state in states.items() if not state.is_finished()}
+        return found
+
+
 class _Peers:
     """The complete trials as a pruner is shown them, with values where others were judged."""
 
-    def __init__(self, complete: CompleteTrials, curve_of: Callable[[FrozenTrial], Curve]) -> None:
+    def __init__(self, complete: _CompleteTrials, curve_of: Callable[[FrozenTrial], Curve]) -> None:
         self._complete = complete
         self._curve_of = curve_of
         self._new: list[FrozenTrial] = []  # not shown yet

@@ -14,7 +14,7 @@ from typing import Any
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.constraints import is_feasible
+from hpo.search.constraints import is_feasible
 
 Metrics = Mapping[str, float]
 

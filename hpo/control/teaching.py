@@ -9,26 +9,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from hpo.messages import Message, last_line
-from hpo.study import StudyConfig
+from hpo.control.assignment import TeacherAttempt
+from hpo.control.messages import Message, last_line
+from hpo.study.config import StudyConfig
 from storage import Lease, Ledger, Reason, StudyRecord, TeacherRecord, TeacherState
-from trainer.lock import in_use
-from trainer.settings import is_url, parse_document
-from trainer.teacher import is_trained
-
-
-@dataclass(frozen=True)
-class TeacherAttempt:
-    """One attempt at training a teacher, to be run as a trial's is."""
-
-    job: str  # the teacher's key
-    attempt_number: int
-    config: dict[str, Any]  # the train config as a document
-    reported_step: int  # its evaluations up to here need no report: all of them
+from trainer.config.settings import is_url, parse_document
+from trainer.runs.lock import in_use
+from trainer.teaching.teacher import is_trained
 
 
 class Teaching:

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from optuna.trial import TrialState
 
-from hpo.judge import Assignment, Verdict
-from hpo.messages import Message
+from hpo.control.assignment import Assignment, Verdict
+from hpo.control.messages import Message
 from storage import Reason, TeacherRecord
 
 logger = logging.getLogger("hpo.controller")

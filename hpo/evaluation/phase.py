@@ -17,17 +17,18 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.launch import Launch, create_study
-from hpo.places import check_places
-from hpo.pruners import NoPruner
-from hpo.room import check_place
-from hpo.samplers import Random
-from hpo.space import Dimension, IntDimension
-from hpo.study import Budget, StudyConfig
-from hpo.views import View, config_of
+from hpo.reading.views import View
+from hpo.search.pruners import NoPruner
+from hpo.search.samplers.config import Random
+from hpo.search.space import Dimension, IntDimension
+from hpo.service.launch import Launch, create_study
+from hpo.service.preflight import check_place, check_places
+from hpo.study.config import StudyConfig
+from hpo.study.load import config_of
+from hpo.study.sections import Budget
 from storage import Ledger, Point, StudyNotFound, StudyRecord, TeacherRecord
 from storage.points import known_params
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 SEEDS = 2**32  # a seed is less
 
@@ -48,16 +49,11 @@ class Plan:
         return [trial for trial in trials if _key_of(trial) in keys]
 
 
-def is_evaluation(config: StudyConfig) -> bool:
-    """Whether the study is an evaluation of another, or a comparison."""
-    return config.trainer is None and config.train.get("phase") == "evaluation"
-
-
 def tuned(ledger: Ledger, name: str) -> tuple[StudyRecord, StudyConfig]:
     """The study `name`. Raises ConfigError, in one line, if it is not to be tested, or not yet."""
     record = ledger.study(name)
     config = config_of(record)
-    if is_evaluation(config):
+    if config.is_evaluation:
         raise ConfigError(f"study {name}: is an evaluation itself; give the study that it is of")
     if config.trainer is not None:
         raise ConfigError(
@@ -155,7 +151,7 @@ def enter(ledger: Ledger, plan: Plan) -> tuple[StudyRecord, int]:
     except StudyNotFound:
         record = create_study(ledger, plan.config, plan.teachers, plan.points)
     found = config_of(record)
-    if not is_evaluation(found) or found.space.keys() != plan.config.space.keys():
+    if not found.is_evaluation or found.space.keys() != plan.config.space.keys():
         raise ConfigError(
             f"study {record.name}: is there already, and is no evaluation; evaluate a copy under "
             f"another name: hpo copy {plan.name} --as NAME --to URL"

@@ -12,16 +12,38 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
-from hpo.tracking import Tracker
-from trainer.config import TrainConfig, resolve
-from trainer.settings import ConfigError
+from storage import TeacherRecord
+from trainer.config.settings import ConfigError
+from trainer.config.train import TrainConfig, resolve
 
 logger = logging.getLogger("hpo.tracking")
 
 CLOSE_SECONDS = 20.0  # the longest that close() waits for what is still to be sent
 QUEUE_SIZE = 10_000  # calls; a queue this long means that the tracker hangs
+
+
+class Tracker(Protocol):
+    """Follows a study's trials. No method raises, and none waits but `close`, 20 s at most."""
+
+    def begin(
+        self, trial: int, attempt: int, config: Mapping[str, Any], params: Mapping[str, Any]
+    ) -> None:
+        """An attempt at `trial` starts, with the train `config` that its `params` resolve to."""
+
+    def report(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
+        """`metrics` at an optimizer step; a step no later than the last reported is left out."""
+
+    def end(self, trial: int, state: str, reason: str | None) -> None:
+        """`trial` ended COMPLETE, PRUNED or FAIL, or stays RUNNING to be continued later."""
+
+    def teacher(self, teacher: TeacherRecord) -> None:
+        """Nothing: a teacher is no trial."""
+        return
+
+    def close(self) -> None:
+        """Send what is left. Nothing may be called after it."""
 
 
 class BackgroundTracker(Tracker):
@@ -133,7 +155,7 @@ def drop_probabilities(
     config: TrainConfig, step: int, metrics: Mapping[str, float]
 ) -> dict[str, float]:
     """Each layer's drop probability in the last of `step` optimizer steps, by the run's policy."""
-    from trainer.layerdrop import make_policy
+    from trainer.model.layerdrop import make_policy
 
     layers = range(1, config.model.layers + 1)
     measured = (metrics.get(f"sensitivity_layer_{layer}") for layer in layers)

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import optuna
+from optuna.trial import TrialState
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpo.constraints import Constraint, violations
-from hpo.messages import Job, Progress, named
-from hpo.objectives import Objective
+from hpo.control.messages import Job, Progress, named
+from hpo.search.constraints import Constraint, is_feasible, violations
+from hpo.search.objectives import Objective
 from storage import TeacherRecord, TeacherState
 
 WIDE = 72  # columns, from which on there is room for bars
@@ -225,6 +228,15 @@ class Board:
             self.console.print(
                 f"{self.study}: {text}", markup=False, highlight=False, soft_wrap=True
             )
+
+
+def recall(board: Board, study: optuna.Study) -> None:
+    """Show what all controllers of the study have done."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    board.finished = dict(Counter(trial.state.name for trial in trials))
+    for trial in trials:
+        if trial.state is TrialState.COMPLETE and trial.values and is_feasible(trial):
+            board.recall(trial.number, trial.values[0])
 
 
 def _duration(seconds: float) -> str:

@@ -15,7 +15,7 @@ from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
-from hpo.messages import named
+from hpo.control.messages import named
 from storage import TeacherRecord
 
 logger = logging.getLogger("hpo.study")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hpo.background import BackgroundTracker
-from trainer.settings import get_path
+from hpo.observers.background import BackgroundTracker
+from trainer.config.settings import get_path
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hpo.background import BackgroundTracker
-from hpo.tracking import WandbConfig, run_id
-from trainer.settings import ConfigError
+from hpo.observers.background import BackgroundTracker
+from hpo.study.tracking import WandbConfig, run_id
+from trainer.config.settings import ConfigError
 
 FINISH_SECONDS = 10.0  # the longest that the end of one run waits for its upload
 FLUSH_SECONDS = 0.5  # the most that a killed controller loses of an offline run; wandb's own is 15

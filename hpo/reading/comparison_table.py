@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 View = dict[str, Any]
 Rows = list[list[str]]  # the first has the columns' names

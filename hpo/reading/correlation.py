@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from optuna.trial import TrialState
 from scipy import stats
 
-from hpo.space import CategoricalDimension, assignments
-from hpo.study import restore_study
+from hpo.search.space import CategoricalDimension, assignments
+from hpo.study.load import restore_study
 from storage import Ledger
-from trainer.settings import ConfigError, get_path
+from trainer.config.settings import ConfigError, get_path
 
 View = dict[str, Any]
 Configuration = tuple[tuple[str, Any], ...]

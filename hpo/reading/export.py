@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 from optuna.trial import TrialState
 
-from hpo import views
+from hpo.reading import views
 from storage import Ledger
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 FIXED = ("number", "state", "reason", "feasible", "attempts", "device_seconds", "started", "ended")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 
 def write_whole(content: str | bytes, file: Path) -> None:

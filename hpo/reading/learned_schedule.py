@@ -12,11 +12,12 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from hpo.population import LEVEL
-from hpo.views import best_trials, config_of
+from hpo.reading.views import best_trials
+from hpo.search.population import LEVEL
+from hpo.study.load import config_of
 from storage import Ledger
-from trainer.config import resolve
-from trainer.settings import ConfigError, set_path
+from trainer.config.settings import ConfigError, set_path
+from trainer.config.train import resolve
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from hpo.outage import LEDGER_ERRORS
-from hpo.study import StudyConfig
-from hpo.views import best_trial
+from hpo.control.outage import LEDGER_ERRORS
+from hpo.reading.views import best_trial
+from hpo.study.config import StudyConfig
 from storage import Ledger, StudyRecord
 from storage.tallies import tally
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 HOST = "127.0.0.1"
 

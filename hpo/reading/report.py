@@ -1,7 +1,7 @@
 """A study on one HTML page that opens without a network: how it stands, its figures, its file.
 
 It reads the ledger and writes nothing. Whatever the ledger says is escaped by the template
-(`report.html`), and by `hpo.figures` where Plotly shows it; the page forbids itself every load.
+(`report.html`), and by `figures.py` where Plotly shows it; the page forbids itself every load.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from plotly.offline import get_plotlyjs
 
-from hpo import figures, views
-from hpo.messages import last_line
+from hpo.control.messages import last_line
+from hpo.reading import figures, views
 from storage import Attempt, Ledger
-from trainer.settings import parse_document
+from trainer.config.settings import parse_document
 
 EDGE = 0.02  # of a dimension's range
 MANY = 0.25  # of the best trials: a Pareto front always has some at an edge
@@ -282,7 +282,7 @@ def _program() -> dict[str, str]:
     """Versions of what made the page, and the git commit where it runs from a clone."""
     found = {"python": platform.python_version()}
     found |= {library: version(library) for library in LIBRARIES}
-    root, git = Path(__file__).parents[1], shutil.which("git")
+    root, git = Path(__file__).parents[2], shutil.which("git")
     if git and (root / ".git").exists():
         command = [git, "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
         told = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed words

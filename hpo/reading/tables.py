@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hpo.constraints import OUT_OF_MEMORY
+from hpo.search.constraints import OUT_OF_MEMORY
 
 View = dict[str, Any]
 
@@ -134,7 +134,7 @@ def evaluation(name: str, found: list[View]) -> None:
 
 def comparison(found: View) -> None:
     """The tables of `hpo compare`."""
-    from hpo import comparison_table
+    from hpo.reading import comparison_table
 
     _print(f"comparison of {found['study']}'s recipes under one budget")
     for columns, *rows in comparison_table.tables(found):

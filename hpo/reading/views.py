@@ -9,12 +9,13 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.constraints import Constraint, broken, is_feasible
-from hpo.population import fork_of
-from hpo.study import StudyConfig, restore_study
+from hpo.search.constraints import Constraint, broken, is_feasible
+from hpo.search.population import fork_of
+from hpo.study.config import StudyConfig
+from hpo.study.load import restore_study
 from storage import Attempt, Ledger, StudyRecord, TeacherRecord
 from storage.points import known_params
-from trainer.settings import ConfigError, parse_document
+from trainer.config.settings import ConfigError, parse_document
 
 View = dict[str, Any]
 

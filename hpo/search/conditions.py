@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from trainer.config import check_path, check_setting
-from trainer.settings import ConfigError, Section, get_path
+from trainer.config.settings import ConfigError, Section, get_path
+from trainer.config.train import check_path, check_setting
 
 Scalar = bool | int | float | str | None
 

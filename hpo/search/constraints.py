@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from optuna.trial import FrozenTrial
 from pydantic import FiniteFloat, model_validator
 
-from hpo.objectives import check_measured
-from trainer.sections import EvaluationConfig
-from trainer.settings import Section
+from hpo.search.objectives import check_measured
+from trainer.config.sections import EvaluationConfig
+from trainer.config.settings import Section
 
 OUT_OF_MEMORY = "out_of_memory"
 

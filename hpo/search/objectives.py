@@ -9,8 +9,8 @@ from typing import Literal
 from optuna.study import StudyDirection
 from pydantic import model_validator
 
-from trainer.sections import EvaluationConfig
-from trainer.settings import ConfigError, Section, nearest
+from trainer.config.sections import EvaluationConfig
+from trainer.config.settings import ConfigError, Section, nearest
 
 HYPERVOLUME = "depth_front_hypervolume"
 METRICS = (

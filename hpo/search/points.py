@@ -16,12 +16,12 @@ from optuna.study import StudyDirection
 from optuna.study._multi_objective import _fast_non_domination_rank
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.conditions import same
-from hpo.constraints import is_feasible
-from hpo.space import Dimension, FloatDimension, IntDimension, Space
+from hpo.search.conditions import same
+from hpo.search.constraints import is_feasible
+from hpo.search.space import Dimension, FloatDimension, IntDimension, Space
 from storage import Ledger, LedgerError, Point
-from trainer.sections import Count
-from trainer.settings import ConfigError, Section, nearest, parse_assignment
+from trainer.config.sections import Count
+from trainer.config.settings import ConfigError, Section, nearest, parse_assignment
 
 
 class WarmStart(Section):

@@ -20,12 +20,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import Field
 
-from hpo.objectives import comes_late
-from hpo.space import Dimension, FloatDimension
+from hpo.search.objectives import comes_late
+from hpo.search.space import Dimension, FloatDimension
 from storage import BudgetSpent, Transaction
-from trainer.config import TrainConfig
-from trainer.sections import Count, Fraction
-from trainer.settings import ConfigError, Section
+from trainer.config.sections import Count, Fraction
+from trainer.config.settings import ConfigError, Section
+from trainer.config.train import TrainConfig
 
 # What may change while a run trains, and what must then be level between two comparisons.
 LEVEL = {

@@ -12,9 +12,9 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from hpo.conditions import in_order, is_active
-from hpo.space import CategoricalDimension, Space
-from trainer.settings import ConfigError
+from hpo.search.conditions import in_order, is_active
+from hpo.search.space import CategoricalDimension, Space
+from trainer.config.settings import ConfigError
 
 DRAWS = 64
 MOST_COMBINATIONS = 500  # the first so many are looked at

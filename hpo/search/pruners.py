@@ -20,7 +20,7 @@ from optuna.pruners import (
 )
 from pydantic import Field, FiniteFloat, model_validator
 
-from trainer.settings import Section
+from trainer.config.settings import Section
 
 Steps = Annotated[int, Field(ge=1)]
 Tokens = Annotated[int, Field(ge=1)]

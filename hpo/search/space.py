@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 import optuna
 from pydantic import Discriminator, Field, FiniteFloat, Tag, model_validator
 
-from hpo.conditions import Conditional, Scalar, in_order, is_active, same
-from trainer.config import check_path, check_setting, is_section
-from trainer.sections import Count, Positive
-from trainer.settings import ConfigError, get_path
+from hpo.search.conditions import Conditional, Scalar, in_order, is_active, same
+from trainer.config.sections import Count, Positive
+from trainer.config.settings import ConfigError, get_path
+from trainer.config.train import check_path, check_setting, is_section
 
 # The service sets these itself for every trial.
 RESERVED = ("output_dir", "threads")

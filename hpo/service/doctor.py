@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trainer.settings import is_url
-from trainer.store import check_writable
+from trainer.config.settings import is_url
+from trainer.runs.store import check_writable
 
 CLOCK_SECONDS = 5.0  # a clock that is further off is worth a word
 ROUND_TRIP_SECONDS = 0.05  # the controller waits for several with each report
@@ -129,9 +129,11 @@ def _fsync_seconds(file: int) -> float:
 
 def data_sets(_: Place) -> Finding:
     """Which data sets are here."""
-    from trainer.corpora import CORPORA
-    from trainer.data import cache_dir, data_folder
-    from trainer.tokens import SPLITS
+    from trainer.config.cache import cache_dir
+
+    from trainer.data.corpora import CORPORA
+    from trainer.data.splits import data_folder
+    from trainer.data.tokens import SPLITS
 
     cache = cache_dir().absolute()
     there = next(path for path in (cache, *cache.parents) if path.exists())
@@ -194,8 +196,8 @@ def _key_in_netrc() -> bool:
 
 def ray(place: Place) -> Finding:
     """Ray: the cluster that is to be joined, or one of our own."""
-    from hpo import dispatch
-    from hpo.room import cluster_resources
+    from hpo.service.preflight import cluster_resources
+    from hpo.workers import dispatch
     from trainer.terminal import Quiet
 
     began = time.perf_counter()

@@ -10,18 +10,13 @@ import logging
 import os
 import signal
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import optuna
-from optuna.trial import TrialState
-
-from hpo.constraints import is_feasible
-from hpo.controller import Controller
-from hpo.live import Board
+from hpo.control.controller import Controller
+from hpo.observers.live import Board, recall
 from storage import Lease, LeaseLost, Ledger, StudyRecord
 
 logger = logging.getLogger("hpo.service")
@@ -101,7 +96,7 @@ class Guard:
                 logger.exception("could not look after the trials")
 
     def _look(self) -> None:
-        from hpo import gang
+        from hpo.workers import gang
 
         self._controller.mend()
         if not self._controller.stopping:
@@ -130,12 +125,3 @@ class Guard:
     def _stop(self, why: str) -> None:
         self.asked_to_stop = self._controller.stopping = True
         self._board.say(why)
-
-
-def recall(board: Board, study: optuna.Study) -> None:
-    """Show what all controllers of the study have done."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    board.finished = dict(Counter(trial.state.name for trial in trials))
-    for trial in trials:
-        if trial.state is TrialState.COMPLETE and trial.values and is_feasible(trial):
-            board.recall(trial.number, trial.values[0])

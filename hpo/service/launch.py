@@ -5,17 +5,16 @@ Everything is checked before a row is written. Nothing here prints: `say` tells 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from hpo.service import Ending
-    from hpo.study import StudyConfig
-    from storage import Ledger, Point, StudyRecord, TeacherRecord
+from hpo.service.opening import open_ledger, storage_url
 
-DEFAULT_STORAGE = "sqlite:///hpo.db"
+if TYPE_CHECKING:
+    from hpo.service.run import Ending
+    from hpo.study.config import StudyConfig
+    from storage import Ledger, Point, StudyRecord, TeacherRecord
 
 Say = Callable[[str], None]
 
@@ -34,8 +33,8 @@ class Launch:
 
     def run(self, *, exits: bool = True) -> Ending:
         """Run it to its end; a second Ctrl-C `exits` this process, or else raises."""
-        from hpo.service import run_study
-        from hpo.views import config_of
+        from hpo.service.run import run_study
+        from hpo.study.load import config_of
 
         return run_study(
             self.ledger,
@@ -48,21 +47,6 @@ class Launch:
             metrics_port=self.metrics_port,
             exits=exits,
         )
-
-
-def storage_url(storage: str | None, in_file: str | None = None) -> str:
-    """The ledger's URL: as given, else the environment's, else the study file's, else ours."""
-    return storage or os.environ.get("HPO_STORAGE") or in_file or DEFAULT_STORAGE
-
-
-def open_ledger(url: str, *, create: bool = False) -> Ledger:
-    """The ledger at `url`. Raises LedgerError."""
-    import optuna
-
-    from storage import Ledger
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return Ledger.open(url, create=create)
 
 
 def start(
@@ -80,9 +64,9 @@ def start(
 
     `source` is where `config` is from. Whose name is taken gets another, if it `may_rename`.
     """
-    from hpo.metrics import check_port
-    from hpo.room import check_place
-    from hpo.teachers import with_teachers
+    from hpo.reading.prometheus import check_port
+    from hpo.service.preflight import check_place
+    from hpo.service.teachers import with_teachers
 
     url = storage_url(storage, config.storage)
     config = _named(config, url, may_rename=may_rename)
@@ -107,12 +91,10 @@ def resume(
     say: Say,
 ) -> Launch:
     """A study that is in its ledger. Raises ConfigError and LedgerError, with nothing written."""
-    from hpo.metrics import check_port
-    from hpo.phase import is_evaluation
-    from hpo.places import check_places
-    from hpo.room import check_place
-    from hpo.views import config_of
-    from trainer.settings import ConfigError
+    from hpo.reading.prometheus import check_port
+    from hpo.service.preflight import check_place, check_places
+    from hpo.study.load import config_of
+    from trainer.config.settings import ConfigError
 
     ledger = open_ledger(storage_url(storage))
     record = ledger.study(name)
@@ -120,7 +102,7 @@ def resume(
     check_port(metrics_port)
     check_place(config, runs, ray_address)
     check_places(ledger, record, runs)
-    if trials is not None and is_evaluation(config):
+    if trials is not None and config.is_evaluation:
         raise ConfigError(
             f"--trials {trials}: study {name} is an evaluation; `hpo evaluate` plans its trials"
         )
@@ -157,7 +139,7 @@ def create_study(
 
 def _named(config: StudyConfig, url: str, *, may_rename: bool) -> StudyConfig:
     """The study under a name that its ledger does not have yet."""
-    from trainer.settings import ConfigError
+    from trainer.config.settings import ConfigError
 
     taken = _taken_names(url)
     if config.study not in taken:
@@ -184,7 +166,7 @@ def _warm_points(config: StudyConfig, url: str, source: str, say: Say) -> list[P
     """What the study takes over from an earlier one, said."""
     if config.warm_start is None:
         return []
-    from hpo.transfer import warm_points
+    from hpo.search.points import warm_points
 
     points, left_out = warm_points(config.warm_start, config.space, url, source)
     for line in left_out:

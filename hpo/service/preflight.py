@@ -8,11 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hpo.functions import check_function
-from hpo.study import StudyConfig, check_machine, local_cpus
-from hpo.tracking import check_tracking
-from trainer.settings import ConfigError, is_url
-from trainer.store import StoreError, check_writable
+from optuna.trial import TrialState
+
+from hpo.control.places import study_folder, teacher_folder, trial_folder
+from hpo.study.config import StudyConfig
+from hpo.study.functions import check_function
+from hpo.study.sections import local_cpus
+from hpo.study.tracking import check_tracking
+from storage import Ledger, StudyRecord
+from trainer.config.settings import ConfigError, is_url, parse_document
+from trainer.config.train import resolve
+from trainer.runs.store import StoreError, check_writable
+from trainer.teaching.teacher import content_folder, is_key, is_trained
 from trainer.terminal import Quiet
 
 
@@ -55,14 +62,14 @@ def _check_runs(runs: str) -> None:
 
 def cluster_resources(ray_address: str) -> tuple[float, float]:
     """CPUs and GPUs of the Ray cluster at `ray_address`. Raises ConfigError if it is not ours."""
-    from hpo import dispatch
+    from hpo.workers import dispatch
 
     with _visited(ray_address):
         return dispatch.cluster_size()
 
 
 def _check_cluster(config: StudyConfig, ray_address: str) -> None:
-    from hpo import dispatch
+    from hpo.workers import dispatch
 
     wanted = config.resources
     with _visited(ray_address):
@@ -77,7 +84,7 @@ def _check_cluster(config: StudyConfig, ray_address: str) -> None:
 
 @contextmanager
 def _visited(ray_address: str) -> Iterator[None]:
-    from hpo import dispatch
+    from hpo.workers import dispatch
 
     host, _, port = ray_address.rpartition(":")
     try:
@@ -99,3 +106,48 @@ def _local_gpus(config: StudyConfig) -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def check_places(ledger: Ledger, record: StudyRecord, runs: str) -> None:
+    """Raise ConfigError unless the study's runs go on where the ledger says that they are.
+
+    A study whose runs were moved together with the runs folder goes on in the new one.
+    """
+    folder = study_folder(runs, record.name)
+    for trial in ledger.trials(record, TrialState.RUNNING):
+        here = trial_folder(folder, trial.number)
+        kept = trial.user_attrs.get("run_dir")
+        if kept != here and (is_url(runs) or not Path(here).is_dir()):
+            raise ConfigError(
+                f"--runs {runs}: trial {trial.number} of study {record.name} is kept in {kept!a}, "
+                f"not in {here}; give the --runs that it is in, or copy it there"
+            )
+    for teacher in ledger.teachers(record):
+        what = f"study {record.name}: teacher {teacher.key!a}"
+        if not is_key(teacher.key):  # it becomes part of a path
+            raise ConfigError(f"{what}: no key of a teacher's content; the ledger was changed")
+        if is_trained(teacher.folder, teacher.steps):
+            continue
+        here = teacher_folder(folder, teacher.key)
+        if not is_url(runs):
+            here = str(content_folder(resolve(parse_document(teacher.config, what), what)))
+        if teacher.folder != here:
+            raise ConfigError(
+                f"{what}: is to be trained in {teacher.folder!a}, and this machine's is {here}; "
+                "set HPO_CACHE_DIR as it was when the study was started"
+            )
+
+
+def check_machine(study: StudyConfig, cpus: float, gpus: float, where: str) -> None:
+    """Raise ConfigError unless one trial's gang fits on `where`, with `cpus` and `gpus`."""
+    wanted = study.resources
+    for kind, given, each in (
+        ("cpus", cpus, wanted.cpus_per_rank),
+        ("gpus", gpus, wanted.gpus_per_rank),
+    ):
+        if wanted.ranks * each > given:
+            raise ConfigError(
+                f"study {study.study}: resources.ranks: {wanted.ranks} ranks x {each} "
+                f"{kind}_per_rank need {wanted.ranks * each} {kind.upper()}, and {where} has "
+                f"{given:g}"
+            )

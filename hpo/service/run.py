@@ -16,17 +16,17 @@ from tempfile import TemporaryDirectory
 from optuna.trial import TrialState
 from rich.console import Console
 
-from hpo.constraints import is_feasible
-from hpo.controller import Controller
-from hpo.guard import INTERRUPTED, POLL_SECONDS, Guard, recall
-from hpo.live import Board
-from hpo.logs import LogObserver, logged
-from hpo.metrics import metrics_served
-from hpo.outage import LEDGER_ERRORS, RayLost
-from hpo.study import StudyConfig
-from hpo.tracking import make_trackers
+from hpo.control.controller import Controller
+from hpo.control.outage import LEDGER_ERRORS, RayLost
+from hpo.observers.live import Board, recall
+from hpo.observers.logs import LogObserver, logged
+from hpo.observers.trackers import make_trackers
+from hpo.reading.prometheus import metrics_served
+from hpo.search.constraints import is_feasible
+from hpo.service.guard import INTERRUPTED, POLL_SECONDS, Guard
+from hpo.study.config import StudyConfig
 from storage import Lease, LeaseHeld, LeaseLost, Ledger, StudyRecord, in_one_line
-from trainer.settings import is_url
+from trainer.config.settings import is_url
 from trainer.terminal import Quiet
 
 logger = logging.getLogger("hpo.service")
@@ -134,8 +134,8 @@ def _run(
     trackers = make_trackers(config, ledger, record, local / record.name, board.say)
     explore = None
     if config.schedule is not None:
-        import hpo.dispatch  # noqa: F401 - it sets what Ray reads from the environment once
-        from hpo.pbt import make_explore
+        import hpo.workers.dispatch  # noqa: F401 - it sets what Ray reads from the environment once
+        from hpo.workers.pbt import make_explore
 
         explore = make_explore(config.schedule, config.space, config.sampler.seed)
     controller = Controller(
@@ -150,7 +150,7 @@ def _run(
         stack.enter_context(ledger.heartbeat(lease, controller.report_error))
         stack.enter_context(board.shown())
         if not controller.exhausted:  # a study that is done needs no Ray
-            from hpo import dispatch
+            from hpo.workers import dispatch
 
             stack.enter_context(guard.listening())
             board.say("starting workers")

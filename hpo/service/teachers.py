@@ -10,13 +10,13 @@ import copy
 import os
 from typing import Any
 
-from hpo.places import study_folder, teacher_folder
-from hpo.space import values_of, with_values
-from hpo.study import StudyConfig
+from hpo.control.places import study_folder, teacher_folder
+from hpo.search.space import values_of, with_values
+from hpo.study.config import StudyConfig
 from storage import TeacherRecord
-from trainer import config as train_config
-from trainer.settings import ConfigError, get_path, is_url, set_path
-from trainer.teacher import Teacher, find_teacher
+from trainer.config import train as train_config
+from trainer.config.settings import ConfigError, get_path, is_url, set_path
+from trainer.teaching.teacher import Teacher, find_teacher
 
 _PATH = "distillation.teacher"
 

@@ -1,38 +1,29 @@
-"""Study files: their settings, and everything that can be checked before a row is written."""
+"""A study: all settings of a study file, and those rules that need nothing but the file."""
 
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, Field, model_validator
 
-from hpo.constraints import Constraint
-from hpo.functions import OwnFunction, function_name
-from hpo.objectives import Objective
-from hpo.our_trainer import OurTrainer
-from hpo.own_trainer import OwnTrainer
-from hpo.population import ScheduleConfig
-from hpo.pruners import NoPruner, PrunerConfig, comparison
-from hpo.samplers import TPE, SamplerConfig, check_sampler
-from hpo.space import Dimension, Space, assignments, values_of
-from hpo.tracking import TrackingConfig
-from hpo.transfer import WarmStart
+from hpo.search.constraints import Constraint
+from hpo.search.objectives import Objective
+from hpo.search.points import WarmStart
+from hpo.search.population import ScheduleConfig
+from hpo.search.pruners import NoPruner, PrunerConfig, comparison
+from hpo.search.samplers.config import TPE, SamplerConfig
+from hpo.search.space import Dimension, assignments
+from hpo.study.functions import OwnFunction, function_name
+from hpo.study.our_trainer import OurTrainer
+from hpo.study.own_trainer import OwnTrainer
+from hpo.study.sections import Budget, Failures, Resources
+from hpo.study.tracking import TrackingConfig
 from storage import LedgerError, check_study_name
-from trainer.sections import Count, Positive
-from trainer.settings import (
-    ConfigError,
-    Section,
-    parse_assignment,
-    parse_document,
-    read_document,
-    set_path,
-    validated,
-)
+from trainer.config.sections import Count
+from trainer.config.settings import Section, set_path
 
 
 def _study_name(name: str) -> str:
@@ -41,32 +32,6 @@ def _study_name(name: str) -> str:
     except LedgerError as error:
         raise ValueError(str(error)) from None
     return name
-
-
-class Budget(Section):
-    """When the study is done: whichever is reached first."""
-
-    trials: Annotated[int, Field(ge=1, le=10**9)] = 20  # in all, pruned and failed ones too
-    hours: Positive | None = None  # the controllers' wall-clock time, over all resumes
-    device_hours: Positive | None = None  # of all ranks of all attempts
-
-
-class Resources(Section):
-    """What one trial takes, and how many run at a time."""
-
-    ranks: Count = 1  # processes that train one trial together
-    cpus_per_rank: Count = 1  # cores, each rank's own
-    gpus_per_rank: Annotated[int, Field(ge=0)] = 0  # 0: on the CPU
-    concurrent_trials: Count = 1  # at a time, by each controller
-
-
-class Failures(Section):
-    """How much goes wrong before the service gives up."""
-
-    max_retries: Annotated[int, Field(ge=0)] = 2  # attempts more, after a trial's worker was lost
-    max_failures: Count = 3  # failed trials in a row that stop the study
-    hang_seconds: Positive = 600.0  # without any progress, a gang is killed
-    outage_seconds: Positive = 600.0  # the database or the disk away: after that the service leaves
 
 
 class StudyConfig(Section):
@@ -165,7 +130,12 @@ class StudyConfig(Section):
     @property
     def rules(self) -> OurTrainer | OwnTrainer:
         """What the study's trainer asks of it."""
-        return _rules(self.trainer)
+        return rules_of(self.trainer)
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether the study is an evaluation of another study, or a comparison."""
+        return self.trainer is None and self.train.get("phase") == "evaluation"
 
     @property
     def own_function(self) -> OwnFunction | None:
@@ -185,104 +155,6 @@ class StudyConfig(Section):
             yield "pruner.metric", compared.metric
 
 
-def _rules(trainer: str | None) -> OurTrainer | OwnTrainer:
+def rules_of(trainer: str | None) -> OurTrainer | OwnTrainer:
+    """The rules of the training function called `trainer`, or of our trainer."""
     return OurTrainer() if trainer is None else OwnTrainer(trainer)
-
-
-def shipped(kind: str) -> Path:
-    """The folder of the YAML files that ship with the program: `studies` or `train`."""
-    installed = Path(__file__).parent / "configs"
-    root = installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
-    return root / kind
-
-
-def find_study_file(given: str | None) -> Path:
-    """A study file by path, or by the name of one that ships. Raises ConfigError."""
-    given = given or "quickstart"
-    path = Path(given)
-    if path.is_file():
-        return path
-    named = shipped("studies") / f"{given}.yaml"
-    if "/" not in given and named.is_file():
-        return named
-    names = ", ".join(sorted(file.stem for file in shipped("studies").glob("*.yaml")))
-    raise ConfigError(f"{given}: no such file, nor a study that ships ({names})")
-
-
-def load_study(
-    path: Path, *, settings: Sequence[str] = (), name: str | None = None, trials: int | None = None
-) -> StudyConfig:
-    """The study in the file `path`, with `path=value` train settings over it, checked whole.
-
-    Raises ConfigError, one line, for anything wrong: the study, its train config, a searched path,
-    a bound, missing data, ranks that cannot share the batch. Writes nothing.
-    """
-    return study_of(read_document(path), path, settings=settings, name=name, trials=trials)
-
-
-def study_of(
-    document: dict[str, Any],
-    path: Path,
-    *,
-    settings: Sequence[str] = (),
-    name: str | None = None,
-    trials: int | None = None,
-) -> StudyConfig:
-    """The study that a file at `path` has, were this in it. Raises as `load_study` does."""
-    train = document.get("train")
-    if isinstance(train, str):
-        source = path.parent / train
-        document["train"] = read_document(source)
-    else:
-        source = path
-    if isinstance(document.get("train"), dict):
-        _rules(document.get("trainer")).override(document["train"], settings, source.parent)
-    if name is not None:
-        document["study"] = name
-    if trials is not None:
-        budget = document.get("budget")
-        document["budget"] = {**(budget if isinstance(budget, dict) else {}), "trials": trials}
-    study = validated(StudyConfig, document, str(path))
-    _check_seen(study.space, settings, str(path))
-    study = study.rules.checked(study, path, source)
-    sampler, constrained = study.sampler, bool(study.constraints)
-    check_sampler(sampler, study.space, len(study.objectives), constrained, str(path))
-    return study
-
-
-def restore_study(document: str, name: str) -> StudyConfig:
-    """The study as the ledger keeps it. Raises ConfigError if this version cannot run it."""
-    source = f"study {name}"
-    return validated(StudyConfig, parse_document(document, source), source)
-
-
-def check_machine(study: StudyConfig, cpus: float, gpus: float, where: str) -> None:
-    """Raise ConfigError unless one trial's gang fits on `where`, with `cpus` and `gpus`."""
-    wanted = study.resources
-    for kind, given, each in (
-        ("cpus", cpus, wanted.cpus_per_rank),
-        ("gpus", gpus, wanted.gpus_per_rank),
-    ):
-        if wanted.ranks * each > given:
-            raise ConfigError(
-                f"study {study.study}: resources.ranks: {wanted.ranks} ranks x {each} "
-                f"{kind}_per_rank need {wanted.ranks * each} {kind.upper()}, and {where} has "
-                f"{given:g}"
-            )
-
-
-def local_cpus() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _check_seen(space: Space, settings: Sequence[str], source: str) -> None:
-    """Raise ConfigError for a setting that every trial would have another value of."""
-    for path, _ in map(parse_assignment, settings):
-        fixed, train = object(), dict[str, Any]()
-        set_path(train, path, fixed)
-        if not any(value is fixed for value in values_of(space, train, path)):
-            raise ConfigError(
-                f"--set {path}: {source} searches it in every trial; remove it from `space`, or "
-                "start the study and give it a point with `hpo enqueue`"
-            )

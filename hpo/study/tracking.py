@@ -1,4 +1,4 @@
-"""Experiment tracking: what a study file may ask for, and what a tracker is told.
+"""Experiment tracking: what a study file may ask for.
 
 Tracking is a copy for people to look at, made by the controller, and is never believed: nothing is
 read back from it, and nothing that happens to it touches a trial.
@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from trainer.settings import ConfigError, Section
+from trainer.config.settings import ConfigError, Section
 
 if TYPE_CHECKING:
-    from hpo.study import StudyConfig
-    from storage import Ledger, StudyRecord, TeacherRecord
+    pass
 
 Tag = Annotated[str, Field(min_length=1, max_length=64)]
 
@@ -39,31 +36,9 @@ class TrackingConfig(Section):
     tensorboard: bool = False  # event files, in the study's folder
 
 
-class Tracker(Protocol):
-    """Follows a study's trials. No method raises, and none waits but `close`, 20 s at most."""
-
-    def begin(
-        self, trial: int, attempt: int, config: Mapping[str, Any], params: Mapping[str, Any]
-    ) -> None:
-        """An attempt at `trial` starts, with the train `config` that its `params` resolve to."""
-
-    def report(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
-        """`metrics` at an optimizer step; a step no later than the last reported is left out."""
-
-    def end(self, trial: int, state: str, reason: str | None) -> None:
-        """`trial` ended COMPLETE, PRUNED or FAIL, or stays RUNNING to be continued later."""
-
-    def teacher(self, teacher: TeacherRecord) -> None:
-        """Nothing: a teacher is no trial."""
-        return
-
-    def close(self) -> None:
-        """Send what is left. Nothing may be called after it."""
-
-
 def check_tracking(config: TrackingConfig) -> None:
     """Raise ConfigError if wandb is asked for and not installed."""
-    if not _asks_for_wandb(config):
+    if not asks_for_wandb(config):
         return
     # A folder wandb/ of offline runs in the working directory is importable too, with no origin.
     if (spec := importlib.util.find_spec("wandb")) is None or spec.origin is None:
@@ -77,39 +52,6 @@ def run_id(study_uid: str, trial: int) -> str:
     return hashlib.sha256(f"{study_uid}/{trial}".encode()).hexdigest()[:16]
 
 
-def make_trackers(
-    config: StudyConfig,
-    ledger: Ledger,
-    record: StudyRecord,
-    folder: Path,
-    say: Callable[[str], None],
-) -> list[Tracker]:
-    """The trackers that the study asks for; their files go to `folder`. `say` tells the person.
-
-    Raises ConfigError if wandb is not installed.
-    """
-    check_tracking(config.tracking)
-    trackers: list[Tracker] = []
-    if _asks_for_wandb(config.tracking):
-        from hpo.wandb_tracker import WandbTracker
-
-        wandb = config.tracking.wandb
-        assert wandb is not None
-        trackers.append(WandbTracker(wandb, record.name, record.uid, folder, say))
-    if config.tracking.tensorboard:
-        from hpo.tensorboard_tracker import TensorBoardTracker
-
-        def history(number: int) -> Mapping[int, Mapping[str, Any]]:
-            storage = ledger.storage
-            trial = storage.get_trial_id_from_study_id_trial_number(record.study_id, number)
-            return ledger.metrics(trial)
-
-        metrics = [objective.metric for objective in config.objectives]
-        trackers.append(
-            TensorBoardTracker(folder / "tensorboard", list(config.space), metrics, history, say)
-        )
-    return trackers
-
-
-def _asks_for_wandb(config: TrackingConfig) -> bool:
+def asks_for_wandb(config: TrackingConfig) -> bool:
+    """Whether a study wants runs of wandb, of whatever mode."""
     return config.wandb is not None and config.wandb.mode != "disabled"

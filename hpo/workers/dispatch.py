@@ -41,13 +41,13 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from hpo.controller import Controller
-from hpo.gang import GangFailure
-from hpo.messages import Message, named
-from hpo.outage import RayLost
-from hpo.ray_daemon import DaemonWatch
-from hpo.study import Resources, local_cpus
-from hpo.trainable import GangTrainable
+from hpo.control.controller import Controller
+from hpo.control.messages import Message, named
+from hpo.control.outage import RayLost
+from hpo.study.sections import Resources, local_cpus
+from hpo.workers.gang import GangFailure
+from hpo.workers.ray_daemon import DaemonWatch
+from hpo.workers.trainable import GangTrainable
 
 logger = logging.getLogger("hpo.dispatch")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from hpo.messages import Kind
+from hpo.control.messages import Kind
 
 T = TypeVar("T")
 
@@ -38,9 +38,9 @@ def kind_of(error: BaseException) -> Kind:
     import torch
     from torch.distributed import DistError
 
-    from trainer.checkpoint import CheckpointError
-    from trainer.folder import FolderInUse
-    from trainer.store import StoreError
+    from trainer.runs.checkpoint import CheckpointError
+    from trainer.runs.folder import FolderInUse
+    from trainer.runs.store import StoreError
 
     text = str(error).lower()
     if isinstance(error, StoreError) or _is_of_the_disk(error):

@@ -21,10 +21,10 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskE
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from hpo.failures import Failure, first_cause, typed
-from hpo.functions import OwnFunction
-from hpo.messages import Job, Kind, Progress, named
-from hpo.rank_log import RankLog
+from hpo.control.messages import Job, Kind, Progress, named
+from hpo.study.functions import OwnFunction
+from hpo.workers.failures import Failure, first_cause, typed
+from hpo.workers.rank_log import RankLog
 
 if TYPE_CHECKING:
     from trainer.run import StepInfo
@@ -62,13 +62,13 @@ class Rank:
 
     def meet(self) -> tuple[str, int]:
         """An address and a free port of this rank's node, for the process group."""
-        from trainer.distributed import free_port
+        from trainer.engine.distributed import free_port
 
         return ray.util.get_node_ip_address(), free_port()
 
     def join(self, address: str, port: int, spans_nodes: bool) -> Failure | None:
         """Join the process group, once."""
-        from trainer.distributed import join
+        from trainer.engine.distributed import join
 
         def enter() -> None:
             if spans_nodes:
@@ -97,7 +97,7 @@ class Rank:
         return self._logged(build)
 
     def _run_of_ours(self, job: Job, attempt: int, document: dict[str, Any]) -> Any:
-        from trainer.config import resolve
+        from trainer.config.train import resolve
         from trainer.run import Run
 
         config = resolve(document, named(job))
@@ -106,7 +106,7 @@ class Rank:
     def _run_of_own(
         self, own: OwnFunction, job: Job, attempt: int, document: dict[str, Any]
     ) -> Any:
-        from hpo.own_run import OwnRun
+        from hpo.workers.own_run import OwnRun
 
         return OwnRun(own, document, self._world, self._tick, attempt)
 

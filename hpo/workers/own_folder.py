@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from trainer.checkpoint import (
+from trainer.config.settings import ConfigError, read_document
+from trainer.runs.checkpoint import (
     CheckpointError,
     begin_checkpoint,
     newest,
@@ -23,9 +24,8 @@ from trainer.checkpoint import (
     sha256,
     sync,
 )
-from trainer.folder import LockedFolder
-from trainer.fork import changed_leaves
-from trainer.settings import ConfigError, read_document
+from trainer.runs.folder import LockedFolder
+from trainer.runs.fork import changed_leaves
 
 KEPT = 2  # checkpoints
 _FILES, _MANIFEST = "files", "progress.json"

@@ -14,13 +14,13 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-from hpo.functions import OwnFunction, find_function
-from hpo.own_folder import OwnFolder, Saved
+from hpo.study.functions import OwnFunction, find_function
 from hpo.training import TrainingRun
-from trainer.distributed import World
-from trainer.memory import release_freed
+from hpo.workers.own_folder import OwnFolder, Saved
+from trainer.config.settings import ConfigError
+from trainer.engine.distributed import World
+from trainer.engine.memory import release_freed
 from trainer.run import Kind, Report
-from trainer.settings import ConfigError
 
 Metrics = dict[str, float]
 

@@ -3,7 +3,7 @@
 Tune's scheduler is made anew for every comparison and told each member's value as the result of a
 trial, all at one step. What it decides is taken down, and not done: a Tune trial is one attempt
 here, and checkpoints are in run folders, so that nothing of it is needed after a restart. Import
-hpo.dispatch first: it sets what Tune reads from the environment.
+hpo.workers.dispatch first: it sets what Tune reads from the environment.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import pbt
 
-from hpo.population import Exploit, Explore, Member, ScheduleConfig
-from hpo.space import Dimension, FloatDimension
+from hpo.search.population import Exploit, Explore, Member, ScheduleConfig
+from hpo.search.space import Dimension, FloatDimension
 
 
 def make_explore(schedule: ScheduleConfig, space: Mapping[str, Dimension], seed: int) -> Explore:

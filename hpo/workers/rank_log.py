@@ -12,8 +12,8 @@ import os
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from trainer.settings import is_url
-from trainer.store import Store, StoreError
+from trainer.config.settings import is_url
+from trainer.runs.store import Store, StoreError
 from trainer.terminal import flush_output, send_output_to
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from hpo.outage import RayLost
+from hpo.control.outage import RayLost
 
 LOOK_SECONDS = 2.0
 

@@ -12,8 +12,8 @@ from typing import Any
 import ray
 from ray import tune
 
-from hpo.gang import Gang, GangFailure
-from hpo.messages import Message
+from hpo.control.messages import Message
+from hpo.workers.gang import Gang, GangFailure
 
 logger = logging.getLogger("hpo.trainable")
 

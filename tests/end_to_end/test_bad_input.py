@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo.study import load_study
+from hpo.study.load import load_study
 from storage import Ledger
 from tests.end_to_end.conftest import Desk
 

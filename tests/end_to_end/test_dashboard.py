@@ -12,11 +12,11 @@ from pathlib import Path
 import bcrypt
 import pytest
 
-from hpo.access import read_users
-from hpo.dashboard import serve
+from hpo.reading.dashboard.access import read_users
+from hpo.reading.dashboard.server import serve
 from storage import Ledger
 from tests.end_to_end.conftest import Desk
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 PASSWORD = "grüße:zwei"  # noqa: S105 - a colon and what is not ASCII, as people have them
 HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from hpo.messages import Message
+from hpo.control.messages import Message
 from storage import Ledger
 from tests.end_to_end.conftest import Desk
 from tests.hpo.test_controller import Stage

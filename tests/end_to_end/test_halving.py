@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from hpo.views import trial_list
+from hpo.reading.views import trial_list
 from storage import Ledger
 from storage.database import has_ledger
 from tests.end_to_end.conftest import Desk

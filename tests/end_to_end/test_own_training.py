@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hpo.reading.views import trial_details
 from hpo.training import TrainingRun
-from hpo.views import trial_details
 from storage import Ledger
 from tests.end_to_end.conftest import Desk
 from tests.leases import lapse

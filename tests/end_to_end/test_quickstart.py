@@ -18,8 +18,8 @@ from optuna.trial import TrialState
 from benchmarks.kneser_ney import unigram_perplexity
 from hpo.cli import app
 from tests.end_to_end.conftest import Desk
-from trainer.data import load_splits
-from trainer.sections import DataConfig
+from trainer.config.sections import DataConfig
+from trainer.data.splits import load_splits
 
 ROOT = Path(__file__).parents[2]
 PAGES = (

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from tests.end_to_end.conftest import Desk
-from trainer.corpora import CORPORA
-from trainer.data import data_folder
-from trainer.settings import set_path
+from trainer.config.settings import set_path
+from trainer.data.corpora import CORPORA
+from trainer.data.splits import data_folder
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hpo import judge
+from hpo.control import judge
 
 torch.set_num_threads(1)  # Ax's models are too small to share, and the cores are busy
 

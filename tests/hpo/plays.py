@@ -18,13 +18,12 @@ from typing import Any
 
 import optuna
 
-from hpo import controller, judge, outage
-from hpo.controller import Controller
-from hpo.judge import Assignment
-from hpo.messages import Message
-from hpo.population import Exploit, Member
-from hpo.study import StudyConfig
-from hpo.teaching import TeacherAttempt
+from hpo.control import controller, judge, outage
+from hpo.control.assignment import Assignment, TeacherAttempt
+from hpo.control.controller import Controller
+from hpo.control.messages import Message
+from hpo.search.population import Exploit, Member
+from hpo.study.config import StudyConfig
 from storage import (
     Lease,
     LeaseHeld,
@@ -36,7 +35,7 @@ from storage import (
     TeacherRecord,
 )
 from storage.copying import copy_study
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 
 LEASE_SECONDS = 0.03  # how long a play waits for the one that was killed
 BEAT_SECONDS = 0.05  # between two beats of a heart: the first finds that lease run out

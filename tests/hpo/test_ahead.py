@@ -26,11 +26,11 @@ from hypothesis import strategies as st
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo import ahead
-from hpo.ahead import AheadSampler
-from hpo.halving import Halving
-from hpo.proposals import RUNGS_AT, TOLD_AT, Recipe, fingerprint, known
-from hpo.rebuilt import RebuiltSampler
+from hpo.search.halving import Halving
+from hpo.search.samplers import ahead
+from hpo.search.samplers.ahead import AheadSampler
+from hpo.search.samplers.proposals import RUNGS_AT, TOLD_AT, Recipe, fingerprint, known
+from hpo.search.samplers.rebuilt import RebuiltSampler
 
 SPACE = {"x": optuna.distributions.FloatDistribution(0, 1)}
 

@@ -22,12 +22,14 @@ from optuna.trial import TrialState
 
 import hpo
 from benchmarks.tiny import STUDY as TINY
-from hpo import dispatch, gang, views
 from hpo.api import _config
 from hpo.commands import running
-from hpo.controller import Controller
-from hpo.messages import Message
-from hpo.study import StudyConfig, load_study
+from hpo.control.controller import Controller
+from hpo.control.messages import Message
+from hpo.reading import views
+from hpo.study.config import StudyConfig
+from hpo.study.load import load_study
+from hpo.workers import dispatch, gang
 from storage import Ledger
 from tests.hpo.test_controller import Stage, finish
 from trainer.terminal import Quiet

@@ -23,7 +23,7 @@ from optuna.testing.pytest_samplers import (
     RelativeSamplerTestCase,
 )
 
-from hpo.ax_sampler import AxSampler
+from hpo.search.samplers.ax import AxSampler
 
 
 class TestAxSampler(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):

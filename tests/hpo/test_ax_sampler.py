@@ -18,10 +18,11 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo import ahead, ax_sampler
-from hpo.ax_sampler import AxSampler, _experiment, _read
-from hpo.controller import Assignment, Controller
-from hpo.messages import Message
+from hpo.control.controller import Assignment, Controller
+from hpo.control.messages import Message
+from hpo.search.samplers import ahead
+from hpo.search.samplers import ax as ax_sampler
+from hpo.search.samplers.ax import AxSampler, _experiment, _read
 from storage import Ledger
 from tests.hpo.test_controller import Stage, ppl
 

@@ -13,7 +13,7 @@ from optuna._transform import _SearchSpaceTransform
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import CmaEsSampler
 
-from hpo.cma_es import GENERATION, TOLD, CmaEsFromTrials
+from hpo.search.samplers.cma_es import GENERATION, TOLD, CmaEsFromTrials
 
 SPACE: dict[str, BaseDistribution] = {
     "x": FloatDistribution(-2.0, 4.0),

@@ -17,22 +17,23 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 from typer.testing import CliRunner
 
-from hpo import comparison_table, evaluate, service
 from hpo.cli import app
-from hpo.compare import Comparison, plan
-from hpo.compared import conclude
-from hpo.controller import Controller
-from hpo.messages import Message
-from hpo.phase import enter, is_trained
-from hpo.recipes import DEFAULT, names_in, settings_of, sub_model_depths
-from hpo.study import shipped
-from hpo.views import config_of
+from hpo.control.controller import Controller
+from hpo.control.messages import Message
+from hpo.evaluation.comparison_results import conclude_comparison
+from hpo.evaluation.comparisons import Comparison, plan_comparison
+from hpo.evaluation.evaluations import plan_evaluation
+from hpo.evaluation.phase import enter, is_trained
+from hpo.evaluation.recipes import DEFAULT, names_in, settings_of, sub_model_depths
+from hpo.reading import comparison_table
+from hpo.service import run as service
+from hpo.study.load import config_of, shipped
 from storage import Ledger, Point, StudyRecord
 from tests.hpo.test_controller import STUDY, Stage, finish, play
 from tests.hpo.test_evaluate import controller, tuned
-from trainer.config import resolve
-from trainer.sections import LayerDropConfig
-from trainer.settings import ConfigError
+from trainer.config.sections import LayerDropConfig
+from trainer.config.settings import ConfigError
+from trainer.config.train import resolve
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def teachers_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def planned(stage: Stage, *recipes: str, seeds: int = 3, name: str = "table") -> Comparison:
-    return plan(stage.ledger, "played", recipes, seeds, name, "/runs")
+    return plan_comparison(stage.ledger, "played", recipes, seeds, name, "/runs")
 
 
 def train(runs: Controller, *finals: float, curve: tuple[tuple[int, float], ...] = ()) -> list[Any]:
@@ -98,7 +99,7 @@ def test_the_table_has_what_is_computed_by_hand(url: str) -> None:
     ours, theirs = [10.0, 12.0, 14.0], [11.0, 15.0, 16.0]
     for valid, other in zip(ours, theirs, strict=True):
         train(runs, valid, other, curve=((100, 40.0), (200, 15.5)))
-    found = conclude(stage.ledger, made)
+    found = conclude_comparison(stage.ledger, made)
     first, second = found["recipes"]
     assert first["valid_ppl"] == {"mean": 12.0, "sd": 2.0}
     assert second["test_ppl"] == {"mean": 15.0, "sd": pytest.approx(statistics.stdev(theirs))}
@@ -114,7 +115,7 @@ def test_the_table_has_what_is_computed_by_hand(url: str) -> None:
     assert found["target_ppl"] == 16.0
     assert second["steps_to_target"] == {"mean": 200.0, "sd": 0.0}
     assert second["seconds_to_target"] == {"mean": 20.0, "sd": 0.0}
-    near = conclude(stage.ledger, made, against="linear", target_ppl=11.5)
+    near = conclude_comparison(stage.ledger, made, against="linear", target_ppl=11.5)
     assert [row["reached_target"] for row in near["recipes"]] == [1, 1]
     assert near["recipes"][0]["differences"]["valid_ppl"]["mean"] == -2.0
     kept = optuna.load_study(study_name="table", storage=stage.ledger.storage)
@@ -143,7 +144,7 @@ def test_a_comparison_killed_and_typed_again_trains_nothing_twice_and_keeps_its_
     assert trials == 4
     configs = train(controller(stage.ledger, record, trials), 6.5, 7.5)
     assert configs[1]["optim"]["lr"] == stage.trials[1].params["optim.lr"], "the best as it was"
-    found = conclude(stage.ledger, again)
+    found = conclude_comparison(stage.ledger, again)
     assert [row["seeds"] for row in found["recipes"]] == [[1, 2], [1, 2]]
     assert found["best"] == 1
     more = planned(stage, seeds=3)
@@ -171,7 +172,7 @@ def test_an_evaluation_does_not_enter_its_points_into_a_comparison(url: str) -> 
     stage = tuned(url, 5.0)
     enter(stage.ledger, planned(stage, "best", seeds=1, name="played.evaluation"))
     with pytest.raises(ConfigError, match="is there already, and is no evaluation"):
-        enter(stage.ledger, evaluate.plan(stage.ledger, "played", top=1, seeds=1))
+        enter(stage.ledger, plan_evaluation(stage.ledger, "played", top=1, seeds=1))
 
 
 def test_recipes_of_another_size_are_told(url: str) -> None:
@@ -182,7 +183,7 @@ def test_recipes_of_another_size_are_told(url: str) -> None:
     train(controller(stage.ledger, record, trials), 6.0, 5.0)
     [said] = [
         line
-        for line in comparison_table.remarks(conclude(stage.ledger, made))
+        for line in comparison_table.remarks(conclude_comparison(stage.ledger, made))
         if "not of the same size" in line
     ]
     size = stage.trials[0].params["data.batch_size"]
@@ -197,7 +198,7 @@ def test_a_training_that_diverged_is_told_and_in_no_mean(url: str) -> None:
     train(runs, 6.0)
     play(runs, Message("diverged"))
     train(runs, 8.0, 7.0)
-    found = conclude(stage.ledger, made)
+    found = conclude_comparison(stage.ledger, made)
     second = found["recipes"][1]
     assert (second["seeds"], second["ended_early"]) == ([2], {"diverged": 1})
     assert second["valid_ppl"] == {"mean": 7.0, "sd": None}
@@ -256,7 +257,7 @@ def test_best_needs_a_trial_that_is_complete(url: str) -> None:
 @given(st.sampled_from(["none", "sbld", "pld"]), st.floats(0, 0.9), st.integers(1, 4))
 @settings(max_examples=25)
 def test_a_recipe_is_the_same_whatever_the_study_drops(policy: str, p: float, start: int) -> None:
-    from hpo.study import StudyConfig
+    from hpo.study.config import StudyConfig
 
     own = {**STUDY["train"], "layerdrop": {"policy": policy, "p_init": p, "start_layer": start}}
     config = StudyConfig.model_validate({**STUDY, "train": own})

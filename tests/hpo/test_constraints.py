@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 from rich.console import Console
 
-from hpo import tables, views
-from hpo.constraints import Constraint
-from hpo.guard import recall
-from hpo.live import Board
-from hpo.messages import Message
-from hpo.overlay import application
+from hpo.control.messages import Message
+from hpo.observers.live import Board, recall
+from hpo.reading import tables, views
+from hpo.reading.dashboard.overlay import application
+from hpo.search.constraints import Constraint
 from tests.hpo.test_controller import Stage, play
 from tests.hpo.test_study_files import refusal
 

@@ -15,13 +15,13 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from rich.console import Console
 
-from hpo.controller import Controller
-from hpo.live import Board
-from hpo.messages import Message
-from hpo.study import StudyConfig
+from hpo.control.controller import Controller
+from hpo.control.messages import Message
+from hpo.observers.live import Board
+from hpo.study.config import StudyConfig
 from storage import LeaseLost, Ledger, Reason, TeacherRecord
 from tests.leases import lapse
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 
 STUDY: dict[str, Any] = {
     "study": "played",
@@ -213,7 +213,7 @@ def test_a_trial_that_is_due_again_soon_keeps_its_place(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     controller = Stage(url).controller()
-    monkeypatch.setattr("hpo.judge.FIRST_BACKOFF_SECONDS", 0.3)
+    monkeypatch.setattr("hpo.control.judge.FIRST_BACKOFF_SECONDS", 0.3)
     play(controller, Message("worker_lost"))
     assert controller.next() is None, "with one worker the study repeats, whatever it lost"
     time.sleep(0.4)

@@ -16,10 +16,10 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from hpo.cli import app
-from hpo.correlation import agreement, rank_correlation
+from hpo.reading.correlation import agreement, rank_correlation
 from storage import Ledger
 from tests.hpo.test_controller import Stage
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 LR = {"optim.lr": {"type": "float", "low": 0.0, "high": 1.0}}
 DROPOUT = {"model.dropout": {"type": "float", "low": 0.0, "high": 1.0}}

@@ -20,10 +20,10 @@ import optuna_dashboard
 import pytest
 from markdown_it import MarkdownIt
 
-from hpo import dashboard
-from hpo.controller import Controller
-from hpo.messages import Message
-from hpo.overlay import application
+from hpo.control.controller import Controller
+from hpo.control.messages import Message
+from hpo.reading.dashboard import server as dashboard
+from hpo.reading.dashboard.overlay import application
 from storage import Ledger
 from tests.hpo.test_controller import Stage, play
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from hpo import doctor
-from hpo.doctor import Finding, Place, examine
+from hpo.service import doctor
+from hpo.service.doctor import Finding, Place, examine
 from storage import Ledger
 from storage.database import HEAD
 

@@ -9,7 +9,7 @@ from sqlalchemy.exc import OperationalError
 
 from hpo.cli import _one_line
 from storage import LedgerError
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 
 def database_error() -> OperationalError:

@@ -12,19 +12,18 @@ import yaml
 from optuna.study import StudyDirection
 from typer.testing import CliRunner
 
-from hpo import service
 from hpo.cli import app
-from hpo.controller import Controller
-from hpo.evaluate import conclude, plan
-from hpo.messages import Message
-from hpo.phase import enter, is_trained
-from hpo.study import load_study
-from hpo.views import config_of
+from hpo.control.controller import Controller
+from hpo.control.messages import Message
+from hpo.evaluation.evaluations import conclude_evaluation, plan_evaluation
+from hpo.evaluation.phase import enter, is_trained
+from hpo.service import run as service
+from hpo.study.load import config_of, load_study
 from storage import Ledger, StudyRecord
 from tests.hpo.test_controller import STUDY, Stage, finish, play, ppl
 from tests.leases import lapse
-from trainer.config import resolve
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
+from trainer.config.train import resolve
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def train(controller: Controller, *outcomes: tuple[float, float]) -> list[dict[s
 
 def test_the_best_are_trained_again_under_fresh_seeds_and_the_table_is_kept(url: str) -> None:
     stage = tuned(url, 9.0, 5.0, 6.0)
-    planned = plan(stage.ledger, "played", top=2, seeds=3)
+    planned = plan_evaluation(stage.ledger, "played", top=2, seeds=3)
     assert planned.seeds == [1, 2, 3]
     record, trials = enter(stage.ledger, planned)
     assert (record.name, trials) == ("played.evaluation", 6)
@@ -75,7 +74,7 @@ def test_the_best_are_trained_again_under_fresh_seeds_and_the_table_is_kept(url:
     assert {config["phase"] for config in configs} == {"evaluation"}
     best = stage.trials[1].params
     assert {config["optim"]["lr"] for config in configs[:3]} == {best["optim.lr"]}
-    rows = conclude(stage.ledger, planned)
+    rows = conclude_evaluation(stage.ledger, planned)
     assert [row["trial"] for row in rows] == [1, 2]
     assert rows[0]["valid_ppl"] == {"mean": 6.0, "sd": 0.5}
     assert rows[0]["test_ppl"] == {"mean": 7.2, "sd": pytest.approx(statistics.stdev(test))}
@@ -91,14 +90,14 @@ def test_an_evaluation_killed_and_typed_again_trains_nothing_twice_but_what_fail
     url: str,
 ) -> None:
     stage = tuned(url, 5.0, 6.0, failures={"max_retries": 0})
-    planned = plan(stage.ledger, "played", top=1, seeds=3)
+    planned = plan_evaluation(stage.ledger, "played", top=1, seeds=3)
     record, trials = enter(stage.ledger, planned)
     dead = controller(stage.ledger, record, trials)
     train(dead, (5.1, 7.0))
     play(dead, Message("worker_lost"))
     assert dead.next() is not None, "the third has begun"
     lapse(stage.ledger)
-    again = plan(stage.ledger, "played", top=1, seeds=3)
+    again = plan_evaluation(stage.ledger, "played", top=1, seeds=3)
     assert again.points == planned.points
     record, trials = enter(stage.ledger, again)
     assert (trials, enter(stage.ledger, again)[1]) == (4, 4), "entered once more, once"
@@ -106,10 +105,10 @@ def test_an_evaluation_killed_and_typed_again_trains_nothing_twice_but_what_fail
     heir = controller(stage.ledger, record, trials)
     assert [c["seed"] for c in train(heir, (5.3, 7.2), (5.2, 7.1))] == [3, 2]
     assert is_trained(stage.ledger, record)
-    [row] = conclude(stage.ledger, again)
+    [row] = conclude_evaluation(stage.ledger, again)
     assert row["seeds"] == [1, 3, 2]
     assert row["valid_ppl"]["mean"] == pytest.approx(5.2)
-    more = plan(stage.ledger, "played", top=2, seeds=4)
+    more = plan_evaluation(stage.ledger, "played", top=2, seeds=4)
     assert enter(stage.ledger, more)[1] == 9, "a larger evaluation only trains what is new"
 
 
@@ -118,7 +117,7 @@ def test_no_seed_of_tuning_is_used(url: str) -> None:
     stage = tuned(url, 5.0, 6.0, 4.0, 4.5, 4.2, repeats=2, space=space)
     used = {trial.params["seed"] for trial in stage.trials}
     used |= {seed + 1 for seed in used} | {0, 1}
-    planned = plan(stage.ledger, "played", top=1, seeds=5)
+    planned = plan_evaluation(stage.ledger, "played", top=1, seeds=5)
     assert not used & set(planned.seeds)
     assert len(set(planned.seeds)) == 5
 
@@ -138,7 +137,7 @@ def test_what_a_worker_of_the_tuning_phase_gets_cannot_read_the_test(
     assert not resolve(assignment.config, "").tests
     tuning.handle(0, 1, Message("finished", 300, ppl(5.0)))
     stage.lapse()
-    record, trials = enter(stage.ledger, plan(stage.ledger, "played", top=1, seeds=1))
+    record, trials = enter(stage.ledger, plan_evaluation(stage.ledger, "played", top=1, seeds=1))
     [config] = train(controller(stage.ledger, record, trials), (5.0, 6.0))
     assert config["data"]["test"] == texts["test"]
     assert resolve(config, "").tests
@@ -168,7 +167,7 @@ def test_an_evaluation_that_cannot_be_made_is_refused_and_nothing_is_written(url
 
     def refusal(name: str = "played", top: int = 1) -> str:
         with pytest.raises(ConfigError) as refused:
-            plan(stage.ledger, name, top, 1)
+            plan_evaluation(stage.ledger, name, top, 1)
         assert [study.name for study in stage.ledger.studies()] == ["played"]
         return str(refused.value)
 
@@ -178,9 +177,9 @@ def test_an_evaluation_that_cannot_be_made_is_refused_and_nothing_is_written(url
     finish(running)
     stage.lapse()
     assert "--top 3: study played has 2 trials" in refusal(top=3)
-    enter(stage.ledger, plan(stage.ledger, "played", 1, 1))
+    enter(stage.ledger, plan_evaluation(stage.ledger, "played", 1, 1))
     with pytest.raises(ConfigError, match="is an evaluation itself"):
-        plan(stage.ledger, "played.evaluation", 1, 1)
+        plan_evaluation(stage.ledger, "played.evaluation", 1, 1)
 
 
 def test_a_study_that_only_has_the_name_of_an_evaluation_is_left_alone(url: str) -> None:
@@ -190,7 +189,7 @@ def test_a_study_that_only_has_the_name_of_an_evaluation_is_left_alone(url: str)
         "played.evaluation", [StudyDirection.MINIMIZE], ["valid_ppl"], document, 1
     )
     with pytest.raises(ConfigError, match="is no evaluation; evaluate a copy"):
-        enter(stage.ledger, plan(stage.ledger, "played", 1, 1))
+        enter(stage.ledger, plan_evaluation(stage.ledger, "played", 1, 1))
     assert not stage.ledger.trial_counts(record)
 
 
@@ -198,7 +197,7 @@ def test_a_trained_evaluation_is_said_again_and_takes_no_other_points(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = tuned(url, 5.0)
-    record, trials = enter(stage.ledger, plan(stage.ledger, "played", 1, 1))
+    record, trials = enter(stage.ledger, plan_evaluation(stage.ledger, "played", 1, 1))
     train(controller(stage.ledger, record, trials), (5.5, 6.0))
     lapse(stage.ledger)
     monkeypatch.setattr(service, "run_study", lambda *_, **__: pytest.fail("it trains"))

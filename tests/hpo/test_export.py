@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from hpo.commands.writing import export
-from hpo.export import table
+from hpo.reading.export import table
 from tests.hpo.long_studies import MARKUP, START, written
 from tests.hpo.test_controller import Stage
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 READERS: dict[str, Any] = {
     ".csv": pd.read_csv,
@@ -53,7 +53,7 @@ def test_a_study_without_trials_is_a_table_without_rows(tmp_path: Path, suffix: 
 
 
 def test_choices_of_several_types_fit_into_parquet() -> None:
-    from hpo.export import _parquet
+    from hpo.reading.export import _parquet
 
     assert _parquet(pd.DataFrame({"param.x": ["auto", 8, None, True]}))
 

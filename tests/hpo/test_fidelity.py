@@ -8,9 +8,9 @@ from optuna.distributions import IntDistribution
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from hpo.fidelity import RungView, at_rungs, rungs_of
-from hpo.halving import Halving
-from hpo.pruners import Asha, Hyperband, NoPruner, ParkedHalving, PrunerConfig
+from hpo.search.halving import Halving
+from hpo.search.pruners import Asha, Hyperband, NoPruner, ParkedHalving, PrunerConfig
+from hpo.search.samplers.at_rungs import RungView, at_rungs, rungs_of
 from storage import Reason
 
 HALVING = Halving(first=10, reduction_factor=2)  # rungs at 10, 20, 40

@@ -15,13 +15,13 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from hpo import views
 from hpo.commands.operating import copy
-from hpo.controller import Controller
-from hpo.messages import Message
+from hpo.control.controller import Controller
+from hpo.control.messages import Message
+from hpo.reading import views
 from storage import Ledger, Reason
 from tests.conftest import empty_database
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 DUMP = Path(__file__).with_name("first_release.sql")
 

@@ -19,14 +19,14 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hpo import launch
 from hpo.cli import _one_line
 from hpo.commands import running
-from hpo.study import StudyConfig, shipped
-from hpo.views import config_of
+from hpo.service import launch
+from hpo.study.config import StudyConfig
+from hpo.study.load import config_of, shipped
 from storage import Ledger
-from trainer.config import TrainConfig, load, train_paths
-from trainer.settings import _sections
+from trainer.config.settings import _sections
+from trainer.config.train import TrainConfig, load, train_paths
 
 CASES = {"documents": 1200, "train configs": 400, "bytes": 300, "assignments": 100}
 

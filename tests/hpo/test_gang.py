@@ -11,14 +11,14 @@ import torch
 from safetensors import SafetensorError
 from torch.distributed import DistNetworkError
 
-from hpo.dispatch import places
-from hpo.failures import Failure, first_cause, kind_of
-from hpo.gang import GangFailure
-from hpo.study import Resources
-from trainer.checkpoint import CheckpointError
-from trainer.folder import FolderInUse
-from trainer.settings import ConfigError
-from trainer.store import StoreError
+from hpo.study.sections import Resources
+from hpo.workers.dispatch import places
+from hpo.workers.failures import Failure, first_cause, kind_of
+from hpo.workers.gang import GangFailure
+from trainer.config.settings import ConfigError
+from trainer.runs.checkpoint import CheckpointError
+from trainer.runs.folder import FolderInUse
+from trainer.runs.store import StoreError
 
 
 @pytest.mark.parametrize(

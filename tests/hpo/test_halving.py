@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from hpo.controller import Controller
-from hpo.halving import Halving
-from hpo.messages import Message
+from hpo.control.controller import Controller
+from hpo.control.messages import Message
+from hpo.search.halving import Halving
 from storage import Reason
 from tests.hpo.test_controller import Stage, ppl
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 
 CURVES = st.lists(
     st.dictionaries(st.integers(1, 100), st.floats(0, 1e3), max_size=8), min_size=1, max_size=12

@@ -9,9 +9,9 @@ import re
 import pytest
 from rich.console import Console
 
-from hpo.live import Board
-from hpo.messages import Progress
-from hpo.objectives import Objective
+from hpo.control.messages import Progress
+from hpo.observers.live import Board
+from hpo.search.objectives import Objective
 from tests.hpo.test_controller import ppl
 
 SAYS = ["tiny", "3/12 trials", "1 complete, 2 pruned", "trial 9", "800/2400", "123.40",

@@ -7,8 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hpo.logs import LogObserver, logged
-from hpo.messages import Message
+from hpo.control.messages import Message
+from hpo.observers.logs import LogObserver, logged
 from tests.hpo.test_controller import Stage, play, ppl
 
 

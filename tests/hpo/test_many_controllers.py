@@ -14,8 +14,8 @@ import pytest
 from optuna.trial import TrialState
 
 from benchmarks.postgres import PostgresServer
-from hpo.controller import Controller
-from hpo.messages import Message
+from hpo.control.controller import Controller
+from hpo.control.messages import Message
 from storage import LeaseLost, Ledger, Reason
 from tests.hpo.test_controller import Stage, finish, ppl
 from tests.leases import lapse
@@ -129,9 +129,9 @@ PLAYER = """
 import os, signal, sys, time
 from pathlib import Path
 from benchmarks.postgres import PostgresServer
-from hpo.controller import Controller
-from hpo.messages import Message
-from hpo.views import config_of
+from hpo.control.controller import Controller
+from hpo.control.messages import Message
+from hpo.study.load import config_of
 from storage import LeaseLost, Ledger
 
 ledger = Ledger.open(sys.argv[1])
@@ -212,7 +212,7 @@ def lost(stage: Stage) -> set[int]:
 def test_a_retry_waits_longer_each_time(
     lost: int, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hpo import judge
+    from hpo.control import judge
 
     monkeypatch.setattr(judge, "FIRST_BACKOFF_SECONDS", 1.0)
     assert judge.backoff(lost) == seconds
@@ -221,7 +221,7 @@ def test_a_retry_waits_longer_each_time(
 def test_a_lost_trial_is_not_begun_before_it_is_due(
     ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpo.judge.FIRST_BACKOFF_SECONDS", 60.0)
+    monkeypatch.setattr("hpo.control.judge.FIRST_BACKOFF_SECONDS", 60.0)
     stage = Stage(ledger_url, budget={"trials": 1})
     controller = joined(stage)
     assert controller.next() is not None

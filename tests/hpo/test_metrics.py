@@ -8,10 +8,10 @@ import urllib.request
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from hpo.messages import Message
-from hpo.metrics import check_port, metrics_served
+from hpo.control.messages import Message
+from hpo.reading.prometheus import check_port, metrics_served
 from tests.hpo.test_controller import Stage, finish, play, ppl
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 Samples = dict[tuple[str, str], float]  # by name and the label that is not the study
 

@@ -15,10 +15,10 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy.orm import Session
 
-from hpo import outage
-from hpo.controller import Controller
-from hpo.judge import Assignment
-from hpo.messages import Message
+from hpo.control import outage
+from hpo.control.assignment import Assignment
+from hpo.control.controller import Controller
+from hpo.control.messages import Message
 from storage import Reason, in_one_line
 from tests.hpo.test_controller import Stage, finish, ppl
 from tests.hpo.test_population import Grown
@@ -175,7 +175,7 @@ def test_a_full_disk_pauses_the_study_and_counts_as_no_failure(
     (trial,) = stage.trials
     attempts = stage.ledger.trial_attempts(trial._trial_id)
     assert (trial.state, attempts[0].reason) == (TrialState.RUNNING, Reason.DISK)
-    monkeypatch.setattr("hpo.controller.check_disk", lambda folder: None)
+    monkeypatch.setattr("hpo.control.controller.check_disk", lambda folder: None)
     again = controller.next()
     assert again is not None
     assert (again.number, again.attempt.number) == (0, 2)
@@ -199,7 +199,7 @@ def paused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Controller:
     def full(place: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("hpo.controller.check_disk", full)
+    monkeypatch.setattr("hpo.control.controller.check_disk", full)
     controller = stage.controller()
     assert controller.next() is not None
     assert not controller.handle(0, 1, Message("disk", 100, detail="OSError: No space left"))

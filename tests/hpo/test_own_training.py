@@ -15,22 +15,23 @@ import pytest
 import torch
 import yaml
 
-from hpo import tables
-from hpo.evaluate import plan
-from hpo.failures import Failure, typed
-from hpo.functions import OwnFunction
-from hpo.messages import Message
-from hpo.own_run import OwnRun
-from hpo.room import check_place
-from hpo.study import StudyConfig, load_study, restore_study
+from hpo.control.messages import Message
+from hpo.evaluation.evaluations import plan_evaluation
+from hpo.reading import tables
+from hpo.reading.views import trial_config, trial_details
+from hpo.service.preflight import check_place
+from hpo.study.config import StudyConfig
+from hpo.study.functions import OwnFunction
+from hpo.study.load import load_study, restore_study
 from hpo.training import TrainingRun
-from hpo.views import trial_config, trial_details
+from hpo.workers.failures import Failure, typed
+from hpo.workers.own_run import OwnRun
 from storage import Ledger
 from tests.hpo.test_controller import Stage, play
 from tests.trainer.processes import run_ranks
-from trainer.checkpoint import CheckpointError
-from trainer.distributed import World
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
+from trainer.engine.distributed import World
+from trainer.runs.checkpoint import CheckpointError
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 STEPS, EVERY = 60, 20
@@ -433,4 +434,4 @@ def test_the_ledger_shows_such_a_study_and_no_evaluation_is_made_of_it(desk: Pat
     config = yaml.safe_load(shown)
     assert config["optim"] == assignment.config["optim"]
     with pytest.raises(ConfigError, match="is trained by mine.training:train"):
-        plan(ledger, "played", 1, 1)
+        plan_evaluation(ledger, "played", 1, 1)

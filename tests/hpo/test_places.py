@@ -16,14 +16,15 @@ import typer
 from optuna.study import StudyDirection
 
 from hpo.cli import app, main
-from hpo.places import check_places, study_folder, trial_folder
-from hpo.study import load_study
+from hpo.control.places import study_folder, trial_folder
+from hpo.service.preflight import check_places
+from hpo.study.load import load_study
 from storage import Ledger, LedgerError, StudyRecord, TeacherRecord, check_study_name
 from storage.names import is_study_name
 from tests.hpo.test_study_files import written
-from trainer.config import resolve
-from trainer.settings import ConfigError
-from trainer.teacher import content_folder
+from trainer.config.settings import ConfigError
+from trainer.config.train import resolve
+from trainer.teaching.teacher import content_folder
 
 OUTSIDE = [
     "../x", "a/../../x", "/tmp/x", "..", ".", ".hidden", "", "a\0b", "a\nb", "tiny\n", "a b", "-x",

@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from hpo.controller import Controller
-from hpo.judge import Assignment
-from hpo.messages import Message
-from hpo.pbt import make_explore
-from hpo.population import Member, ScheduleConfig
-from hpo.space import FloatDimension
-from hpo.study import load_study
-from hpo.views import trial_details
+from hpo.control.assignment import Assignment
+from hpo.control.controller import Controller
+from hpo.control.messages import Message
+from hpo.reading.views import trial_details
+from hpo.search.population import Member, ScheduleConfig
+from hpo.search.space import FloatDimension
+from hpo.study.load import load_study
+from hpo.workers.pbt import make_explore
 from storage import Reason
 from tests.hpo.test_controller import Stage, ppl
 from tests.hpo.test_study_files import refusal, written
-from trainer.config import TrainConfig, resolve
+from trainer.config.train import TrainConfig, resolve
 
 SPACE = {
     "optim.lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},

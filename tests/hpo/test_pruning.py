@@ -10,10 +10,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from hpo.controller import Controller
-from hpo.messages import Message
-from hpo.pruning import make_pruner
-from hpo.study import StudyConfig
+from hpo.control.controller import Controller
+from hpo.control.messages import Message
+from hpo.control.pruning import make_pruner
+from hpo.study.config import StudyConfig
 from tests.hpo.test_controller import STUDY, Stage
 
 BOTH = [{"metric": "valid_ppl"}, {"metric": "step_seconds"}]

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from hpo.controller import Controller
-from hpo.judge import Assignment
-from hpo.messages import Message
+from hpo.control.assignment import Assignment
+from hpo.control.controller import Controller
+from hpo.control.messages import Message
 from tests.hpo.test_controller import Stage, ppl
 
 

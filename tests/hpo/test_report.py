@@ -14,8 +14,8 @@ from optuna.trial import create_trial
 from plotly.offline import get_plotlyjs
 
 from hpo.commands.writing import report
-from hpo.figures import importances
-from hpo.report import at_edges, page
+from hpo.reading.figures import importances
+from hpo.reading.report import at_edges, page
 from tests.hpo.long_studies import MARKUP, written
 from tests.hpo.test_controller import Stage
 

@@ -13,7 +13,7 @@ from typing import Any
 import pypdfium2 as pdfium
 import pytest
 
-from hpo.report import page
+from hpo.reading.report import page
 from tests.chromium import CHROMIUM, OFFLINE, Tab, tab
 from tests.hpo.long_studies import written
 

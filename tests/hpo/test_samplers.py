@@ -13,10 +13,10 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 from pydantic import TypeAdapter
 
-from hpo.rebuilt import SpaceExhausted, check_new, trial_seed
-from hpo.samplers import SamplerConfig, check_sampler, dimension_values, make_sampler
-from hpo.space import Dimension, suggest
-from trainer.settings import ConfigError
+from hpo.search.samplers.config import SamplerConfig, check_sampler, dimension_values, make_sampler
+from hpo.search.samplers.rebuilt import SpaceExhausted, check_new, trial_seed
+from hpo.search.space import Dimension, suggest
+from trainer.config.settings import ConfigError
 
 CONFIG: TypeAdapter[Any] = TypeAdapter(SamplerConfig)
 SPACE: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Dimension])

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.schedule import Segment, learned_schedule, path_to, points
+from hpo.reading.learned_schedule import Segment, learned_schedule, path_to, points
 from tests.hpo.test_controller import Stage, finish
 from tests.hpo.test_population import Grown
-from trainer.config import TrainConfig, load, resolve
-from trainer.layerdrop import make_policy
-from trainer.schedule import learning_rate
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
+from trainer.config.train import TrainConfig, load, resolve
+from trainer.engine.schedule import learning_rate
+from trainer.model.layerdrop import make_policy
 
 SEGMENTS = st.lists(
     st.tuples(st.integers(1, 60), st.floats(1e-5, 1.0), st.floats(0.0, 0.9)), min_size=1, max_size=6

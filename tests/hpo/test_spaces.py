@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from hpo.judge import Assignment
-from hpo.messages import Message
-from hpo.space import Dimension, suggest
-from hpo.study import load_study, restore_study
-from hpo.teachers import with_teachers
+from hpo.control.assignment import Assignment
+from hpo.control.messages import Message
+from hpo.search.space import Dimension, suggest
+from hpo.service.teachers import with_teachers
+from hpo.study.load import load_study, restore_study
 from tests.hpo.test_controller import Stage, finish, ppl
 from tests.hpo.test_study_files import refusal, written
-from trainer.settings import parse_document
+from trainer.config.settings import parse_document
 
 POLICY = {"type": "categorical", "choices": ["none", "static", "linear"]}
 DROP = {"type": "float", "low": 0.1, "high": 0.4}

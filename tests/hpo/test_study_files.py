@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from hpo.space import Dimension, check_space
-from hpo.study import find_study_file, load_study, restore_study, shipped
-from trainer.config import load, train_paths
-from trainer.settings import ConfigError
+from hpo.search.space import Dimension, check_space
+from hpo.study.load import find_study_file, load_study, restore_study, shipped
+from trainer.config.settings import ConfigError
+from trainer.config.train import load, train_paths
 
 STUDY: dict[str, Any] = {
     "study": "tiny",
@@ -61,7 +61,7 @@ def test_every_study_that_ships_loads(
     file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(
-        "hpo.our_trainer.check_data", lambda config: None
+        "hpo.study.our_trainer.check_data", lambda config: None
     )  # PTB is not in the package
     study = load_study(find_study_file(file.stem))
     assert restore_study(study.to_document(), study.study) == study

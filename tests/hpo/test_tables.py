@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from hpo import tables
+from hpo.reading import tables
 
 PARAMS = {
     "optim.lr": 0.00117814487,

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
-from hpo.controller import Controller
-from hpo.messages import Message
-from hpo.study import load_study
-from hpo.teachers import with_teachers
+from hpo.control.controller import Controller
+from hpo.control.messages import Message
+from hpo.service.teachers import with_teachers
+from hpo.study.load import load_study
 from storage import Reason, TeacherRecord, TeacherState
 from tests.hpo.test_controller import Stage, Watcher, finish
-from trainer.config import TrainConfig
-from trainer.lock import folder_lock
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
+from trainer.config.train import TrainConfig
+from trainer.runs.lock import folder_lock
 
 KEY = "0a1b"
 

@@ -21,25 +21,27 @@ import yaml
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
-from hpo.messages import Message
-from hpo.observers import Observers
-from hpo.tensorboard_tracker import TensorBoardTracker
-from hpo.tracking import Tracker, TrackingConfig, WandbConfig, check_tracking, make_trackers
+from hpo.control.messages import Message
+from hpo.control.telling import Observers
+from hpo.observers.background import Tracker
+from hpo.observers.tensorboard import TensorBoardTracker
+from hpo.observers.trackers import make_trackers
+from hpo.study.tracking import TrackingConfig, WandbConfig, check_tracking
 from storage import Ledger
 from tests.hpo.test_controller import Stage, finish
 from tests.leases import lapse
 from tests.tensorboard_files import read_run, steps
 from tests.wandb_files import Run, offline_runs
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 ROOT = Path(__file__).parents[2]
 KEY = "5ecre7" * 7  # long enough for wandb to take it
 PRELUDE = """
 import logging, os, sys, time
 from pathlib import Path
-import hpo.background
-from hpo.tracking import WandbConfig
-from hpo.wandb_tracker import WandbTracker
+import hpo.observers.background
+from hpo.study.tracking import WandbConfig
+from hpo.observers.wandb import WandbTracker
 logging.basicConfig(format="%(name)s: %(message)s")
 assert "wandb" not in sys.modules
 
@@ -139,10 +141,10 @@ assert (sys.exit, sys.excepthook) == hooks
 
 
 STUDY = """
-from hpo.controller import Controller
-from hpo.messages import Message
-from hpo.tracking import make_trackers
-from hpo.views import config_of
+from hpo.control.controller import Controller
+from hpo.control.messages import Message
+from hpo.observers.trackers import make_trackers
+from hpo.study.load import config_of
 from storage import Ledger
 from tests.hpo.test_controller import Stage
 
@@ -261,8 +263,8 @@ def test_a_hanging_wandb_delays_no_call_and_is_left_behind(
 ) -> None:
     process = python(
         """
-hpo.background.CLOSE_SECONDS = 2.0
-hpo.background.QUEUE_SIZE = 50
+hpo.observers.background.CLOSE_SECONDS = 2.0
+hpo.observers.background.QUEUE_SIZE = 50
 t = tracker()
 t.begin(1, 1, {}, {})
 t.report(1, 100, {"valid_ppl": 9.0})
@@ -302,7 +304,7 @@ def test_the_key_is_used_when_there_is_one_and_written_nowhere(
 ) -> None:
     process = python(
         """
-hpo.background.CLOSE_SECONDS = 3.0
+hpo.observers.background.CLOSE_SECONDS = 3.0
 t = tracker()
 t.begin(1, 1, {"seed": 0}, {})
 t.close()

@@ -17,14 +17,14 @@ from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
 from hpo.cli import app
-from hpo.service import Ending
-from hpo.space import Dimension
-from hpo.study import StudyConfig
-from hpo.transfer import WarmStart, best_trials, fitted, point_by_hand, warm_points
+from hpo.search.points import WarmStart, best_trials, fitted, point_by_hand, warm_points
+from hpo.search.space import Dimension
+from hpo.service.run import Ending
+from hpo.study.config import StudyConfig
 from storage import Ledger, Point
 from storage.points import known_params
 from tests.hpo.test_controller import STUDY, Stage, finish
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 SPACE: dict[str, Dimension] = TypeAdapter(dict[str, Dimension]).validate_python(
     {
@@ -229,8 +229,8 @@ RESUMED = """
 import os, sys
 from pathlib import Path
 from hpo import controller as module
-from hpo.controller import Controller
-from hpo.study import restore_study
+from hpo.control.controller import Controller
+from hpo.study.load import restore_study
 from storage import Ledger
 ledger = Ledger.open(sys.argv[1])
 record = ledger.study("big")
@@ -322,7 +322,9 @@ def test_start_records_a_study_with_its_points_and_says_what_it_left_out(
     small: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hpo.service.run_study", lambda *_, **__: Ending(0, "played by the test"))
+    monkeypatch.setattr(
+        "hpo.service.run.run_study", lambda *_, **__: Ending(0, "played by the test")
+    )
     document = {**STUDY, "study": "big", "train": {"steps": 4, "eval_every": 2}}
     warm = {**WARM, "storage": small.ledger.url}
     file = tmp_path / "big.yaml"

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
-from hpo.judge import Assignment
-from hpo.views import trial_config
+from hpo.control.assignment import Assignment
+from hpo.reading.views import trial_config
 from storage import Point
 from tests.hpo.test_controller import Stage, finish
 from tests.hpo.test_population import Grown
-from trainer.config import resolve
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
+from trainer.config.train import resolve
 
 
 def printed(stage: Stage, number: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.trainer.processes import train
-from trainer.distributed import World, free_port, join, leave
+from trainer.engine.distributed import World, free_port, join, leave
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from trainer.config import resolve
+from trainer.config.train import resolve
 
 _context = multiprocessing.get_context("forkserver")
 # The others are what torch and DeepSpeed import, slowly, with their first engine.
@@ -51,7 +51,7 @@ def train(document: dict[str, Any], *more: dict[str, Any], ranks: int = 1, **pla
 
 def run_ranks(ranks: int, target: Callable[..., Any], *args: Any) -> list[Any]:
     """What `target(world, *args)` returns on each rank, or its exception; None where it died."""
-    from trainer.distributed import free_port
+    from trainer.engine.distributed import free_port
 
     port = free_port()
     pipes = [_context.Pipe(duplex=False) for _ in range(ranks)]
@@ -157,7 +157,7 @@ def _die_in(name: str, call: int, after: bool) -> None:
 def _enter(
     environment: dict[str, str], rank: int, ranks: int, port: int, pipe: Any, target: Any, args: Any
 ) -> None:
-    from trainer.distributed import join, leave
+    from trainer.engine.distributed import join, leave
 
     os.environ.update(environment)
     world = join(rank, ranks, 0, "127.0.0.1", port)

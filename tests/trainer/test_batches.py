@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.batches import PADDING, EvalBlocks, TrainBatches
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
+from trainer.data.batches import PADDING, EvalBlocks, TrainBatches
 
 contexts = st.integers(1, 12)
 batch_sizes = st.integers(1, 6)

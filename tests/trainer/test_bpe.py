@@ -10,11 +10,11 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.bpe import BytePairs
-from trainer.data import load_splits
-from trainer.sections import DataConfig
-from trainer.tokens import SPLITS, Split, cached_splits
-from trainer.vocabulary import EOS, UNK
+from trainer.config.sections import DataConfig
+from trainer.data.bpe import BytePairs
+from trainer.data.splits import load_splits
+from trainer.data.tokens import SPLITS, Split, cached_splits
+from trainer.data.vocabulary import EOS, UNK
 
 TRAIN = [["the", "cat", "sat"], ["the", "cat", UNK, "sat"], ["<unk>s", "the"]] * 3
 LEARNED = BytePairs.of(TRAIN, 270)

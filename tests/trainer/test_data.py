@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.data import check_data, load_splits
-from trainer.sections import DataConfig
-from trainer.settings import ConfigError
-from trainer.tokens import SPLITS, Split, SplitWithheld
-from trainer.vocabulary import EOS, UNK
+from trainer.config.sections import DataConfig
+from trainer.config.settings import ConfigError
+from trainer.data.splits import check_data, load_splits
+from trainer.data.tokens import SPLITS, Split, SplitWithheld
+from trainer.data.vocabulary import EOS, UNK
 
 REAL_DATA = Path(__file__).parents[2].parent / "shared" / "data"
 COUNTS = {
@@ -93,8 +93,8 @@ def test_no_long_paragraph_of_pydocs_is_in_two_splits() -> None:
 
 def test_loading_the_default_set_never_imports_torch() -> None:
     code = (
-        "import sys, trainer.batches, trainer.data, trainer.config\n"
-        "trainer.data.load_splits(trainer.config.DataConfig())\n"
+        "import sys, trainer.data.batches, trainer.data.splits, trainer.config.train\n"
+        "trainer.data.splits.load_splits(trainer.config.train.DataConfig())\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -16,10 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.trainer.processes import run_ranks, same, train
 from tests.trainer.test_engine import config, new_engine, plain_training
 from tests.trainer.test_engine import train as train_engine
-from trainer.config import TrainConfig
-from trainer.ddp import DDPEngine
-from trainer.distributed import World
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
+from trainer.config.train import TrainConfig
+from trainer.engine.ddp import DDPEngine
+from trainer.engine.distributed import World
 
 Tiny = Callable[..., dict[str, Any]]
 MIDWAY = 12  # the warm-up is 5 steps, so errors are fed back by then

@@ -16,12 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer.processes import measured, same, train, train_here
-from trainer.batches import EvalBlocks
-from trainer.config import load, resolve
-from trainer.convergence import to_target
-from trainer.data import load_splits
-from trainer.depth import (
-    DepthPoint,
+from trainer.config.sections import DepthReference, EvaluationConfig, ModelConfig
+from trainer.config.settings import ConfigError
+from trainer.config.train import load, resolve
+from trainer.data.batches import EvalBlocks
+from trainer.data.splits import load_splits
+from trainer.engine.distributed import World
+from trainer.measuring.convergence import to_target
+from trainer.measuring.depth import (
     depth_front,
     every_other,
     front_metrics,
@@ -29,11 +31,9 @@ from trainer.depth import (
     hypervolume,
     mask_of,
 )
-from trainer.distributed import World
-from trainer.model import LanguageModel
+from trainer.model.transformer import LanguageModel
 from trainer.run import Run
-from trainer.sections import DepthReference, EvaluationConfig, ModelConfig
-from trainer.settings import ConfigError
+from trainer.runs.checkpoint import DepthPoint
 
 Tiny = Callable[..., dict[str, Any]]
 DEPTHS = {"depths": [1, 2], "reference": {"depth": 4, "ppl": 60.0}, "target_ppl": 47.0}
@@ -188,7 +188,9 @@ def test_a_run_killed_while_it_measures_the_front_measures_the_same_one_again(
     whole: Path, tiny: Tiny, tmp_path: Path
 ) -> None:
     document = tiny(tmp_path / "run", evaluation=DEPTHS)
-    killed = train(document, die_in="trainer.model.LanguageModel.total_nll", die_call=80)
+    killed = train(
+        document, die_in="trainer.model.transformer.LanguageModel.total_nll", die_call=80
+    )
     assert killed == [None]
     reports = train(document)[0]
     assert [report.step for report in reports] == [12]
@@ -201,7 +203,7 @@ def test_a_run_killed_before_its_result_tells_its_front_from_the_checkpoint(
     whole: Path, tiny: Tiny, tmp_path: Path
 ) -> None:
     document = tiny(tmp_path / "run", evaluation=DEPTHS)
-    assert train(document, die_in="trainer.folder.RunFolder.write_result") == [None]
+    assert train(document, die_in="trainer.runs.folder.RunFolder.write_result") == [None]
     (report,) = train(document)[0]
     assert report.kind == "finished"
     assert report.depth_front == front_of(tmp_path / "run")

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from tests.trainer.processes import measured, same, state, train, train_here
-from trainer.batches import TrainBatches
-from trainer.config import resolve
-from trainer.data import load_splits
-from trainer.distillation import make_distiller
-from trainer.distributed import World
-from trainer.model import LanguageModel
-from trainer.settings import ConfigError
-from trainer.teacher import find_teacher
+from trainer.config.settings import ConfigError
+from trainer.config.train import resolve
+from trainer.data.batches import TrainBatches
+from trainer.data.splits import load_splits
+from trainer.engine.distributed import World
+from trainer.model.transformer import LanguageModel
+from trainer.teaching.distillation import make_distiller
+from trainer.teaching.teacher import find_teacher
 
 Tiny = Callable[..., dict[str, Any]]
 VOCABULARY = 52  # of the tests' text, <unk> and <eos> counted
@@ -226,7 +226,7 @@ def test_the_cached_probabilities_are_the_teachers(student: Tiny, teacher: Path)
     config = resolve(document, "test")
     tokens = np.asarray(load_splits(config.data).tokens("train"), np.int64)
     model = LanguageModel(find_teacher(config).config.model, VOCABULARY, 8)  # type: ignore[union-attr]
-    from trainer.checkpoint import newest_weights
+    from trainer.runs.checkpoint import newest_weights
 
     model.load_state_dict(newest_weights(teacher / "checkpoints"))
     starts = np.array([16, 800])

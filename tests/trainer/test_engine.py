@@ -13,17 +13,18 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.trainer.processes import run_ranks
-from trainer.batches import Batch
-from trainer.checkpoint import CheckpointError
-from trainer.config import TrainConfig, resolve
-from trainer.distributed import World
-from trainer.engine import DeepSpeedEngine, Engine
-from trainer.layerdrop import Mask, make_policy
-from trainer.loss_scale import LossScale
-from trainer.model import DTYPES, LanguageModel
+from trainer.config.settings import ConfigError
+from trainer.config.train import TrainConfig, resolve
+from trainer.data.batches import Batch
+from trainer.engine.base import Engine
+from trainer.engine.deepspeed import DeepSpeedEngine
+from trainer.engine.distributed import World
+from trainer.engine.loss_scale import LossScale
+from trainer.engine.schedule import learning_rate
+from trainer.model.layerdrop import Mask, make_policy
+from trainer.model.transformer import DTYPES, LanguageModel
 from trainer.run import ENGINES
-from trainer.schedule import learning_rate
-from trainer.settings import ConfigError
+from trainer.runs.checkpoint import CheckpointError
 
 VOCABULARY, STEPS = 60, 20
 # DeepSpeed leaves weights as small as these whole at stage 3, unless it is told not to.
@@ -220,7 +221,7 @@ def states(world: World, case: TrainConfig) -> dict[str, Any]:
 def test_fp16_skips_a_step_that_overflows_and_scales_the_next_ones_less(
     world: World, arm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.loss_scale._FIRST_SCALE", 2**23)
+    monkeypatch.setattr("trainer.engine.loss_scale._FIRST_SCALE", 2**23)
     case = config(precision="fp16", **ARMS[arm])
     engine = new_engine(case, world)
     before = engine.state()
@@ -242,8 +243,8 @@ def test_fp16_skips_a_step_that_overflows_and_scales_the_next_ones_less(
 def test_fp16_goes_on_bit_for_bit_before_and_after_its_first_applied_step(
     world: World, last: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.loss_scale._FIRST_SCALE", 2**30)
-    monkeypatch.setattr("trainer.loss_scale._GROWTH_STEPS", 3)
+    monkeypatch.setattr("trainer.engine.loss_scale._FIRST_SCALE", 2**30)
+    monkeypatch.setattr("trainer.engine.loss_scale._GROWTH_STEPS", 3)
     case = config(precision="fp16", model={"dropout": 0.2}, optim={"accumulation": 2})
     engine = new_engine(case, world)
     train(engine, case, last=last)

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 
 from tests.trainer.processes import measured, train, train_here
 from trainer.__main__ import main
-from trainer.config import TrainConfig, load, resolve
-from trainer.data import load_splits
-from trainer.distributed import World
-from trainer.model import LanguageModel
+from trainer.config.settings import ConfigError
+from trainer.config.train import TrainConfig, load, resolve
+from trainer.data.splits import load_splits
+from trainer.data.tokens import SplitWithheld
+from trainer.engine.distributed import World
+from trainer.model.transformer import LanguageModel
 from trainer.run import Run
-from trainer.settings import ConfigError
-from trainer.tokens import SplitWithheld
 
 Tiny = Callable[..., dict[str, Any]]
 

@@ -17,15 +17,15 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainer.processes import train_here
-from trainer.batches import EvalBlocks
-from trainer.config import load
-from trainer.data import load_splits
-from trainer.depth import depth_front
-from trainer.distributed import World
+from trainer.config.sections import EvaluationConfig
+from trainer.config.settings import ConfigError
+from trainer.config.train import load
+from trainer.data.batches import EvalBlocks
+from trainer.data.splits import load_splits
+from trainer.engine.distributed import World
 from trainer.export import _weights, export, load_model, main
-from trainer.model import LanguageModel
-from trainer.sections import EvaluationConfig
-from trainer.settings import ConfigError
+from trainer.measuring.depth import depth_front
+from trainer.model.transformer import LanguageModel
 
 Tiny = Callable[..., dict[str, Any]]
 

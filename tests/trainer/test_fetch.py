@@ -18,13 +18,13 @@ import pytest
 from typer.testing import CliRunner
 
 from hpo.cli import app
-from trainer import download
-from trainer.corpora import CORPORA, Corpus
-from trainer.data import load_splits
-from trainer.fetch import fetch
-from trainer.sections import DataConfig
-from trainer.settings import ConfigError
-from trainer.tokens import SPLITS
+from trainer.config.sections import DataConfig
+from trainer.config.settings import ConfigError
+from trainer.data import download
+from trainer.data.corpora import CORPORA, Corpus
+from trainer.data.fetch import fetch
+from trainer.data.splits import load_splits
+from trainer.data.tokens import SPLITS
 
 SPAWN = multiprocessing.get_context("spawn")
 TEXTS = {split: f"{split} a b c\n".encode() * 40_000 for split in SPLITS}  # two chunks and more

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tests.trainer.processes import same, train_here
-from trainer.checkpoint import CheckpointError
-from trainer.config import load, resolve
-from trainer.distributed import World
+from trainer.config.settings import ConfigError
+from trainer.config.train import load, resolve
+from trainer.engine.distributed import World
 from trainer.run import Run
-from trainer.settings import ConfigError
+from trainer.runs.checkpoint import CheckpointError
 
 Tiny = Callable[..., dict[str, Any]]
 

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config import check_path, check_setting, override, resolve
-from trainer.layerdrop import DropPolicy, make_policy
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
+from trainer.config.train import check_path, check_setting, override, resolve
+from trainer.model.layerdrop import DropPolicy, make_policy
 
 probabilities = st.floats(0.0, 0.99)
 steps = st.integers(0, 100_000)

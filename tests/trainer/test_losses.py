@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import trainer.losses
-from trainer.losses import Live, Mixture, Signal, TopK, feature_distance, head_loss, total_nll
+import trainer.model.losses
+from trainer.model.losses import Live, Mixture, Signal, TopK, feature_distance, head_loss, total_nll
 
 TOKENS, WIDTH, VOCABULARY = 37, 6, 23
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -23,7 +23,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen tokens at a time: two chunks and a rest."""
-    monkeypatch.setitem(trainer.losses._CHUNK_NUMBERS, "cpu", 1)
+    monkeypatch.setitem(trainer.model.losses._CHUNK_NUMBERS, "cpu", 1)
 
 
 def numbers(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
@@ -226,7 +226,7 @@ class Largest(TorchDispatchMode):
 def test_logits_are_never_held_whole_with_a_large_vocabulary(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(trainer.losses._CHUNK_NUMBERS, "cpu", 2**21)
+    monkeypatch.setitem(trainer.model.losses._CHUNK_NUMBERS, "cpu", 2**21)
     tokens, vocabulary = 512, 50_000
     hidden = torch.randn(tokens, 4, requires_grad=True)
     weight = torch.randn(vocabulary, 4, requires_grad=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.trainer.processes import train_here
-from trainer.distributed import World
+from trainer.engine.distributed import World
 
 STATES = 6  # five words and the end of a line
 TOKENS = {"train": 150_000, "valid": 30_000, "test": 100}

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.batches import PADDING
-from trainer.model import LanguageModel
-from trainer.sections import ModelConfig
+from trainer.config.sections import ModelConfig
+from trainer.data.batches import PADDING
+from trainer.model.transformer import LanguageModel
 
 VOCABULARY, CONTEXT = 50, 12
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests.trainer.processes import run_ranks
 from tests.trainer.test_engine import config, new_engine, new_model, train
-from trainer.distributed import World
-from trainer.optimizers import make_optimizer
+from trainer.engine.distributed import World
+from trainer.engine.optimizers import make_optimizer
 
 DDP: dict[str, Any] = {"engine": "ddp"}
 STAGE_0: dict[str, Any] = {"deepspeed": {"zero_stage": 0}}

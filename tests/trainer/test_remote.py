@@ -13,17 +13,17 @@ import pytest
 
 from tests.trainer.processes import measured, state, train, train_here
 from tests.trainer.test_fork import CHILD, PARENT
-from trainer.checkpoint import CheckpointError
-from trainer.config import resolve
-from trainer.data import cache_dir
-from trainer.distributed import World
+from trainer.config.cache import cache_dir
+from trainer.config.settings import ConfigError
+from trainer.config.train import resolve
+from trainer.engine.distributed import World
 from trainer.export import export
-from trainer.folder import FolderInUse
-from trainer.remote import local_checkpoint
-from trainer.remote_folder import open_folder
 from trainer.run import Run
-from trainer.settings import ConfigError
-from trainer.store import Store, StoreError, check_writable
+from trainer.runs.checkpoint import CheckpointError
+from trainer.runs.folder import FolderInUse
+from trainer.runs.remote import local_checkpoint
+from trainer.runs.remote_folder import open_folder
+from trainer.runs.store import Store, StoreError, check_writable
 
 pytest.importorskip("s3fs", reason="s3fs is not installed")
 moto = pytest.importorskip("moto.server", reason="moto[server] is not installed")
@@ -93,9 +93,14 @@ def whole(url: str) -> list[str]:
 @pytest.mark.parametrize(
     ("die_in", "die_call", "die_after", "goes_on_at"),
     [
-        ("trainer.store.Store.upload", 5, False, 0),  # the tensors are there, and not their name
-        ("trainer.store.Store.upload", 5, True, 4),
-        ("trainer.store.Store.delete", 3, False, 8),
+        (
+            "trainer.runs.store.Store.upload",
+            5,
+            False,
+            0,
+        ),  # the tensors are there, and not their name
+        ("trainer.runs.store.Store.upload", 5, True, 4),
+        ("trainer.runs.store.Store.delete", 3, False, 8),
     ],
 )
 def test_a_killed_run_goes_on_elsewhere_as_if_nothing_had_happened(
@@ -169,7 +174,7 @@ def test_nothing_stays_on_the_node(
 ) -> None:
     scratch = node("first") / "scratch"
     document = at(url, tiny(tmp_path))
-    train(document, die_in="trainer.store.Store.upload", die_call=5)
+    train(document, die_in="trainer.runs.store.Store.upload", die_call=5)
     (left,) = scratch.iterdir()
     os.utime(left, (0, 0))
     run = Run(resolve(document, "test"), world)

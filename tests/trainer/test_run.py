@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from tests.trainer.processes import files, measured, same, state, train, train_here
-from trainer.config import resolve
-from trainer.data import load_splits
-from trainer.distributed import World, deepspeed
+from trainer.config.train import resolve
+from trainer.data.splits import load_splits
+from trainer.engine.distributed import World, deepspeed
 from trainer.run import Report, Run, StepInfo
 
 # Weights as small as these would stay whole on every rank.
@@ -59,13 +59,13 @@ def test_a_run_learns_and_says_what_it_measured(
 @pytest.mark.parametrize(
     ("die_in", "die_call", "die_after", "goes_on_at"),
     [
-        ("trainer.folder.RunFolder.append_metrics", 2, False, 4),
-        ("trainer.folder.save_checkpoint", 2, False, 4),
-        ("trainer.checkpoint.save_file", 2, True, 4),
+        ("trainer.runs.folder.RunFolder.append_metrics", 2, False, 4),
+        ("trainer.runs.folder.save_checkpoint", 2, False, 4),
+        ("trainer.runs.checkpoint.save_file", 2, True, 4),
         ("pathlib.Path.rename", 2, False, 4),
         ("pathlib.Path.rename", 2, True, 8),
-        ("trainer.engine.Engine.step", 7, True, 4),
-        ("trainer.folder.RunFolder.write_result", 1, False, 12),
+        ("trainer.engine.base.Engine.step", 7, True, 4),
+        ("trainer.runs.folder.RunFolder.write_result", 1, False, 12),
     ],
 )
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
@@ -90,7 +90,7 @@ def test_two_ranks_killed_and_resumed_are_two_ranks_uninterrupted(
     uninterrupted: Uninterrupted, tiny: Tiny, tmp_path: Path
 ) -> None:
     document = tiny(tmp_path / "run")
-    killed = train(document, ranks=2, die_in="trainer.folder.save_checkpoint", die_call=2)
+    killed = train(document, ranks=2, die_in="trainer.runs.folder.save_checkpoint", die_call=2)
     assert killed[0] is None
     assert isinstance(killed[1], RuntimeError)  # it does not wait for the dead one
     assert [report.step for report in train(document, ranks=2)[1]] == [8, 12]

@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import trainer.folder
+import trainer.runs.folder
 from tests.trainer.processes import files, same, train, train_here
-from trainer.checkpoint import CheckpointError
-from trainer.config import resolve
-from trainer.distributed import World
+from trainer.config.settings import ConfigError
+from trainer.config.train import resolve
+from trainer.engine.distributed import World
 from trainer.run import Run
-from trainer.settings import ConfigError
+from trainer.runs.checkpoint import CheckpointError
 
 Tiny = Callable[..., dict[str, Any]]
 Uninterrupted = Callable[[int], Path]
@@ -100,7 +100,7 @@ def test_a_run_that_fell_back_keeps_what_it_fell_back_to(
 def test_two_runs_never_share_a_folder(
     world: World, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer.folder, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(trainer.runs.folder, "LOCK_SECONDS", 0.1)
     config = resolve(tiny(tmp_path / "run"), "test")
     run = Run(config, world)
     with pytest.raises(ConfigError, match="another process is training in .*run; stop it"):

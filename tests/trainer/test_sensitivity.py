@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from tests.trainer.processes import measured, run_ranks, same, state, train_here
-from trainer.config import resolve
-from trainer.distributed import World
-from trainer.engine import Engine
-from trainer.layerdrop import Mask
-from trainer.model import LanguageModel
+from trainer.config.sections import ModelConfig
+from trainer.config.train import resolve
+from trainer.engine.base import Engine
+from trainer.engine.distributed import World
+from trainer.measuring.sensitivity import loss_rises
+from trainer.model.layerdrop import Mask
+from trainer.model.transformer import LanguageModel
 from trainer.run import Run
-from trainer.sections import ModelConfig
-from trainer.sensitivity import loss_rises
 
 Tiny = Callable[..., dict[str, Any]]
 # Of 12 steps, measures at steps 3, 4 and 5: a checkpoint after step 4 is in the middle.

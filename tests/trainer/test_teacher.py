@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from tests.trainer.test_command_line import TIMEOUT_SECONDS, command, newest_step, trainer
-from trainer.config import load, resolve
-from trainer.data import cache_dir
-from trainer.lock import folder_lock
-from trainer.settings import ConfigError
-from trainer.teacher import Teacher, find_teacher
+from trainer.config.cache import cache_dir
+from trainer.config.settings import ConfigError
+from trainer.config.train import load, resolve
+from trainer.runs.lock import folder_lock
+from trainer.teaching.teacher import Teacher, find_teacher
 
 Tiny = Callable[..., dict[str, Any]]
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.terminal import Display
 
 

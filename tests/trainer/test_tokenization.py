@@ -8,8 +8,8 @@ from pydoc_data.topics import topics
 import pytest
 
 from benchmarks.tokenization import comes_back, measure, repeat
-from trainer.data import load_splits
-from trainer.sections import DataConfig
+from trainer.config.sections import DataConfig
+from trainer.data.splits import load_splits
 
 MB = 10**6
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.tokens import SPLITS, Split, cached_splits
-from trainer.vocabulary import EOS, UNK, Vocabulary
+from trainer.data.tokens import SPLITS, Split, cached_splits
+from trainer.data.vocabulary import EOS, UNK, Vocabulary
 
 SPAWN = multiprocessing.get_context("spawn")
 WORDS: dict[Split, list[list[str]]] = {

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from trainer.sections import (
+from trainer.config.sections import (
     Count,
     DataConfig,
     DDPConfig,
@@ -29,7 +29,7 @@ from trainer.sections import (
     Positive,
     Precision,
 )
-from trainer.settings import (
+from trainer.config.settings import (
     ConfigError,
     Document,
     Section,

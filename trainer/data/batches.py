@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from trainer.settings import ConfigError
-from trainer.tokens import Tokens
+from trainer.config.settings import ConfigError
+from trainer.data.tokens import Tokens
 
 PADDING = -100  # a target that is no token: torch's cross_entropy ignores it by default
 

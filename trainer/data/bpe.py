@@ -13,7 +13,7 @@ from itertools import chain, groupby
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from trainer.vocabulary import EOS, UNK, Lines
+from trainer.data.vocabulary import EOS, UNK, Lines
 
 _SPECIAL = (EOS, UNK)  # the first ids; those of the tokenizers library follow
 _MIN_COUNT = 2  # a pair seen once is worth no token

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.tokens import Split
+from trainer.data.tokens import Split
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 Progress = Callable[[int, int | None], None]  # bytes that have come, and in all where known
 

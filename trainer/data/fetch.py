@@ -23,10 +23,10 @@ from typing import IO
 
 from filelock import FileLock
 
-from trainer.corpora import CORPORA
-from trainer.download import Progress, download
-from trainer.settings import ConfigError
-from trainer.tokens import SPLITS
+from trainer.config.settings import ConfigError
+from trainer.data.corpora import CORPORA
+from trainer.data.download import Progress, download
+from trainer.data.tokens import SPLITS
 
 _Members = dict[str, Callable[[], IO[bytes] | None]]  # file names without folders: how to read each
 _DAMAGED = (

@@ -17,11 +17,12 @@ from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from trainer.corpora import CORPORA
-from trainer.sections import DataConfig
-from trainer.settings import ConfigError
-from trainer.tokens import SPLITS, TOKENIZER_VERSION, TUNING, Split, Splits, cached_splits
-from trainer.vocabulary import Lines
+from trainer.config.cache import cache_dir, expanded
+from trainer.config.sections import DataConfig
+from trainer.config.settings import ConfigError
+from trainer.data.corpora import CORPORA
+from trainer.data.tokens import SPLITS, TOKENIZER_VERSION, TUNING, Split, Splits, cached_splits
+from trainer.data.vocabulary import Lines
 
 # A word, or a run of one punctuation mark: a ruler of 70 stars is one token.
 _PYDOCS_TOKEN = re.compile(r"\w+|([^\w\s])\1*")
@@ -72,11 +73,6 @@ def fingerprint(config: DataConfig) -> str:
         return _fingerprint(config, _source(config))
 
 
-def cache_dir() -> Path:
-    """The folder of what this machine keeps for all runs: tokens, checksums, teachers."""
-    return _expanded(os.environ.get("HPO_CACHE_DIR") or "~/.cache/layerdrop-hpo", "HPO_CACHE_DIR")
-
-
 def load_splits(config: DataConfig, on_text: OnText | None = None, *, test: bool = False) -> Splits:
     """The data set as token ids, tokenized once for all processes of this machine.
 
@@ -102,9 +98,9 @@ def _fingerprint(config: DataConfig, source: _Source) -> str:
 def data_folder(given: str | None) -> Path:
     """Where the published data sets are: `given`, else `HPO_DATA_DIR`, else in the cache."""
     if given:
-        return _expanded(given, "data.dir")
+        return expanded(given, "data.dir")
     if in_environment := os.environ.get("HPO_DATA_DIR"):
-        return _expanded(in_environment, "HPO_DATA_DIR")
+        return expanded(in_environment, "HPO_DATA_DIR")
     return cache_dir() / "data"
 
 
@@ -128,7 +124,7 @@ def _text_files(config: DataConfig) -> dict[Split, _File]:
     }
     return {
         split: _File(
-            _expanded(path, f"data.{split}"),
+            expanded(path, f"data.{split}"),
             f"data.{split}",
             f"put it there, or change data.{split}",
         )
@@ -234,10 +230,3 @@ def _cache_errors() -> Iterator[None]:
             f"{folder}: the token cache cannot be used: {error.strerror or error}; "
             "set HPO_CACHE_DIR to a folder that can be written"
         ) from None
-
-
-def _expanded(path: str, where: str) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"{where}: {path}: {error}; give the full path") from None

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from trainer.bpe import BytePairs
-from trainer.vocabulary import Lines, Vocabulary, words_of
+from trainer.data.bpe import BytePairs
+from trainer.data.vocabulary import Lines, Vocabulary, words_of
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.batches import Batch
-from trainer.engine import Engine
-from trainer.layerdrop import Mask
-from trainer.losses import Lesson
-from trainer.powersgd import PowerSGD
+from trainer.data.batches import Batch
+from trainer.engine.base import Engine
+from trainer.engine.powersgd import PowerSGD
+from trainer.model.layerdrop import Mask
+from trainer.model.losses import Lesson
 
 
 class DDPEngine(Engine):

@@ -22,7 +22,7 @@ import deepspeed as deepspeed
 import deepspeed.ops
 import deepspeed.runtime.compiler
 
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 # DeepSpeed's Muon, which nothing here uses, would load torch's compiler: a second in every process.
 deepspeed.runtime.compiler.compile = lambda: deepspeed.runtime.compiler.dummy_decorator

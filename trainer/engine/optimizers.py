@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
-from trainer.model import LanguageModel
-from trainer.sections import OptimConfig
+from trainer.config.sections import OptimConfig
+from trainer.model.transformer import LanguageModel
 
 Group = dict[str, Any]  # a param_group of torch's: settings and parameters
 

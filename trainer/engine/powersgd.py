@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.config import TrainConfig
-from trainer.distributed import World
+from trainer.config.train import TrainConfig
+from trainer.engine.distributed import World
 
 _ERRORS = "powersgd_errors"
 

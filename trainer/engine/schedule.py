@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from trainer.sections import OptimConfig
+from trainer.config.sections import OptimConfig
 
 
 def learning_rate(optim: OptimConfig, steps: int, step: int) -> float:

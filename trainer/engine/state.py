@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from trainer.checkpoint import CheckpointError
-from trainer.distributed import World, deepspeed
+from trainer.engine.distributed import World, deepspeed
+from trainer.runs.checkpoint import CheckpointError
 
 
 def full_state(model: nn.Module, optimizer: Optimizer, world: World) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
-from trainer.distributed import deepspeed
+from trainer.engine.distributed import deepspeed
 
 
 def whole_weights(engine: Any) -> AbstractContextManager[Any]:

@@ -10,29 +10,18 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypedDict
 
 import torch
 
-from trainer.layerdrop import Mask
-from trainer.model import LanguageModel
-from trainer.sections import DepthReference, EvaluationConfig
+from trainer.config.sections import DepthReference, EvaluationConfig
+from trainer.model.layerdrop import Mask
+from trainer.model.transformer import LanguageModel
+from trainer.runs.checkpoint import DepthPoint
 
 _TIMINGS = 5  # forward passes, the median of which is a depth's time
 
 Layers = tuple[int, ...]  # the layers kept, 1-based, in order
 Perplexity = Callable[[Mask], float]
-
-
-class DepthPoint(TypedDict):
-    """One sub-model of a trained model, or the whole of it."""
-
-    depth: int  # layers kept
-    search: str  # how they were found: whole, every_other or greedy
-    layers: list[int]  # which they are, 1-based
-    valid_ppl: float  # over the whole split
-    parameters: int
-    seconds_per_token: float  # of a forward pass, loss included
 
 
 def every_other(layers: int, depth: int) -> Layers:

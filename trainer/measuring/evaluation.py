@@ -12,13 +12,14 @@ from dataclasses import replace
 
 import torch
 
-from trainer.batches import EvalBlocks
-from trainer.config import TrainConfig
-from trainer.depth import DepthPoint, depth_front
-from trainer.distributed import World
-from trainer.layerdrop import Mask
-from trainer.model import LanguageModel
-from trainer.tokens import Split, Splits
+from trainer.config.train import TrainConfig
+from trainer.data.batches import EvalBlocks
+from trainer.data.tokens import Split, Splits
+from trainer.engine.distributed import World
+from trainer.measuring.depth import depth_front
+from trainer.model.layerdrop import Mask
+from trainer.model.transformer import LanguageModel
+from trainer.runs.checkpoint import DepthPoint
 
 _SEARCH_TOKENS = 16_384  # that a greedy search compares on: it takes O(layers^2) passes
 

@@ -1,7 +1,7 @@
 """The analysis phase of policy `sbld`: what the training loss rises by when a layer is skipped.
 
 It measures, by forward passes without gradients; what follows for the drop probabilities is
-`trainer.layerdrop`'s. It trains nothing and draws no random number.
+`trainer.model.layerdrop`'s. It trains nothing and draws no random number.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainer.distributed import World
-from trainer.model import LanguageModel
+from trainer.engine.distributed import World
+from trainer.model.transformer import LanguageModel
 
 
 def loss_rises(

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 
 def compile_blocks(blocks: nn.ModuleList, device: torch.device) -> None:

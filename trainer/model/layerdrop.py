@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 
 # The scale of each layer's residual branches, first layer first: 0.0 skips it, 1.0 is plain.
 Mask = tuple[float, ...]
@@ -168,7 +168,7 @@ class SensitivityDrop(DropPolicy):
     Public is that a short analysis phase measures how much each layer's removal changes the
     training loss, that sensitive layers are then protected and insensitive ones dropped more, and
     that a scheduler changes the probabilities. Its metric, thresholds and formula are not, so
-    these choices are ours. No layer is dropped until the analysis (`trainer.sensitivity`) is over.
+    these choices are ours. No layer is dropped until the analysis is over.
     Only the order of the sensitivities counts, because the first layer's often dwarfs the others.
     Drop probabilities are evenly spaced along that order around their mean `p_init`: from 0, while
     p_init <= 1/3, to at most half way from p_init to 1, so that every layer goes on being trained.

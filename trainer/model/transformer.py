@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from trainer.losses import Lesson, Mixture, feature_distance, head_loss, normalized, total_nll
-from trainer.sections import ModelConfig
+from trainer.config.sections import ModelConfig
+from trainer.model.losses import Lesson, Mixture, feature_distance, head_loss, normalized, total_nll
 
 # Of the matrix products, by config.precision.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

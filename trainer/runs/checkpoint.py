@@ -15,13 +15,11 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-from trainer.depth import DepthPoint
 
 FORMAT = 1
 _WRITING = ".writing"
@@ -32,6 +30,17 @@ _log = logging.getLogger(__name__)
 
 class CheckpointError(Exception):
     """A run's checkpoints are there but cannot be read; the message is one line."""
+
+
+class DepthPoint(TypedDict):
+    """One sub-model of a trained model, or the whole of it."""
+
+    depth: int  # layers kept
+    search: str  # how they were found: whole, every_other or greedy
+    layers: list[int]  # which they are, 1-based
+    valid_ppl: float  # over the whole split
+    parameters: int
+    seconds_per_token: float  # of a forward pass, loss included
 
 
 @dataclass

@@ -14,11 +14,11 @@ from typing import Any
 from filelock import Timeout
 from torch import Tensor
 
-from trainer.checkpoint import Progress, newest_checkpoint, save_checkpoint, sync
-from trainer.config import TrainConfig, load
-from trainer.fork import changed_settings, fork_point
-from trainer.lock import folder_lock
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
+from trainer.config.train import TrainConfig, load
+from trainer.runs.checkpoint import Progress, newest_checkpoint, save_checkpoint, sync
+from trainer.runs.fork import changed_settings, fork_point
+from trainer.runs.lock import folder_lock
 
 LOCK_SECONDS = 30.0  # a killed predecessor may take a moment to let go
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from trainer.checkpoint import Progress, checkpoint_at
-from trainer.config import TrainConfig, load
-from trainer.remote import run_here
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
+from trainer.config.train import TrainConfig, load
+from trainer.runs.checkpoint import Progress, checkpoint_at
+from trainer.runs.remote import run_here
 
 CHANGEABLE = {"optim.lr", "layerdrop.p_init"}
 

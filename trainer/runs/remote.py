@@ -21,9 +21,9 @@ from tempfile import TemporaryDirectory
 
 from filelock import FileLock
 
-from trainer.data import cache_dir
-from trainer.settings import ConfigError, is_url
-from trainer.store import Store
+from trainer.config.cache import cache_dir
+from trainer.config.settings import ConfigError, is_url
+from trainer.runs.store import Store
 
 PARTS = ("state.safetensors", "progress.json")  # of a checkpoint; the second says it is whole
 _CHECKPOINT = re.compile(r"checkpoints/attempt-(\d+)/step-(\d+)/progress\.json")

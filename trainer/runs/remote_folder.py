@@ -20,12 +20,13 @@ from tempfile import mkdtemp
 
 from torch import Tensor
 
-from trainer.checkpoint import CheckpointError, Progress, checkpoint_at
-from trainer.config import TrainConfig
-from trainer.data import cache_dir
-from trainer.folder import FolderInUse, RunFolder
-from trainer.lock import in_use
-from trainer.remote import (
+from trainer.config.cache import cache_dir
+from trainer.config.settings import is_url
+from trainer.config.train import TrainConfig
+from trainer.runs.checkpoint import CheckpointError, Progress, checkpoint_at
+from trainer.runs.folder import FolderInUse, RunFolder
+from trainer.runs.lock import in_use
+from trainer.runs.remote import (
     PARTS,
     attempt_folder,
     bring_checkpoint,
@@ -33,8 +34,7 @@ from trainer.remote import (
     kept_checkpoint,
     local_checkpoint,
 )
-from trainer.settings import is_url
-from trainer.store import Alive, Store
+from trainer.runs.store import Alive, Store
 
 _FILES = ("config.yaml", "metrics.jsonl", "result.json")
 _OF_ATTEMPT = re.compile(r"checkpoints/attempt-(\d+)/")

@@ -16,7 +16,7 @@ from typing import Any
 from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 Alive = Callable[[], None]
 

@@ -17,15 +17,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import newest_weights
-from trainer.config import TrainConfig
-from trainer.losses import Lesson, Live, Mixture, TopK
-from trainer.model import DTYPES, LanguageModel
-from trainer.sections import DistillationConfig
-from trainer.settings import ConfigError
-from trainer.soft_targets import FORMAT, SoftTargets, weights_digest
-from trainer.teacher import Teacher
-from trainer.tokens import Splits
+from trainer.config.sections import DistillationConfig
+from trainer.config.settings import ConfigError
+from trainer.config.train import TrainConfig
+from trainer.data.tokens import Splits
+from trainer.model.losses import Lesson, Live, Mixture, TopK
+from trainer.model.transformer import DTYPES, LanguageModel
+from trainer.runs.checkpoint import newest_weights
+from trainer.teaching.soft_targets import FORMAT, SoftTargets, weights_digest
+from trainer.teaching.teacher import Teacher
 
 
 class Distiller(ABC):

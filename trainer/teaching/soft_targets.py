@@ -22,10 +22,10 @@ from rich.filesize import decimal
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.checkpoint import sync
-from trainer.model import LanguageModel
-from trainer.settings import ConfigError
-from trainer.tokens import Tokens
+from trainer.config.settings import ConfigError
+from trainer.data.tokens import Tokens
+from trainer.model.transformer import LanguageModel
+from trainer.runs.checkpoint import sync
 
 FORMAT = 2  # part of every cache key
 _BATCH_BLOCKS = 16

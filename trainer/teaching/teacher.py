@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config import TrainConfig, absolute, absolute_data, load
-from trainer.data import cache_dir, fingerprint
-from trainer.remote import brought_teacher, has_finished
-from trainer.settings import ConfigError, is_url
+from trainer.config.cache import cache_dir
+from trainer.config.settings import ConfigError, is_url
+from trainer.config.train import TrainConfig, absolute, absolute_data, load
+from trainer.data.splits import fingerprint
+from trainer.runs.remote import brought_teacher, has_finished
 
 KEY_LENGTH = 16  # hex digits
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import bcrypt
 
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 Application = Callable[[Mapping[str, Any], Callable[..., Any]], Iterable[bytes]]
 

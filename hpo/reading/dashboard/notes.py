@@ -12,10 +12,10 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from hpo.constraints import Constraint, broken
-from hpo.messages import last_line
-from hpo.study import StudyConfig
-from hpo.tracking import run_id
+from hpo.control.messages import last_line
+from hpo.search.constraints import Constraint, broken
+from hpo.study.config import StudyConfig
+from hpo.study.tracking import run_id
 from storage import Attempt, Ledger, StudyRecord
 
 _YOURS = "*Made from the ledger. What you write here replaces it; empty it, and this is back.*"

@@ -17,12 +17,12 @@ import optuna
 from bottle import Bottle, HTTPError, HTTPResponse, request
 from optuna.trial import FrozenTrial
 
-from hpo.constraints import is_feasible
-from hpo.notes import study_note, trial_note
-from hpo.pictures import PICTURES, drawn
-from hpo.views import config_of
+from hpo.reading.dashboard.notes import study_note, trial_note
+from hpo.reading.dashboard.pictures import PICTURES, drawn
+from hpo.search.constraints import is_feasible
+from hpo.study.load import config_of
 from storage import Ledger, StudyRecord
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 _KEEPS_NONE = "pictures are drawn from the ledger when asked for; no files are kept here"
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>

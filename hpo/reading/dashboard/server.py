@@ -18,10 +18,10 @@ from pathlib import Path
 from socketserver import ThreadingMixIn
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from hpo.access import Application, guarded, read_users
-from hpo.overlay import application
+from hpo.reading.dashboard.access import Application, guarded, read_users
+from hpo.reading.dashboard.overlay import application
 from storage import Ledger
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
 
 
 class _Server(ThreadingMixIn, WSGIServer):

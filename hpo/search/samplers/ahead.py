@@ -25,12 +25,20 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.fidelity import at_rungs, rungs_of
-from hpo.proposals import RUNGS_AT, TOLD_AT, Maker, Proposal, Recipe, fingerprint, known
-from hpo.pruners import PrunerConfig
-from hpo.samplers import Random, SamplerConfig, make_sampler
-from hpo.space import Space, suggest
-from hpo.study import StudyConfig
+from hpo.search.pruners import PrunerConfig
+from hpo.search.samplers.at_rungs import at_rungs, rungs_of
+from hpo.search.samplers.config import Random, SamplerConfig, make_sampler
+from hpo.search.samplers.proposals import (
+    RUNGS_AT,
+    TOLD_AT,
+    Maker,
+    Proposal,
+    Recipe,
+    fingerprint,
+    known,
+)
+from hpo.search.space import Space, suggest
+from hpo.study.config import StudyConfig
 
 logger = logging.getLogger("hpo.ahead")
 

@@ -15,9 +15,9 @@ from optuna import Study
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.halving import Halving
-from hpo.pruners import Asha, ParkedHalving, PrunerConfig
-from hpo.rebuilt import Delegate
+from hpo.search.halving import Halving
+from hpo.search.pruners import Asha, ParkedHalving, PrunerConfig
+from hpo.search.samplers.rebuilt import Delegate
 from storage import Reason
 
 ENOUGH = 10  # trials at a rung; what samplers want to have seen before they model

@@ -14,7 +14,7 @@ and the trials that the study shows. What the trials become in Ax:
 - Each constraint that differs between trials is an outcome constraint, a violation of at most 0.
 
 Ax itself is imported with the first model, some seconds' work. One proposal takes seconds: see
-`hpo.ahead` for who waits.
+`hpo.search.samplers.ahead` for who waits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.encoding import (
+from hpo.search.samplers.ax_encoding import (
     Space,
     contains,
     decoded,

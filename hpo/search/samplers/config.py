@@ -26,17 +26,17 @@ from optuna.samplers import (
 )
 from pydantic import Field
 
-from hpo.cma_es import CmaEsFromTrials
-from hpo.cost_aware import CostAwareTPESampler
-from hpo.rebuilt import (
+from hpo.search.samplers.cma_es import CmaEsFromTrials
+from hpo.search.samplers.cost_aware import CostAwareTPESampler
+from hpo.search.samplers.rebuilt import (
     BruteForceOnce,
     GridOnce,
     NSGA2WithoutCopies,
     NSGA3WithoutCopies,
     RebuiltSampler,
 )
-from hpo.space import CategoricalDimension, Dimension, FloatDimension
-from trainer.settings import ConfigError, Section
+from hpo.search.space import CategoricalDimension, Dimension, FloatDimension
+from trainer.config.settings import ConfigError, Section
 
 Space = Mapping[str, Dimension]
 Trials = Annotated[int, Field(ge=1)]
@@ -136,7 +136,7 @@ class Ax(SamplerSection):
 
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
         """Our own, which draws its seeds itself."""
-        from hpo.ax_sampler import AxSampler
+        from hpo.search.samplers.ax import AxSampler
 
         return AxSampler(self.seed, self.startup_trials)
 

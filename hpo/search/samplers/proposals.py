@@ -24,7 +24,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.halving import Halving
+from hpo.search.halving import Halving
 
 # User attributes, which tell the order of things by how many trials had been asked by then.
 TOLD_AT = "told_at"  # when the trial ended

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.phase import (
+from hpo.control.repeats import mean_metrics
+from hpo.evaluation.phase import (
     Plan,
     begun_trials,
     fresh_seeds,
@@ -21,16 +22,15 @@ from hpo.phase import (
     teachers_again,
     tuned,
 )
-from hpo.repeats import mean_metrics
-from hpo.transfer import best_trials
-from hpo.views import View
+from hpo.reading.views import View
+from hpo.search.points import best_trials
 from storage import Ledger, Point
-from trainer.config import resolve
-from trainer.data import check_data
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
+from trainer.config.train import resolve
+from trainer.data.splits import check_data
 
 SUFFIX = ".evaluation"
-RESULT = "evaluation"  # user attribute of an evaluation's study: what `conclude` found
+RESULT = "evaluation"  # user attribute of an evaluation's study: what `conclude_evaluation` found
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Evaluation(Plan):
     chosen: list[FrozenTrial]
 
 
-def plan(ledger: Ledger, name: str, top: int, seeds: int) -> Evaluation:
+def plan_evaluation(ledger: Ledger, name: str, top: int, seeds: int) -> Evaluation:
     """An evaluation of the `top` best trials of study `name`; of several objectives, of its front.
 
     Raises ConfigError, in one line, where there is none to be made, or not yet. Writes nothing.
@@ -66,7 +66,7 @@ def plan(ledger: Ledger, name: str, top: int, seeds: int) -> Evaluation:
     return Evaluation(name, made, fresh, points, teachers_again(ledger, record), chosen)
 
 
-def conclude(ledger: Ledger, plan: Evaluation) -> list[View]:
+def conclude_evaluation(ledger: Ledger, plan: Evaluation) -> list[View]:
     """What the plan's trainings came to, by configuration; kept on the evaluation's study.
 
     The optimism gap is what tuning's own valid perplexity promised too much: the mean under fresh

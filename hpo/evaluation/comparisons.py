@@ -13,18 +13,25 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.constraints import is_feasible
-from hpo.phase import Plan, begun_trials, fresh_seeds, in_phase, teachers_again, tuned
-from hpo.places import study_folder
-from hpo.recipe_teachers import document_of, with_teachers
-from hpo.recipes import DEFAULT, TEACHER, Settings, settings_of, sub_model_depths
-from hpo.space import RECIPE, CategoricalDimension
-from hpo.study import StudyConfig
-from hpo.views import config_of
+from hpo.control.places import study_folder
+from hpo.evaluation.phase import Plan, begun_trials, fresh_seeds, in_phase, teachers_again, tuned
+from hpo.evaluation.recipes import (
+    DEFAULT,
+    TEACHER,
+    Settings,
+    document_of,
+    settings_of,
+    sub_model_depths,
+    with_recipe_teachers,
+)
+from hpo.search.constraints import is_feasible
+from hpo.search.space import RECIPE, CategoricalDimension
+from hpo.study.config import StudyConfig
+from hpo.study.load import config_of
 from storage import Ledger, Point, StudyNotFound
-from trainer.config import TrainConfig, resolve
-from trainer.data import check_data
-from trainer.settings import ConfigError
+from trainer.config.settings import ConfigError
+from trainer.config.train import TrainConfig, resolve
+from trainer.data.splits import check_data
 
 SUFFIX = ".comparison"
 
@@ -43,7 +50,7 @@ class Comparison(Plan):
         return resolve(document, f"--recipes: {recipe}")
 
 
-def plan(
+def plan_comparison(
     ledger: Ledger, name: str, recipes: Sequence[str], seeds: int, study: str, runs: str
 ) -> Comparison:
     """A comparison of `recipes`, in the settings of study `name`; the study `study` trains it.
@@ -61,7 +68,7 @@ def plan(
     now = {recipe: settings_of(recipe, config, trials, best) for recipe in recipes}
     teachers = teachers_again(ledger, record)
     if begun is None:
-        taught, teachers = with_teachers(now, config, teachers, study_folder(runs, study))
+        taught, teachers = with_recipe_teachers(now, config, teachers, study_folder(runs, study))
         settings = {recipe: _with_depths(each, config) for recipe, each in taught.items()}
         choices = CategoricalDimension(type="categorical", choices=settings)
         made = in_phase(config, study, {RECIPE: choices}, len(now) * seeds)

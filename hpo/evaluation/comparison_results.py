@@ -9,29 +9,61 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
-from hpo.compare import Comparison
-from hpo.phase import keep, spread
-from hpo.recipes import sub_model_depths
-from hpo.views import View
+from hpo.evaluation.comparisons import SUFFIX, Comparison, plan_comparison
+from hpo.evaluation.phase import keep, spread
+from hpo.evaluation.recipes import names_in, sub_model_depths
+from hpo.reading.comparison_table import check_files
+from hpo.reading.views import View
+from hpo.service.launch import Say
 from storage import Ledger
-from trainer.config import TrainConfig
-from trainer.convergence import to_target
-from trainer.settings import ConfigError, nearest
+from trainer.config.settings import ConfigError, nearest
+from trainer.config.train import TrainConfig
+from trainer.measuring.convergence import to_target
 
-RESULT = "comparison"  # user attribute of a comparison's study: what `conclude` found
+RESULT = "comparison"  # user attribute of a comparison's study: what `conclude_comparison` found
 LEVEL = 0.95  # of the confidence intervals
 COMPARED = ("valid_ppl", "test_ppl")
 MEASURED = (*COMPARED, "tokens_per_second", "peak_memory_bytes")
 
 
-def conclude(
+def compare_recipes(
+    ledger: Ledger,
+    name: str,
+    recipes: str | None,
+    seeds: int,
+    *,
+    against: str | None,
+    target: float | None,
+    files: Sequence[Path],
+    study: str | None,
+    runs: str,
+    train: Callable[[Comparison], None],
+    say: Say,
+) -> View:
+    """What `recipes`, joined by commas, come to in the settings of study `name`.
+
+    `study` trains them; its tables can be written to `files`. Raises ConfigError, in one line,
+    with nothing written.
+    """
+    check_files(files)
+    wanted = [] if recipes is None else names_in(recipes)
+    planned = plan_comparison(ledger, name, wanted, seeds, study or f"{name}{SUFFIX}", runs)
+    check_against(against, planned.recipes)
+    if planned.note:
+        say(planned.note)
+    train(planned)
+    return conclude_comparison(ledger, planned, against, target)
+
+
+def conclude_comparison(
     ledger: Ledger,
     plan: Comparison,
     against: str | None = None,

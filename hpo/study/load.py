@@ -1,0 +1,105 @@
+"""Reading a study: from its file, with everything checked, and from the ledger as it was kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hpo.search.samplers.config import check_sampler
+from hpo.search.space import Space, values_of
+from hpo.study.checks import checked
+from hpo.study.config import StudyConfig, rules_of
+from storage import StudyRecord
+from trainer.config.settings import (
+    ConfigError,
+    parse_assignment,
+    parse_document,
+    read_document,
+    set_path,
+    validated,
+)
+
+
+def shipped(kind: str) -> Path:
+    """The folder of the YAML files that ship with the program: `studies` or `train`."""
+    installed = Path(__file__).parents[1] / "configs"
+    root = installed if installed.is_dir() else Path(__file__).parents[2] / "configs"
+    return root / kind
+
+
+def find_study_file(given: str | None) -> Path:
+    """A study file by path, or by the name of one that ships. Raises ConfigError."""
+    given = given or "quickstart"
+    path = Path(given)
+    if path.is_file():
+        return path
+    named = shipped("studies") / f"{given}.yaml"
+    if "/" not in given and named.is_file():
+        return named
+    names = ", ".join(sorted(file.stem for file in shipped("studies").glob("*.yaml")))
+    raise ConfigError(f"{given}: no such file, nor a study that ships ({names})")
+
+
+def load_study(
+    path: Path, *, settings: Sequence[str] = (), name: str | None = None, trials: int | None = None
+) -> StudyConfig:
+    """The study in the file `path`, with `path=value` train settings over it, checked whole.
+
+    Raises ConfigError, one line, for anything wrong: the study, its train config, a searched path,
+    a bound, missing data, ranks that cannot share the batch. Writes nothing.
+    """
+    return study_of(read_document(path), path, settings=settings, name=name, trials=trials)
+
+
+def study_of(
+    document: dict[str, Any],
+    path: Path,
+    *,
+    settings: Sequence[str] = (),
+    name: str | None = None,
+    trials: int | None = None,
+) -> StudyConfig:
+    """The study that a file at `path` has, were this in it. Raises as `load_study` does."""
+    train = document.get("train")
+    if isinstance(train, str):
+        source = path.parent / train
+        document["train"] = read_document(source)
+    else:
+        source = path
+    if isinstance(document.get("train"), dict):
+        rules_of(document.get("trainer")).override(document["train"], settings, source.parent)
+    if name is not None:
+        document["study"] = name
+    if trials is not None:
+        budget = document.get("budget")
+        document["budget"] = {**(budget if isinstance(budget, dict) else {}), "trials": trials}
+    study = validated(StudyConfig, document, str(path))
+    _check_seen(study.space, settings, str(path))
+    study = checked(study, path, source)
+    sampler, constrained = study.sampler, bool(study.constraints)
+    check_sampler(sampler, study.space, len(study.objectives), constrained, str(path))
+    return study
+
+
+def restore_study(document: str, name: str) -> StudyConfig:
+    """The study as the ledger keeps it. Raises ConfigError if this version cannot run it."""
+    source = f"study {name}"
+    return validated(StudyConfig, parse_document(document, source), source)
+
+
+def config_of(record: StudyRecord) -> StudyConfig:
+    """The study's settings, as the ledger keeps them."""
+    return restore_study(record.document, record.name)
+
+
+def _check_seen(space: Space, settings: Sequence[str], source: str) -> None:
+    """Raise ConfigError for a setting that every trial would have another value of."""
+    for path, _ in map(parse_assignment, settings):
+        fixed, train = object(), dict[str, Any]()
+        set_path(train, path, fixed)
+        if not any(value is fixed for value in values_of(space, train, path)):
+            raise ConfigError(
+                f"--set {path}: {source} searches it in every trial; remove it from `space`, or "
+                "start the study and give it a point with `hpo enqueue`"
+            )

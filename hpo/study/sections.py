@@ -1,0 +1,42 @@
+"""The small sections of a study file: its budget, what a trial takes, and how much may fail."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+from pydantic import Field
+
+from trainer.config.sections import Count, Positive
+from trainer.config.settings import Section
+
+
+class Budget(Section):
+    """When the study is done: whichever is reached first."""
+
+    trials: Annotated[int, Field(ge=1, le=10**9)] = 20  # in all, pruned and failed ones too
+    hours: Positive | None = None  # the controllers' wall-clock time, over all resumes
+    device_hours: Positive | None = None  # of all ranks of all attempts
+
+
+class Resources(Section):
+    """What one trial takes, and how many run at a time."""
+
+    ranks: Count = 1  # processes that train one trial together
+    cpus_per_rank: Count = 1  # cores, each rank's own
+    gpus_per_rank: Annotated[int, Field(ge=0)] = 0  # 0: on the CPU
+    concurrent_trials: Count = 1  # at a time, by each controller
+
+
+class Failures(Section):
+    """How much goes wrong before the service gives up."""
+
+    max_retries: Annotated[int, Field(ge=0)] = 2  # attempts more, after a trial's worker was lost
+    max_failures: Count = 3  # failed trials in a row that stop the study
+    hang_seconds: Positive = 600.0  # without any progress, a gang is killed
+    outage_seconds: Positive = 600.0  # the database or the disk away: after that the service leaves
+
+
+def local_cpus() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
