@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.postgres import INSTALLED, PostgresServer
 from tests import planted
+from tests.databases import empty_database
 
 os.environ.update(planted.SECRETS)
 
@@ -52,11 +53,3 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgr
 def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database, once on each backend."""
     return empty_database(request, request.param, tmp_path / "hpo.db")
-
-
-def empty_database(request: pytest.FixtureRequest, backend: str, file: Path) -> str:
-    """The URL of an empty database on `backend`; of SQLite's in `file`."""
-    if backend == "sqlite":
-        return f"sqlite:///{file}"
-    server: PostgresServer = request.getfixturevalue("postgres_server")
-    return server.new_database()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.end_to_end.conftest import Desk
+from tests.end_to_end.desk import Desk
 
 _UNSHARED = ["unshare", "--net", "--mount"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from hpo.study.load import load_study
 from storage import Ledger
-from tests.end_to_end.conftest import Desk
+from tests.end_to_end.desk import Desk
 
 
 def refused(desk: Desk, *arguments: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ray.util import get_node_ip_address
 
-from tests.end_to_end.conftest import Desk
+from tests.end_to_end.desk import Desk
 
 
 @pytest.fixture

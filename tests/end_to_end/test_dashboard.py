@@ -15,7 +15,7 @@ import pytest
 from hpo.reading.dashboard.access import read_users
 from hpo.reading.dashboard.server import serve
 from storage import Ledger
-from tests.end_to_end.conftest import Desk
+from tests.end_to_end.desk import Desk
 from trainer.config.settings import ConfigError
 
 PASSWORD = "grüße:zwei"  # noqa: S105 - a colon and what is not ASCII, as people have them

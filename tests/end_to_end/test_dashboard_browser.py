@@ -19,8 +19,8 @@ import pytest
 
 from hpo.control.messages import Message
 from storage import Ledger
-from tests.end_to_end.conftest import Desk
-from tests.hpo.test_controller import Stage
+from tests.end_to_end.desk import Desk
+from tests.hpo.stage import Stage
 
 CHROMIUM = shutil.which("chromium")
 TRIALS = 16

@@ -9,7 +9,7 @@ import sys
 
 from optuna.trial import TrialState
 
-from tests.end_to_end.conftest import Desk
+from tests.end_to_end.desk import Desk
 
 
 def test_a_study_searches_for_the_best_sub_model(desk: Desk) -> None:

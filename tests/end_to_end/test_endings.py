@@ -6,7 +6,7 @@ from collections import Counter
 
 from optuna.trial import TrialState
 
-from tests.end_to_end.conftest import Desk
+from tests.end_to_end.desk import Desk
 
 HUGE = 2**42  # a layer of this width fits in no memory
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import Desk
+from tests.end_to_end.desk import Desk
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

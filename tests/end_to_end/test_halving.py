@@ -9,7 +9,7 @@ import pytest
 from hpo.reading.views import trial_list
 from storage import Ledger
 from storage.database import has_ledger
-from tests.end_to_end.conftest import Desk
+from tests.end_to_end.desk import Desk
 
 
 @pytest.mark.timeout(400)

@@ -13,8 +13,8 @@ from optuna.trial import TrialState
 
 from storage import LeaseHeld, Ledger
 from tests import planted
-from tests.end_to_end.conftest import Desk
-from tests.hpo.test_metrics import free_port, scrape
+from tests.end_to_end.desk import Desk
+from tests.hpo.scraping import free_port, scrape
 from tests.wandb_files import offline_runs
 
 

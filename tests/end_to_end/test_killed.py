@@ -14,7 +14,7 @@ import yaml
 from optuna.trial import TrialState
 
 from tests import tensorboard_files
-from tests.end_to_end.conftest import Desk
+from tests.end_to_end.desk import Desk
 from tests.trainer.processes import train
 
 

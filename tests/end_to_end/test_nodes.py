@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from tests.end_to_end.conftest import Desk
+from tests.end_to_end.desk import Desk
 from tests.end_to_end.machines import Machine, Machines, reason_against
 
 pytest.importorskip("s3fs", reason="s3fs is not installed")

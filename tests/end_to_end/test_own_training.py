@@ -13,7 +13,7 @@ import yaml
 from hpo.reading.views import trial_details
 from hpo.training import TrainingRun
 from storage import Ledger
-from tests.end_to_end.conftest import Desk
+from tests.end_to_end.desk import Desk
 from tests.leases import lapse
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

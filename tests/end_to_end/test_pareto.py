@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.end_to_end.conftest import Desk
+from tests.end_to_end.desk import Desk
 
 BOUND = 7.0e8  # bytes; on a CPU 5.4e8 were measured with 8 sequences, 8.7e8 with 512
 

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from benchmarks.kneser_ney import unigram_perplexity
 from hpo.cli import app
-from tests.end_to_end.conftest import Desk
+from tests.end_to_end.desk import Desk
 from trainer.config.sections import DataConfig
 from trainer.data.splits import load_splits
 

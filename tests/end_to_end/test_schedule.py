@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from tests.end_to_end.conftest import Desk
+from tests.end_to_end.desk import Desk
 
 SAME = ("step", "valid_ppl", "train_loss", "lr", "drop_probability")
 

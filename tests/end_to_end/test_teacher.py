@@ -10,7 +10,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from tests.end_to_end.conftest import TINY, Desk
+from tests.end_to_end.desk import TINY, Desk
 
 
 def write_study(desk: Desk, **teacher: Any) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.end_to_end.conftest import Desk
+from tests.end_to_end.desk import Desk
 from trainer.config.settings import set_path
 from trainer.data.corpora import CORPORA
 from trainer.data.splits import data_folder

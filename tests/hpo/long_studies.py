@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 
 from storage.models import AttemptRow, DepthPointRow, MetricsRow
 from storage.session import joined
-from tests.hpo.test_controller import Stage
+from tests.hpo.stage import Stage
 
 MARKUP = "<script>alert('boo')</script>"  # what no page may have unescaped
 SPACE: dict[str, BaseDistribution] = {

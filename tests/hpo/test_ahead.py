@@ -9,12 +9,10 @@ import copy
 import logging
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,60 +21,13 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.search.halving import Halving
 from hpo.search.samplers import ahead
 from hpo.search.samplers.ahead import AheadSampler
-from hpo.search.samplers.proposals import RUNGS_AT, TOLD_AT, Recipe, fingerprint, known
-from hpo.search.samplers.rebuilt import RebuiltSampler
-
-SPACE = {"x": optuna.distributions.FloatDistribution(0, 1)}
-
-
-class TPEUnless(TPESampler):
-    """TPE, but for one trial at which it hangs, raises or dies."""
-
-    def __init__(self, trouble: str | None, seed: int) -> None:
-        super().__init__(n_startup_trials=2, constant_liar=True, seed=seed)
-        self._trouble = trouble
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        if trial.number == 3 and self._trouble == "hangs":
-            if "BEGUN" in os.environ:
-                Path(os.environ["BEGUN"]).touch()
-            while not os.path.exists(os.environ["LET_GO"]):
-                time.sleep(0.01)
-        if trial.number == 3 and self._trouble == "raises":
-            raise ValueError("no positive definite matrix")
-        if trial.number == 3 and self._trouble == "dies":
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def tpe(trouble: str | None) -> BaseSampler:
-    """Seeded by trial."""
-    return RebuiltSampler(partial(TPEUnless, trouble), seed=0)
-
-
-def draw(trial: optuna.Trial) -> None:
-    """All parameters of a trial; one of them is conditional."""
-    if trial.suggest_categorical("kind", ["plain", "odd"]) == "odd":
-        trial.suggest_float("only_odd", 0, 1)
-    trial.suggest_float("x", 0, 1)
-
-
-def study_of(
-    trouble: str | None = None,
-    concurrent: int = 1,
-    storage: Any = None,
-    halving: Halving | None = None,
-) -> optuna.Study:
-    recipe = Recipe("tpe", partial(tpe, trouble), draw, concurrent, trials=100, halving=halving)
-    sampler = AheadSampler(recipe, RandomSampler(seed=1))
-    return optuna.create_study(
-        study_name="s", sampler=sampler, storage=storage, load_if_exists=True
-    )
+from hpo.search.samplers.proposals import RUNGS_AT, TOLD_AT, fingerprint, known
+from tests.hpo.asking import SPACE, draw, study_of
 
 
 def ask(study: optuna.Study) -> optuna.Trial:
@@ -275,8 +226,8 @@ def test_an_enqueued_trial_is_not_waited_for(
 def test_the_other_process_ends_with_a_controller_that_is_killed(tmp_path: Path) -> None:
     program = (
         "import multiprocessing, time, optuna\n"
-        "from hpo import ahead\n"
-        "from tests.hpo.test_ahead import study_of\n"
+        "from hpo.search.samplers import ahead\n"
+        "from tests.hpo.asking import study_of\n"
         "ahead.inform(study_of())\n"
         "print(multiprocessing.active_children()[0].pid, flush=True)\n"
         "time.sleep(600)\n"

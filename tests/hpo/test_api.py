@@ -31,7 +31,7 @@ from hpo.study.config import StudyConfig
 from hpo.study.load import load_study
 from hpo.workers import dispatch, gang
 from storage import Ledger
-from tests.hpo.test_controller import Stage, finish
+from tests.hpo.stage import Stage, finish
 from trainer.terminal import Quiet
 
 ONE_RANK = {**TINY, "resources": {"ranks": 1}}

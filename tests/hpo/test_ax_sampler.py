@@ -24,7 +24,7 @@ from hpo.search.samplers import ahead
 from hpo.search.samplers import ax as ax_sampler
 from hpo.search.samplers.ax import AxSampler, _experiment, _read
 from storage import Ledger
-from tests.hpo.test_controller import Stage, ppl
+from tests.hpo.stage import Stage, ppl
 
 SPACE: dict[str, optuna.distributions.BaseDistribution] = {
     "lr": FloatDistribution(1e-4, 1e-2, log=True),

@@ -29,16 +29,11 @@ from hpo.reading import comparison_table
 from hpo.service import run as service
 from hpo.study.load import config_of, shipped
 from storage import Ledger, Point, StudyRecord
-from tests.hpo.test_controller import STUDY, Stage, finish, play
-from tests.hpo.test_evaluate import controller, tuned
+from tests.hpo.evaluations import controller, tuned
+from tests.hpo.stage import STUDY, Stage, finish, play
 from trainer.config.sections import LayerDropConfig
 from trainer.config.settings import ConfigError
 from trainer.config.train import resolve
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/hpo.db"
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from tests.hpo.test_controller import Stage
+from tests.hpo.stage import Stage
 
 
 @pytest.mark.parametrize(

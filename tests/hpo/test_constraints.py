@@ -20,16 +20,11 @@ from hpo.observers.live import Board, recall
 from hpo.reading import tables, views
 from hpo.reading.dashboard.overlay import application
 from hpo.search.constraints import Constraint
-from tests.hpo.test_controller import Stage, play
-from tests.hpo.test_study_files import refusal
+from tests.hpo.stage import Stage, play
+from tests.hpo.study_files import refusal
 
 BOUNDS = [{"metric": "peak_memory_bytes", "max": 1000}, {"metric": "tokens_per_second", "min": 50}]
 TWO = [{"metric": "valid_ppl"}, {"metric": "step_seconds"}]
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/hpo.db"
 
 
 def measured(ppl: float, memory: float = 900.0, speed: float = 60.0) -> dict[str, float]:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from hpo.cli import app
 from hpo.reading.correlation import agreement, rank_correlation
 from storage import Ledger
-from tests.hpo.test_controller import Stage
+from tests.hpo.stage import Stage
 from trainer.config.settings import ConfigError
 
 LR = {"optim.lr": {"type": "float", "low": 0.0, "high": 1.0}}

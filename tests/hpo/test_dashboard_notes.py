@@ -25,7 +25,7 @@ from hpo.control.messages import Message
 from hpo.reading.dashboard import server as dashboard
 from hpo.reading.dashboard.overlay import application
 from storage import Ledger
-from tests.hpo.test_controller import Stage, play
+from tests.hpo.stage import Stage, play
 
 FRONT = [
     {"depth": depth, "search": search, "layers": [*range(1, depth + 1)], "valid_ppl": 90.5 / depth,

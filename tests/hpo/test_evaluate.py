@@ -18,33 +18,12 @@ from hpo.control.messages import Message
 from hpo.evaluation.evaluations import conclude_evaluation, plan_evaluation
 from hpo.evaluation.phase import enter, is_trained
 from hpo.service import run as service
-from hpo.study.load import config_of, load_study
-from storage import Ledger, StudyRecord
-from tests.hpo.test_controller import STUDY, Stage, finish, play, ppl
+from hpo.study.load import load_study
+from tests.hpo.evaluations import controller, tuned
+from tests.hpo.stage import STUDY, Stage, finish, play, ppl
 from tests.leases import lapse
 from trainer.config.settings import ConfigError
 from trainer.config.train import resolve
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/hpo.db"
-
-
-def tuned(url: str, *values: float, **changes: Any) -> Stage:
-    """A study whose trials came to these values."""
-    stage = Stage(url, budget={"trials": len(values)}, **changes)
-    controller = stage.controller()
-    for value in values:
-        finish(controller, value)
-    stage.lapse()
-    return stage
-
-
-def controller(ledger: Ledger, record: StudyRecord, trials: int) -> Controller:
-    lapse(ledger)
-    lease = ledger.acquire(record, trials=trials)
-    return Controller(ledger, ledger.study(record.name), config_of(record), lease, "/runs")
 
 
 def train(controller: Controller, *outcomes: tuple[float, float]) -> list[dict[str, Any]]:

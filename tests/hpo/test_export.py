@@ -11,7 +11,7 @@ import pytest
 from hpo.commands.writing import export
 from hpo.reading.export import table
 from tests.hpo.long_studies import MARKUP, START, written
-from tests.hpo.test_controller import Stage
+from tests.hpo.stage import Stage
 from trainer.config.settings import ConfigError
 
 READERS: dict[str, Any] = {

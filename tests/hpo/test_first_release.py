@@ -20,7 +20,7 @@ from hpo.control.controller import Controller
 from hpo.control.messages import Message
 from hpo.reading import views
 from storage import Ledger, Reason
-from tests.conftest import empty_database
+from tests.databases import empty_database
 from trainer.config.settings import ConfigError
 
 DUMP = Path(__file__).with_name("first_release.sql")

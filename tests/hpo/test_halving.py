@@ -14,7 +14,7 @@ from hpo.control.controller import Controller
 from hpo.control.messages import Message
 from hpo.search.halving import Halving
 from storage import Reason
-from tests.hpo.test_controller import Stage, ppl
+from tests.hpo.stage import Stage, ppl
 from trainer.config.train import TrainConfig
 
 CURVES = st.lists(
@@ -87,11 +87,6 @@ def stage_of_nine(url: str, **changes: Any) -> Stage:
         train=TrainConfig(steps=900).model_dump(mode="json"),
         **{"pruner": RUNGS, **changes},
     )
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/hpo.db"
 
 
 QUALITY = {number: float(value) for number, value in enumerate([5, 3, 8, 1, 7, 6, 2, 4, 9])}

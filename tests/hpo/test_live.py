@@ -12,7 +12,7 @@ from rich.console import Console
 from hpo.control.messages import Progress
 from hpo.observers.live import Board
 from hpo.search.objectives import Objective
-from tests.hpo.test_controller import ppl
+from tests.hpo.stage import ppl
 
 SAYS = ["tiny", "3/12 trials", "1 complete, 2 pruned", "trial 9", "800/2400", "123.40",
         "valid_ppl", "best  trial 4  valid_ppl 91.2", "goes on at once", "trial 9: thawed",

@@ -9,7 +9,7 @@ from typing import Any
 
 from hpo.control.messages import Message
 from hpo.observers.logs import LogObserver, logged
-from tests.hpo.test_controller import Stage, play, ppl
+from tests.hpo.stage import Stage, play, ppl
 
 
 def test_every_line_says_its_study_and_controller_and_its_trial_and_attempt(

@@ -17,7 +17,7 @@ from benchmarks.postgres import PostgresServer
 from hpo.control.controller import Controller
 from hpo.control.messages import Message
 from storage import LeaseLost, Ledger, Reason
-from tests.hpo.test_controller import Stage, finish, ppl
+from tests.hpo.stage import Stage, finish, ppl
 from tests.leases import lapse
 
 ROOT = Path(__file__).parents[2]

@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import socket
-import urllib.request
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from hpo.control.messages import Message
 from hpo.reading.prometheus import check_port, metrics_served
-from tests.hpo.test_controller import Stage, finish, play, ppl
+from tests.hpo.scraping import free_port, scrape
+from tests.hpo.stage import Stage, finish, play, ppl
 from trainer.config.settings import ConfigError
-
-Samples = dict[tuple[str, str], float]  # by name and the label that is not the study
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def scrape(port: int) -> Samples:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    found = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            labels = dict(sample.labels)
-            labels.pop("study", None)
-            found[sample.name, "".join(labels.values())] = sample.value
-    return found
 
 
 def test_a_scrape_says_what_the_ledger_says_at_that_moment(ledger_url: str) -> None:
@@ -79,11 +58,6 @@ def test_a_ledger_that_cannot_be_read_is_down_and_the_scrape_still_answers(url: 
         session.connection().exec_driver_sql("DROP TABLE hpo_studies")
         session.commit()
         assert scrape(port) == {("hpo_ledger_up", ""): 0}
-
-
-@pytest.fixture
-def url(tmp_path: object) -> str:
-    return f"sqlite:///{tmp_path}/hpo.db"
 
 
 def test_a_port_that_is_taken_is_refused_in_one_line() -> None:

@@ -20,8 +20,8 @@ from hpo.control.assignment import Assignment
 from hpo.control.controller import Controller
 from hpo.control.messages import Message
 from storage import Reason, in_one_line
-from tests.hpo.test_controller import Stage, finish, ppl
-from tests.hpo.test_population import Grown
+from tests.hpo.grown import Grown
+from tests.hpo.stage import Stage, finish, ppl
 
 
 @pytest.fixture(autouse=True)

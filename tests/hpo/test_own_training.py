@@ -27,7 +27,7 @@ from hpo.training import TrainingRun
 from hpo.workers.failures import Failure, typed
 from hpo.workers.own_run import OwnRun
 from storage import Ledger
-from tests.hpo.test_controller import Stage, play
+from tests.hpo.stage import Stage, play
 from tests.trainer.processes import run_ranks
 from trainer.config.settings import ConfigError
 from trainer.engine.distributed import World

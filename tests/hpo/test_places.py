@@ -21,7 +21,7 @@ from hpo.service.preflight import check_places
 from hpo.study.load import load_study
 from storage import Ledger, LedgerError, StudyRecord, TeacherRecord, check_study_name
 from storage.names import is_study_name
-from tests.hpo.test_study_files import written
+from tests.hpo.study_files import written
 from trainer.config.settings import ConfigError
 from trainer.config.train import resolve
 from trainer.teaching.teacher import content_folder

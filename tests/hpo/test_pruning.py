@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,7 +13,7 @@ from hpo.control.controller import Controller
 from hpo.control.messages import Message
 from hpo.control.pruning import make_pruner
 from hpo.study.config import StudyConfig
-from tests.hpo.test_controller import STUDY, Stage
+from tests.hpo.stage import STUDY, Stage
 
 BOTH = [{"metric": "valid_ppl"}, {"metric": "step_seconds"}]
 BATCH = {"data.batch_size": {"type": "categorical", "choices": [8, 16]}}
@@ -27,11 +26,6 @@ KINDS: list[dict[str, Any]] = [
     {"name": "wilcoxon", "startup_evaluations": 2, "p_threshold": 0.3},
     {"name": "patient", "patience": 0, "pruner": {"name": "median", "startup_trials": 1}},
 ]
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/hpo.db"
 
 
 def metrics(value: float) -> dict[str, float]:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from optuna.trial import TrialState
 
 from hpo.control.assignment import Assignment
 from hpo.control.controller import Controller
 from hpo.control.messages import Message
-from tests.hpo.test_controller import Stage, ppl
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/hpo.db"
+from tests.hpo.stage import Stage, ppl
 
 
 def train(controller: Controller, value: float) -> Assignment:

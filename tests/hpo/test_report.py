@@ -17,7 +17,7 @@ from hpo.commands.writing import report
 from hpo.reading.figures import importances
 from hpo.reading.report import at_edges, page
 from tests.hpo.long_studies import MARKUP, written
-from tests.hpo.test_controller import Stage
+from tests.hpo.stage import Stage
 
 ROOT = Path(__file__).parents[2]
 Page = Callable[..., str]

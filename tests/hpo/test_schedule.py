@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo.reading.learned_schedule import Segment, learned_schedule, path_to, points
-from tests.hpo.test_controller import Stage, finish
-from tests.hpo.test_population import Grown
+from tests.hpo.grown import Grown
+from tests.hpo.stage import Stage, finish
 from trainer.config.settings import ConfigError
 from trainer.config.train import TrainConfig, load, resolve
 from trainer.engine.schedule import learning_rate

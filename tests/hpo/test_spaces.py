@@ -17,8 +17,8 @@ from hpo.control.messages import Message
 from hpo.search.space import Dimension, suggest
 from hpo.service.teachers import with_teachers
 from hpo.study.load import load_study, restore_study
-from tests.hpo.test_controller import Stage, finish, ppl
-from tests.hpo.test_study_files import refusal, written
+from tests.hpo.stage import Stage, finish, ppl
+from tests.hpo.study_files import refusal, written
 from trainer.config.settings import parse_document
 
 POLICY = {"type": "categorical", "choices": ["none", "static", "linear"]}

@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from hpo.search.space import Dimension, check_space
 from hpo.study.load import find_study_file, load_study, restore_study, shipped
+from tests.hpo.study_files import STUDY, refusal, written
 from trainer.config.settings import ConfigError
 from trainer.config.train import load, train_paths
 
-STUDY: dict[str, Any] = {
-    "study": "tiny",
-    "budget": {"trials": 3},
-    "train": {"steps": 20, "eval_every": 10},
-    "space": {"optim.lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}},
-}
-
-
 # A billion values in a hundred characters.
 BOMB = "a0: &a0 [1]\n" + "".join(f"a{n + 1}: &a{n + 1} [{f'*a{n},' * 10}]\n" for n in range(9))
-
-
-def written(tmp_path: Path, **changes: Any) -> Path:
-    """A study file with dotted `changes` to STUDY; dots in keys of the space are kept."""
-    document = copy.deepcopy(STUDY)
-    document.update(changes)
-    file = tmp_path / "study.yaml"
-    file.write_text(yaml.safe_dump(document))
-    return file
-
-
-def refusal(tmp_path: Path, **changes: Any) -> str:
-    with pytest.raises(ConfigError) as refused:
-        load_study(written(tmp_path, **changes))
-    message = str(refused.value)
-    assert "\n" not in message
-    assert "study.yaml" in message
-    return message.partition("study.yaml: ")[2]
 
 
 def dimension(**changes: Any) -> dict[str, Any]:

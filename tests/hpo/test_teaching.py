@@ -14,7 +14,7 @@ from hpo.control.messages import Message
 from hpo.service.teachers import with_teachers
 from hpo.study.load import load_study
 from storage import Reason, TeacherRecord, TeacherState
-from tests.hpo.test_controller import Stage, Watcher, finish
+from tests.hpo.stage import Stage, Watcher, finish
 from trainer.config.settings import ConfigError
 from trainer.config.train import TrainConfig
 from trainer.runs.lock import folder_lock
@@ -26,11 +26,6 @@ KEY = "0a1b"
 def folder(tmp_path: Path) -> Path:
     """The run folder of the teacher `KEY`."""
     return tmp_path / "teachers" / KEY
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/hpo.db"
 
 
 def planned(folder: Path) -> TeacherRecord:

@@ -28,7 +28,7 @@ from hpo.observers.tensorboard import TensorBoardTracker
 from hpo.observers.trackers import make_trackers
 from hpo.study.tracking import TrackingConfig, WandbConfig, check_tracking
 from storage import Ledger
-from tests.hpo.test_controller import Stage, finish
+from tests.hpo.stage import Stage, finish
 from tests.leases import lapse
 from tests.tensorboard_files import read_run, steps
 from tests.wandb_files import Run, offline_runs
@@ -146,7 +146,7 @@ from hpo.control.messages import Message
 from hpo.observers.trackers import make_trackers
 from hpo.study.load import config_of
 from storage import Ledger
-from tests.hpo.test_controller import Stage
+from tests.hpo.stage import Stage
 
 if not Path("hpo.db").exists():
     Stage(

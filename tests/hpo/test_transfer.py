@@ -17,13 +17,14 @@ from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
 from hpo.cli import app
-from hpo.search.points import WarmStart, best_trials, fitted, point_by_hand, warm_points
+from hpo.search.points import WarmStart, fitted, point_by_hand, warm_points
+from hpo.search.ranking import best_trials
 from hpo.search.space import Dimension
 from hpo.service.run import Ending
 from hpo.study.config import StudyConfig
 from storage import Ledger, Point
 from storage.points import known_params
-from tests.hpo.test_controller import STUDY, Stage, finish
+from tests.hpo.stage import STUDY, Stage, finish
 from trainer.config.settings import ConfigError
 
 SPACE: dict[str, Dimension] = TypeAdapter(dict[str, Dimension]).validate_python(

@@ -11,8 +11,8 @@ import yaml
 from hpo.control.assignment import Assignment
 from hpo.reading.views import trial_config
 from storage import Point
-from tests.hpo.test_controller import Stage, finish
-from tests.hpo.test_population import Grown
+from tests.hpo.grown import Grown
+from tests.hpo.stage import Stage, finish
 from trainer.config.settings import ConfigError
 from trainer.config.train import resolve
 

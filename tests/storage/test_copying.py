@@ -15,10 +15,9 @@ import sqlalchemy as sa
 
 from storage import LeaseHeld, Ledger, LedgerError, Point, Reason, StudyExists, StudyRecord
 from storage.copying import copy_study
-from tests.conftest import empty_database
+from tests.databases import empty_database
 from tests.leases import lapse
-from tests.storage.test_ledger import MINIMIZE, new_study, run_trial
-from tests.storage.test_teachers import PLANNED
+from tests.storage.studies import MINIMIZE, PLANNED_TEACHER, new_study, run_trial
 
 BACKENDS = ("sqlite", "postgresql")
 VERSIONS = {"version_info", "alembic_version", "hpo_alembic_version"}  # not of a study
@@ -27,12 +26,14 @@ VERSIONS = {"version_info", "alembic_version", "hpo_alembic_version"}  # not of 
 def full_study(ledger: Ledger) -> StudyRecord:
     """A study that has a row in every table: its controller is dead, and left a trial open."""
     run_trial(ledger, ledger.acquire(new_study(ledger, "elsewhere")))  # ids begin later than at 1
-    study = ledger.create_study("full", MINIMIZE, ["valid_ppl"], "study: full\n", 9, [PLANNED])
+    study = ledger.create_study(
+        "full", MINIMIZE, ["valid_ppl"], "study: full\n", 9, [PLANNED_TEACHER]
+    )
     lease = ledger.acquire(study)
     loaded = optuna.load_study(study_name="full", storage=ledger.storage)
     loaded.set_user_attr("note", "ü")
     with ledger.transaction(lease) as tx:
-        tx.teachers.begin(PLANNED.key)
+        tx.teachers.begin(PLANNED_TEACHER.key)
         tx.reserve_trial()
         trial = loaded.ask()
         trial.suggest_float("lr", 0.0, 1.0)

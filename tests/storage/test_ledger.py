@@ -28,17 +28,11 @@ from storage import (
     Reason,
     StudyExists,
     StudyNotFound,
-    StudyRecord,
 )
 from storage.database import VERSION_TABLE, shown
 from storage.models import ControllerRow
 from tests.leases import lapse
-
-MINIMIZE = [StudyDirection.MINIMIZE]
-
-
-def new_study(ledger: Ledger, name: str = "tiny", budget: int = 3) -> StudyRecord:
-    return ledger.create_study(name, MINIMIZE, ["valid_ppl"], "study: tiny\n", budget)
+from tests.storage.studies import new_study, run_trial
 
 
 @pytest.fixture
@@ -81,23 +75,6 @@ class TestAStudy:
         fresh = new_study(ledger)
         assert ledger.controllers(fresh) == []
         assert ledger.attempts(fresh) == {}
-
-
-def run_trial(ledger: Ledger, lease, value: float = 5.0) -> optuna.Trial:
-    study_name = next(s.name for s in ledger.studies() if s.study_id == lease.study_id)
-    study = optuna.load_study(study_name=study_name, storage=ledger.storage)
-    with ledger.transaction(lease) as tx:
-        tx.reserve_trial()
-        trial = study.ask()
-        trial.suggest_float("lr", 0.0, 1.0)
-        attempt = tx.begin_attempt(trial._trial_id, devices=2)
-    with ledger.transaction(lease) as tx:
-        trial.report(value, 10)
-        tx.record_metrics(attempt, 10, {"valid_ppl": value})
-    with ledger.transaction(lease) as tx:
-        study.tell(trial, value)
-        tx.end_attempt(attempt, None, None)
-    return trial
 
 
 class TestATransaction:

@@ -9,9 +9,7 @@ import pytest
 
 from storage import Lease, LeaseLost, Ledger, Reason, StudyRecord, TeacherRecord, TeacherState
 from tests.leases import lapse
-from tests.storage.test_ledger import MINIMIZE
-
-PLANNED = TeacherRecord("0a1b", "/cache/teachers/0a1b", "steps: 30\n", 30)
+from tests.storage.studies import MINIMIZE, PLANNED_TEACHER
 
 
 @pytest.fixture
@@ -33,14 +31,14 @@ def begin(ledger: Ledger, lease: Lease) -> TeacherRecord:
 
 def test_a_study_s_teachers_are_recorded_with_it(ledger: Ledger, ledger_url: str) -> None:
     other = TeacherRecord("ff00", "/cache/teachers/ff00", "steps: 1\n", 1)
-    study = new_study(ledger, other, PLANNED)
-    assert Ledger.open(ledger_url).teachers(study) == [PLANNED, other]
+    study = new_study(ledger, other, PLANNED_TEACHER)
+    assert Ledger.open(ledger_url).teachers(study) == [PLANNED_TEACHER, other]
 
 
 def test_a_teacher_s_progress_is_read_back_as_it_was_written(
     ledger: Ledger, ledger_url: str
 ) -> None:
-    study = new_study(ledger, PLANNED)
+    study = new_study(ledger, PLANNED_TEACHER)
     lease = ledger.acquire(study)
     begun = begin(ledger, lease)
     assert (begun.state, begun.attempts, begun.step) == (TeacherState.TRAINING, 1, 10)
@@ -56,7 +54,7 @@ def test_a_teacher_s_progress_is_read_back_as_it_was_written(
 
 
 def test_a_teacher_whose_run_is_gone_begins_anew(ledger: Ledger) -> None:
-    lease = ledger.acquire(new_study(ledger, PLANNED))
+    lease = ledger.acquire(new_study(ledger, PLANNED_TEACHER))
     with ledger.transaction(lease) as tx:
         assert tx.teachers.end("0a1b", TeacherState.REUSED).seconds == 0
     with ledger.transaction(lease) as tx:
@@ -66,7 +64,7 @@ def test_a_teacher_whose_run_is_gone_begins_anew(ledger: Ledger) -> None:
 def test_a_lost_controller_leaves_its_teacher_waiting_and_may_not_write_of_it(
     ledger: Ledger,
 ) -> None:
-    study = new_study(ledger, PLANNED)
+    study = new_study(ledger, PLANNED_TEACHER)
     dead = ledger.acquire(study)
     begin(ledger, dead)
     lapse(ledger)
@@ -84,6 +82,6 @@ def test_a_lost_controller_leaves_its_teacher_waiting_and_may_not_write_of_it(
 
 
 def test_a_deleted_study_leaves_no_teacher_to_a_new_one(ledger: Ledger) -> None:
-    new_study(ledger, PLANNED)
+    new_study(ledger, PLANNED_TEACHER)
     optuna.delete_study(study_name="tiny", storage=ledger.storage)
     assert ledger.teachers(new_study(ledger)) == []

@@ -60,8 +60,8 @@ def test_it_learns_from_the_train_split_alone_and_alike_in_every_process(tmp_pat
     second = cached_splits(tmp_path / "second", others.__getitem__, byte_pairs=270)
     assert first.vocabulary.to_bytes() == second.vocabulary.to_bytes()
     program = (
-        "import sys; from tests.trainer.test_bpe import LEARNED; "
-        "sys.stdout.buffer.write(LEARNED.to_bytes())"
+        "import sys; from trainer.data.bpe import BytePairs; "
+        f"sys.stdout.buffer.write(BytePairs.of({TRAIN!r}, 270).to_bytes())"
     )
     elsewhere = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
     assert elsewhere.stdout == LEARNED.to_bytes()

@@ -18,8 +18,9 @@ import psutil
 import pytest
 import yaml
 
+from tests.trainer.commands import TIMEOUT_SECONDS, command, newest_step, trainer
+
 Tiny = Callable[..., dict[str, Any]]
-TIMEOUT_SECONDS = 100
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
@@ -29,21 +30,6 @@ def config(tiny: Tiny, tmp_path: Path) -> Path:
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(tiny(tmp_path / "run")))
     return file
-
-
-def command(config: Path, *settings: str, launcher: tuple[str, ...] = ()) -> list[str]:
-    launch = [*launcher, "-m", "trainer"] if launcher else ["trainer"]
-    return [sys.executable, "-m", *launch, str(config), *settings]
-
-
-def trainer(config: Path, *settings: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(config, *settings, **options),
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-    )
 
 
 def wait_for_checkpoint(config: Path, process: subprocess.Popen[str]) -> None:
@@ -67,12 +53,6 @@ def stop_midway(config: Path, number: int, **options: Any) -> tuple[int, str, st
         process.send_signal(number)
         output, errors = process.communicate(timeout=TIMEOUT_SECONDS)
         return process.returncode, output, errors
-
-
-def newest_step(run: Path) -> int:
-    return max(
-        int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")
-    )
 
 
 def test_help_says_what_it_does() -> None:

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.trainer.engines import config, new_engine, plain_training
+from tests.trainer.engines import train as train_engine
 from tests.trainer.processes import run_ranks, same, train
-from tests.trainer.test_engine import config, new_engine, plain_training
-from tests.trainer.test_engine import train as train_engine
 from trainer.config.settings import ConfigError
 from trainer.config.train import TrainConfig
 from trainer.engine.ddp import DDPEngine

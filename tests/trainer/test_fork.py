@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.trainer.forks import CHILD, PARENT
 from tests.trainer.processes import same, train_here
 from trainer.config.settings import ConfigError
 from trainer.config.train import load, resolve
@@ -17,12 +18,6 @@ from trainer.run import Run
 from trainer.runs.checkpoint import CheckpointError
 
 Tiny = Callable[..., dict[str, Any]]
-
-PARENT = {"optim": {"schedule": "constant", "lr": 1e-2}, "layerdrop": {"policy": "static"}}
-CHILD = {
-    "optim": {"schedule": "constant", "lr": 3e-3},
-    "layerdrop": {"policy": "static", "p_init": 0.2},
-}
 
 
 @pytest.fixture(scope="module")

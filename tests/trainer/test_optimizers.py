@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.trainer.engines import config, new_engine, new_model, train
 from tests.trainer.processes import run_ranks
-from tests.trainer.test_engine import config, new_engine, new_model, train
 from trainer.engine.distributed import World
 from trainer.engine.optimizers import make_optimizer
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.trainer.forks import CHILD, PARENT
 from tests.trainer.processes import measured, state, train, train_here
-from tests.trainer.test_fork import CHILD, PARENT
 from trainer.config.cache import cache_dir
 from trainer.config.settings import ConfigError
 from trainer.config.train import resolve

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.trainer.test_command_line import TIMEOUT_SECONDS, command, newest_step, trainer
+from tests.trainer.commands import TIMEOUT_SECONDS, command, newest_step, trainer
 from trainer.config.cache import cache_dir
 from trainer.config.settings import ConfigError
 from trainer.config.train import load, resolve

@@ -1,0 +1,173 @@
+"""A user's folder in which the real `hpo` command is typed; it finds every process it started."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import yaml
+from typer.testing import CliRunner
+
+from benchmarks.tiny import STUDY as TINY
+from hpo.cli import app
+from storage import Ledger
+from tests import planted
+from tests.leases import lapse
+
+MARK = "HPO_TEST_MARK"
+
+
+class Command(subprocess.Popen[str]):
+    """A command whose output, read at its end, holds no secret."""
+
+    def communicate(
+        self, input: str | None = None, timeout: float | None = None
+    ) -> tuple[str, str]:
+        """What it printed."""
+        printed = super().communicate(input, timeout)
+        planted.check(*printed)
+        return printed
+
+
+@dataclass
+class Desk:
+    """A user's folder: `hpo` is typed here."""
+
+    folder: Path
+    environment: dict[str, str]
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def write_study(self, **changes: Any) -> Path:
+        """TINY with `changes` to its top level; sections are merged."""
+        document = json.loads(json.dumps(TINY))
+        for key, value in changes.items():
+            merged = isinstance(value, dict) and key in ("train", "resources", "budget")
+            document[key] = {**document[key], **value} if merged else value
+        file = self.folder / "study.yaml"
+        file.write_text(yaml.safe_dump(document))
+        return file
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """`hpo` with `arguments`, running."""
+        process = Command(
+            [sys.executable, "-m", "hpo", *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def hpo(self, *arguments: str, status: int = 0, timeout: float = 240) -> str:
+        """What `hpo` with `arguments` prints, having ended with `status`."""
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=timeout)
+        assert process.returncode == status, f"{arguments}: {process.returncode}\n{out}\n{err}"
+        return out if status == 0 else err
+
+    def read(self, *arguments: str) -> str:
+        """What `hpo` with `arguments` prints; in this process, which is faster."""
+        ours = {name: value for name, value in self.environment.items() if name.startswith("HPO_")}
+        with chdir(self.folder):
+            done = CliRunner(env=ours).invoke(app, [*arguments], catch_exceptions=False)
+        assert done.exit_code == 0, f"{arguments}: {done.exit_code}\n{done.output}"
+        planted.check(done.output)
+        return done.stdout
+
+    def json(self, *arguments: str) -> Any:
+        """What `hpo` with `arguments` and --json prints, read."""
+        return json.loads(self.read(*arguments, "--json"))
+
+    def study(self, name: str = "tiny") -> optuna.Study:
+        """The study, read with plain Optuna."""
+        url = f"sqlite:///{self.folder / 'hpo.db'}"
+        return optuna.load_study(study_name=name, storage=url)
+
+    def kill(self, controller: subprocess.Popen[str]) -> str:
+        """Kill -9 and its lease out of the way, once its ranks are dead too; what it printed.
+
+        A real lease is waited for in test_killed.py.
+        """
+        controller.kill()
+        out, _ = controller.communicate()
+        self.wait_for(lambda: not self.ranks(), timeout=30)
+        lapse(Ledger.open(f"sqlite:///{self.folder}/hpo.db"))
+        return out
+
+    def ours(self) -> list[psutil.Process]:
+        """Every living process that a command of this desk started, Ray's included."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                marked = process.environ().get(MARK) == self.environment[MARK]
+                if marked and process.status() != psutil.STATUS_ZOMBIE:
+                    planted.check(*process.cmdline())
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return found
+
+    def ranks(self) -> list[psutil.Process]:
+        """The processes of living ranks, in the order they were started."""
+        return sorted(
+            (p for p in self.ours() if p.name().startswith("ray::Rank")),
+            key=lambda process: process.create_time(),
+        )
+
+    @contextmanager
+    def dashboard(self) -> Iterator[Callable[[str], Any]]:
+        """`hpo dashboard`, running; gives what its own HTTP API answers about a path."""
+        process = self.start("dashboard")
+        assert process.stdout is not None
+        address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
+        assert address is not None
+
+        def ask(path: str) -> Any:
+            with urllib.request.urlopen(f"{address[0]}/api/{path}", timeout=10) as answer:  # noqa: S310 - our own
+                return json.load(answer)
+
+        def responds() -> bool:
+            with suppress(OSError):
+                return bool(ask("studies"))
+            return False
+
+        self.wait_for(responds, timeout=60)
+        yield ask
+        process.terminate()
+        process.wait(timeout=10)
+
+    def wait_for(self, what: Callable[[], Any], timeout: float = 90) -> Any:
+        """The first true answer of `what`."""
+        deadline = time.monotonic() + timeout
+        while (asked := time.monotonic()) < deadline:
+            if answer := what():
+                return answer
+            # What is looked at wants the machine for itself.
+            time.sleep(max(0.1, 3 * (time.monotonic() - asked)))
+        raise AssertionError(f"waited {timeout} s for {what} in vain")
+
+    def steps(self, trial: int, study: str = "tiny") -> list[int]:
+        """Steps in the metrics.jsonl of a trial."""
+        file = self.folder / "runs" / study / f"trial-{trial:04d}" / "metrics.jsonl"
+        if not file.exists():
+            return []
+        return [json.loads(line)["step"] for line in file.read_text().splitlines()]
+
+    def interrupt(self, process: subprocess.Popen[str]) -> tuple[str, str]:
+        """Ctrl-C, and what the command said."""
+        process.send_signal(signal.SIGINT)
+        return process.communicate(timeout=60)
