@@ -10,12 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpo.api import Study, Unfinished, load, resume, start
+    from hpo.errors import HpoError
     from storage import LedgerError
     from trainer.config.settings import ConfigError
 
-__all__ = ["ConfigError", "LedgerError", "Study", "Unfinished", "load", "resume", "start"]
+__all__ = [
+    "ConfigError",
+    "HpoError",
+    "LedgerError",
+    "Study",
+    "Unfinished",
+    "load",
+    "resume",
+    "start",
+]
 
-_ELSEWHERE = {"ConfigError": "trainer.config.settings", "LedgerError": "storage"}
+_ELSEWHERE = {
+    "ConfigError": "trainer.config.settings",
+    "HpoError": "hpo.errors",
+    "LedgerError": "storage",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpo.errors import HpoError
 from hpo.reading import views
 from hpo.reading.export import exported, table
 from hpo.reading.files import write_whole
@@ -160,7 +161,7 @@ class Study:
         return f"<{text}>"
 
 
-class Unfinished(RuntimeError):
+class Unfinished(HpoError, RuntimeError):
     """A study left before it was done: stopped from elsewhere, or without reaching its goal.
 
     Says why in one line. What there is of it is in `study`.

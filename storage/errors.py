@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from optuna.exceptions import StorageInternalError
 
+from hpo.errors import HpoError
 
-class LedgerError(Exception):
+
+class LedgerError(HpoError):
     """The ledger cannot do what was asked; the message says why. Nothing was written."""
 
 

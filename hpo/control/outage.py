@@ -13,6 +13,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from optuna.exceptions import OptunaError, StorageInternalError
 
+from hpo.errors import HpoError
 from storage import LedgerError, RolledBack
 from trainer.config.settings import is_url
 from trainer.runs.store import check_writable
@@ -67,11 +68,11 @@ class Lifeline:
         self.away, self._began = False, None
 
 
-class RayLost(RuntimeError):
+class RayLost(HpoError, RuntimeError):
     """Ray's daemon on this machine died, or did not start."""
 
 
-class DiskAway(Exception):
+class DiskAway(HpoError):
     """A folder that trials are kept in cannot be written to."""
 
 

@@ -22,6 +22,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from hpo.control.messages import Job, Kind, Progress, named
+from hpo.errors import HpoError
 from hpo.study.functions import OwnFunction
 from hpo.workers.failures import Failure, first_cause, typed
 from hpo.workers.rank_log import RankLog
@@ -36,7 +37,7 @@ _RANK_NAME = "rank-"
 POLL_SECONDS = 2.0  # between two looks at a gang's progress
 
 
-class GangFailure(Exception):
+class GangFailure(HpoError):
     """The gang could not go on; it has been killed and can be built again."""
 
     def __init__(self, kind: Kind, detail: str) -> None:

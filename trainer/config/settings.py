@@ -17,6 +17,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from hpo.errors import HpoError
+
 Document = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -31,7 +33,7 @@ def one_line(message: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
 
 
-class ConfigError(ValueError):
+class ConfigError(HpoError, ValueError):
     """The user's input is wrong; one line says file, key, what was given and what would do."""
 
     def __init__(self, message: str) -> None:

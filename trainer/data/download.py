@@ -15,6 +15,7 @@ from urllib.request import Request, urlopen
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
+from hpo.errors import HpoError
 from trainer.config.settings import ConfigError
 
 Progress = Callable[[int, int | None], None]  # bytes that have come, and in all where known
@@ -28,7 +29,7 @@ _TRY_AGAIN = {408, 429, 500, 502, 503, 504}
 _NOTHING_LEFT = 416  # of the range asked for
 
 
-class _Broken(Exception):
+class _Broken(HpoError):
     """The network failed; another attempt may do."""
 
 

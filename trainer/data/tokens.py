@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from hpo.errors import HpoError
 from trainer.data.bpe import BytePairs
 from trainer.data.vocabulary import Lines, Vocabulary, words_of
 
@@ -34,7 +35,7 @@ _MANIFEST = "manifest.json"
 _PIECE_WORDS = 2**16  # encoded and written at a time
 
 
-class SplitWithheld(RuntimeError):
+class SplitWithheld(HpoError, RuntimeError):
     """A run asked for a split that its phase may not read."""
 
 

@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hpo.errors import HpoError
+
 FORMAT = 1
 _WRITING = ".writing"
 
@@ -28,7 +30,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
-class CheckpointError(Exception):
+class CheckpointError(HpoError):
     """A run's checkpoints are there but cannot be read; the message is one line."""
 
 

@@ -16,12 +16,13 @@ from typing import Any
 from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 
+from hpo.errors import HpoError
 from trainer.config.settings import ConfigError
 
 Alive = Callable[[], None]
 
 
-class StoreError(OSError):
+class StoreError(HpoError, OSError):
     """A store cannot be reached, read or written; the message is one line."""
 
 

@@ -23,10 +23,12 @@ from optuna.samplers import (
 )
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from hpo.errors import HpoError
+
 BREEDINGS = 20  # before a copy is taken: a small space may have no other point
 
 
-class SpaceExhausted(Exception):
+class SpaceExhausted(HpoError):
     """Every point of the space was proposed before."""
 
 
