@@ -19,6 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.pruners import comparison
+from hpo.search.ranking import sign
 from hpo.search.space import values_of
 from storage import Ledger
 from trainer.config.settings import get_path
@@ -47,15 +48,10 @@ class Pruning:
         self._study = study
         self._config = config
         self._compared = comparison(config.pruner)
-        objectives = {objective.metric: objective.direction for objective in config.objectives}
-        self._metric = config.objectives[0].metric
-        direction = objectives[self._metric]
-        if self._compared is not None and self._compared.metric is not None:
-            self._metric = self._compared.metric
-            direction = self._compared.direction or objectives.get(self._metric, "minimize")
+        self._metric, direction = config.compared_by_pruner
         self._direction = StudyDirection[direction.upper()]
         # Whether Optuna's intermediate values are what is compared.
-        self._told = list(objectives) == [self._metric]
+        self._told = [objective.metric for objective in config.objectives] == [self._metric]
         self._finished: dict[int, Curve] | None = None  # of finished trials, by id, where not
         self._small: dict[int, Curve] = {}  # of finished trials, by number, as halving wants them
         self._units: dict[int, int] = {}  # what a step counts, by the trial's id
@@ -76,7 +72,6 @@ class Pruning:
 
     def curves(self) -> dict[int, Curve]:
         """Every trial's values of the metric by resource, to be made small, by its number."""
-        sign = -1 if self._direction is StudyDirection.MAXIMIZE else 1
         read = self._ledger.curves
         running = {} if self._told else read(self._study._study_id, self._metric, finished=False)
         found: dict[int, Curve] = {}
@@ -84,7 +79,7 @@ class Pruning:
             small = self._small.get(trial.number)
             if small is None:
                 curve = self._by_resource(trial, running)
-                small = {at: sign * value for at, value in curve.items()}
+                small = {at: sign(self._direction) * value for at, value in curve.items()}
                 if trial.state.is_finished():
                     self._small[trial.number] = small
             found[trial.number] = small
@@ -228,8 +223,8 @@ class _View:
         known = [trial for trial in self._peers.at(resources) if trial.values]
         if not known:
             raise ValueError("no trial is complete")
-        sign = -1 if self._direction is StudyDirection.MAXIMIZE else 1
-        best = copy.copy(min(known, key=lambda trial: sign * (trial.value or 0.0)))
+        better = sign(self._direction)
+        best = copy.copy(min(known, key=lambda trial: better * (trial.value or 0.0)))
         values = best.intermediate_values
         best.intermediate_values = {at: values[at] for at in resources if at in values}
         return best

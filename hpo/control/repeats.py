@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from hpo.search.constraints import is_feasible
+from hpo.search.ranking import feasible, sign
 
 Metrics = Mapping[str, float]
 
@@ -36,14 +36,12 @@ def promising(
     values: Sequence[float], others: Iterable[FrozenTrial], directions: Sequence[StudyDirection]
 ) -> bool:
     """Whether no other trial, feasible and COMPLETE, is as good as `values` or better in all."""
-    signs = [-1 if direction is StudyDirection.MAXIMIZE else 1 for direction in directions]
     return not any(
         all(
-            sign * theirs <= sign * ours
-            for sign, theirs, ours in zip(signs, other.values, values, strict=True)
+            sign(direction) * theirs <= sign(direction) * ours
+            for direction, theirs, ours in zip(directions, other.values, values, strict=True)
         )
-        for other in others
-        if other.state is TrialState.COMPLETE and is_feasible(other)
+        for other in feasible(others)
     )
 
 

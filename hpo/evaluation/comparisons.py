@@ -24,7 +24,7 @@ from hpo.evaluation.recipes import (
     sub_model_depths,
     with_recipe_teachers,
 )
-from hpo.search.constraints import is_feasible
+from hpo.search.ranking import best_of
 from hpo.search.space import RECIPE, CategoricalDimension
 from hpo.study.config import StudyConfig
 from hpo.study.load import config_of
@@ -60,7 +60,7 @@ def plan_comparison(
     """
     record, config = tuned(ledger, name)
     trials = ledger.trials(record, *TrialState)
-    best = _best(config, trials)
+    best = best_of(trials, config.objectives[0].direction)
     done = begun_trials(ledger, study)
     begun = _begun(ledger, study, name, done)
     fresh = fresh_seeds(config, trials, done, seeds)
@@ -96,13 +96,6 @@ def plan_comparison(
 
 def _origin(name: str, best: FrozenTrial | None) -> dict[str, Any]:
     return {"study": name} if best is None else {"study": name, "best": best.number}
-
-
-def _best(config: StudyConfig, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    """The best feasible trial; of several objectives, by the first."""
-    sign = -1 if config.objectives[0].direction == "maximize" else 1
-    complete = (t for t in trials if t.state is TrialState.COMPLETE and is_feasible(t))
-    return min(complete, key=lambda trial: sign * trial.values[0], default=None)
 
 
 def _same(now: Settings, begun: Settings) -> bool:

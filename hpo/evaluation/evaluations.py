@@ -23,7 +23,7 @@ from hpo.evaluation.phase import (
     tuned,
 )
 from hpo.reading.views import View
-from hpo.search.points import best_trials
+from hpo.search.ranking import best_trials
 from storage import Ledger, Point
 from trainer.config.settings import ConfigError
 from trainer.config.train import resolve

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import optuna
-from optuna.trial import TrialState
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -22,8 +21,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hpo.control.messages import Job, Progress, named
-from hpo.search.constraints import Constraint, is_feasible, violations
+from hpo.search.constraints import Constraint, violations
 from hpo.search.objectives import Objective
+from hpo.search.ranking import feasible, sign
 from storage import TeacherRecord, TeacherState
 
 WIDE = 72  # columns, from which on there is room for bars
@@ -217,8 +217,8 @@ class Board:
     def _improves(self, value: float) -> bool:
         if self.best is None:
             return True
-        sign = 1 if self.objective.direction == "minimize" else -1
-        return sign * value < sign * self.best[1]
+        better = sign(self.objective.direction)
+        return better * value < better * self.best[1]
 
     def _metric(self, value: float) -> str:
         return f"{self.objective.metric} {value:.6g}"
@@ -234,9 +234,8 @@ def recall(board: Board, study: optuna.Study) -> None:
     """Show what all controllers of the study have done."""
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     board.finished = dict(Counter(trial.state.name for trial in trials))
-    for trial in trials:
-        if trial.state is TrialState.COMPLETE and trial.values and is_feasible(trial):
-            board.recall(trial.number, trial.values[0])
+    for trial in feasible(trials):
+        board.recall(trial.number, trial.values[0])
 
 
 def _duration(seconds: float) -> str:

@@ -1,7 +1,7 @@
-"""The report's figures: Optuna's own wherever it has them, of no more trials than one can see.
+"""The report's figures: Optuna's own where it has them, with no more trials than one can see.
 
-What a ledger says is text to be shown, never markup. Plotly takes some tags in labels for markup,
-so names and values are escaped before they get there. Nothing here reads a ledger.
+Text from the ledger is shown as it is, and never as markup. Plotly reads some tags in labels as
+markup, so names and values are escaped before Plotly gets them. This module reads no ledger.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ import optuna
 import optuna.visualization as drawn_by_optuna
 import plotly.graph_objects as go
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from plotly.colors import sample_colorscale
+
+from hpo.search.objectives import Direction
+from hpo.search.ranking import sign
 
 BEST = 20  # trials that every figure shows
 MOST_LINES, MOST_POINTS, MOST_BARS = 200, 500, 2000  # that a figure draws
 FEW_FOR_IMPORTANCES = 5  # complete trials
 SLICES_A_ROW = 4
-WIDTH = 1000  # pixels: at 0.7 of it, as wide as a page of paper
+WIDTH = 1000  # pixels; the page prints them at 0.7, which is as wide as paper
 FAINT = "rgba(140, 140, 140, 0.5)"
-COLOURS = {  # what went wrong is drawn last, over the rest
+COLOURS = {  # by reason, in the order of drawing: what went wrong lies on top
     "finished": "#2a9d4a",
     "running": "#3b82f6",
     "pruned": "#b8bec7",
@@ -56,7 +58,7 @@ class Bar:
 
 
 def thinned(ranked: Sequence[int], most: int) -> set[int]:
-    """At most `most` of `ranked`, best first: the best, and a sample of the others over time."""
+    """Return at most `most` of `ranked`, best first: the best, and others evenly over time."""
     if len(ranked) <= most:
         return set(ranked)
     others = sorted(ranked[BEST:])
@@ -64,34 +66,36 @@ def thinned(ranked: Sequence[int], most: int) -> set[int]:
     return {*ranked[:BEST], *(others[int(i * step)] for i in range(most - BEST))}
 
 
-def ranking(trials: Sequence[FrozenTrial], position: int, direction: str) -> list[int]:
+def ranking(trials: Sequence[FrozenTrial], position: int, direction: Direction) -> list[int]:
     """Numbers of the complete trials by their value of one objective, the best first."""
-    sign = 1 if direction == "minimize" else -1
-    complete = [t for t in trials if _is_drawn(t)]
-    return [t.number for t in sorted(complete, key=lambda t: sign * t.values[position])]
+    drawn = filter(_is_drawn, trials)
+    return [t.number for t in sorted(drawn, key=lambda t: sign(direction) * t.values[position])]
 
 
 def history(study: optuna.Study, metric: str) -> go.Figure:
-    """Every trial's value, and the best so far."""
+    """Draw every trial's value, and the best value so far."""
     figure = drawn_by_optuna.plot_optimization_history(study, target_name=escape(metric))
     return _scaled(figure, _values(study)).update_traces(line_shape="hv")
 
 
 def importances(study: optuna.Study, metric: str) -> go.Figure:
-    """How much of the value's variation each parameter explains. Raises ValueError if it can't."""
+    """Draw how much of the value's variation each parameter explains.
+
+    Raises ValueError if that cannot be computed.
+    """
     if len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])) < FEW_FOR_IMPORTANCES:
         raise ValueError(f"importances need {FEW_FOR_IMPORTANCES} complete trials")
-    with warnings.catch_warnings(action="ignore"):  # of parameters that few trials have
+    with warnings.catch_warnings(action="ignore"):  # they are about parameters that few trials have
         return drawn_by_optuna.plot_param_importances(study, target_name=escape(metric))
 
 
 def parallel(study: optuna.Study, metric: str) -> go.Figure:
-    """A line a trial over all parameters."""
+    """Draw a line for each trial over all parameters."""
     return drawn_by_optuna.plot_parallel_coordinate(study, target_name=escape(metric))
 
 
 def slices(study: optuna.Study, metric: str) -> Iterator[go.Figure]:
-    """The value over each parameter, a few of them to a row."""
+    """Draw the value over each parameter, with a few parameters in each figure."""
     names = sorted({name for t in study.get_trials(deepcopy=False) for name in t.params})
     for first in range(0, len(names), SLICES_A_ROW):
         row = names[first : first + SLICES_A_ROW]
@@ -100,23 +104,24 @@ def slices(study: optuna.Study, metric: str) -> Iterator[go.Figure]:
 
 
 def pareto_front(study: optuna.Study, metrics: Sequence[str]) -> go.Figure:
-    """Trials that no other beats in everything. Raises ValueError for four objectives or more."""
+    """Draw the trials that no other beats in all objectives. Raises ValueError for over three."""
     return drawn_by_optuna.plot_pareto_front(study, target_names=[*map(escape, metrics)])
 
 
 def learning_curves(
     curves: Mapping[int, Mapping[int, float]], ranked: Sequence[int], metric: str
 ) -> go.Figure:
-    """A metric by optimizer step: the best trials in colour, others grey, unfinished ones faint.
+    """Draw a metric by step: the best trials in colour, others grey, and unfinished ones faint.
 
-    `curves` are by trial number; `ranked` has the complete ones, the best first.
+    `curves` has values by trial number and optimizer step; `ranked` has the numbers of the
+    complete trials, the best first.
     """
     best = [number for number in ranked[:BEST] if number in curves]
     rest = [number for number in curves if number not in best]
     complete = set(ranked)
     figure = go.Figure()
     for name, colour, mode, numbers in (
-        # One that was pruned at its first evaluation is a point.
+        # A trial that was pruned at its first evaluation is a point, which needs a marker.
         ("pruned or unfinished", FAINT, "lines+markers", [n for n in rest if n not in complete]),
         ("complete", "rgba(70, 70, 70, 0.6)", "lines", [n for n in rest if n in complete]),
     ):
@@ -143,7 +148,7 @@ def learning_curves(
 
 
 def depth_front(fronts: Mapping[int, Sequence[Mapping[str, Any]]]) -> go.Figure:
-    """Perplexity of trained models by how many layers are kept, by trial number."""
+    """Draw the perplexity of trained models by how many layers are kept; `fronts` by trial."""
     figure = go.Figure()
     for number, points in fronts.items():
         for search in sorted({point["search"] for point in points}):
@@ -160,7 +165,7 @@ def depth_front(fronts: Mapping[int, Sequence[Mapping[str, Any]]]) -> go.Figure:
 
 
 def time_line(bars: Sequence[Bar]) -> go.Figure:
-    """Attempts by controller, as many rows each as it had at a time, coloured by reason."""
+    """Draw attempts, coloured by reason; a controller has a row for each that it ran at once."""
     rows = _rows(bars)
     figure = go.Figure()
     there = {bar.reason for bar in bars}
@@ -183,7 +188,7 @@ def time_line(bars: Sequence[Bar]) -> go.Figure:
 
 
 def as_html(figure: go.Figure) -> str:
-    """The figure as a piece of a page that has plotly.js; it loads nothing."""
+    """Return the figure as a piece of a page that has plotly.js already; it loads nothing."""
     figure.update_layout(template="plotly_white", title=None, width=WIDTH)
     figure.update_layout(
         height=figure.layout.height or 380, margin={"l": 70, "r": 20, "t": 30, "b": 50}
@@ -195,14 +200,14 @@ def as_html(figure: go.Figure) -> str:
 
 def to_draw(
     trials: Sequence[FrozenTrial],
-    directions: Sequence[str],
+    directions: Sequence[Direction],
     values: Callable[[FrozenTrial], Sequence[float]],
     keep: Collection[int] | None = None,
 ) -> optuna.Study:
-    """A copy in memory with what is drawn of complete trials; of all others only their numbers."""
+    """Copy into memory what is drawn of complete trials; the others only keep their numbers."""
     study = optuna.create_study(
         storage=optuna.storages.InMemoryStorage(),
-        directions=[StudyDirection[direction.upper()] for direction in directions],
+        directions=directions,
     )
     shown: dict[tuple[str, BaseDistribution], BaseDistribution] = {}
     for trial in trials:
@@ -227,7 +232,7 @@ def _values(study: optuna.Study) -> list[float]:
 
 
 def _scaled(figure: go.Figure, values: Sequence[float]) -> go.Figure:
-    """The figure, its vertical axis logarithmic where the best of `values` would be one line."""
+    """Make the vertical axis logarithmic where the best of `values` would be one line."""
     low, high = min(values), max(values)
     if not 0 < 5 * low < high:
         return figure
@@ -252,7 +257,7 @@ def _shown_distribution(distribution: BaseDistribution) -> BaseDistribution:
 
 
 def _joined(curves: Mapping[int, Mapping[int, float]], numbers: Sequence[int]) -> dict[str, Any]:
-    """Several curves as one line with gaps: a page with a trace for each would be slow."""
+    """Join curves to one line with gaps: a page with a trace for each would be slow."""
     x: list[int | None] = []
     y: list[float | None] = []
     text: list[str] = []
@@ -264,7 +269,7 @@ def _joined(curves: Mapping[int, Mapping[int, float]], numbers: Sequence[int]) -
 
 
 def _rows(bars: Sequence[Bar]) -> list[str]:
-    """The row of each bar: the first of its controller's that is free by then."""
+    """Return the row of each bar: the first of its controller's rows that is free by then."""
     ends: dict[str, list[float]] = defaultdict(list)
     rows: list[str] = [""] * len(bars)
     for index in sorted(range(len(bars)), key=lambda index: bars[index].begin):

@@ -1,6 +1,6 @@
-"""A study for Prometheus, on request: read from the ledger whenever it is scraped.
+"""A study's metrics for Prometheus, read from the ledger at each scrape.
 
-It says what the ledger says, of all of the study's controllers, and keeps nothing itself. It is
+They are about all controllers of the study. Nothing is kept between scrapes, and metrics are
 served on loopback only.
 """
 
@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from hpo.control.outage import LEDGER_ERRORS
-from hpo.reading.views import best_trial
+from hpo.search.ranking import best_in_ledger
 from hpo.study.config import StudyConfig
 from storage import Ledger, StudyRecord
 from storage.tallies import tally
@@ -41,7 +41,7 @@ def check_port(port: int | None) -> None:
 def metrics_served(
     ledger: Ledger, record: StudyRecord, config: StudyConfig, port: int | None
 ) -> Iterator[None]:
-    """Serve the study's metrics at /metrics on `port` while the block runs; None: do not."""
+    """Serve the study's metrics at /metrics while the block runs, unless `port` is None."""
     if port is None:
         yield
         return
@@ -65,7 +65,7 @@ class StudyCollector(Collector):
         self._config = config
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics; of a ledger that cannot be read, that it cannot."""
+        """Yield all metrics; if the ledger cannot be read, only that `hpo_ledger_up` is 0."""
         reads = GaugeMetricFamily("hpo_ledger_up", "1 if the ledger could be read, else 0.")
         try:
             metrics = list(self._read())
@@ -110,7 +110,7 @@ class StudyCollector(Collector):
     def _best(self, record: StudyRecord) -> dict[str, float | None]:
         objectives, constrained = self._config.objectives, bool(self._config.constraints)
         directions = [objective.direction for objective in objectives]
-        trial = best_trial(self._ledger, record, directions, constrained=constrained)
+        trial = best_in_ledger(self._ledger, record, directions, constrained=constrained)
         return {} if trial is None else {objectives[0].metric: trial.value}
 
     def _gauge(

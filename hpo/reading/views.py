@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.search.constraints import Constraint, broken, is_feasible
+from hpo.search.constraints import Constraint, broken
 from hpo.search.population import fork_of
+from hpo.search.ranking import best_in_ledger, pareto_front
 from hpo.study.config import StudyConfig
 from hpo.study.load import restore_study
 from storage import Attempt, Ledger, StudyRecord, TeacherRecord
@@ -97,30 +96,9 @@ def best_trials(ledger: Ledger, name: str) -> list[View]:
     """The best trial, or the Pareto front when there are several objectives."""
     study = _Study(ledger, ledger.study(name))
     if len(study.objectives) > 1:
-        front = optuna.load_study(study_name=name, storage=ledger.storage).best_trials
-        return [study.view(trial) for trial in front]
+        return [study.view(trial) for trial in pareto_front(ledger, name)]
     best = study.best()
     return [best] if best else []
-
-
-def best_trial(
-    ledger: Ledger, record: StudyRecord, directions: Sequence[str], *, constrained: bool
-) -> FrozenTrial | None:
-    """The best COMPLETE and feasible trial; None without one, or with several objectives."""
-    if len(directions) > 1:
-        return None
-    if not constrained:  # and so every complete trial is feasible
-        try:
-            return ledger.storage.get_best_trial(record.study_id)
-        except ValueError:
-            return None
-    complete = ledger.trials(record, TrialState.COMPLETE)
-    sign = 1 if directions[0] == "minimize" else -1
-    return min(
-        (trial for trial in complete if is_feasible(trial)),
-        key=lambda trial: sign * (trial.values or [math.inf])[0],
-        default=None,
-    )
 
 
 def config_of(record: StudyRecord) -> StudyConfig:
@@ -175,9 +153,8 @@ class _Study:
 
     def best(self) -> View | None:
         directions = [objective["direction"] for objective in self.objectives]
-        trial = best_trial(
-            self._ledger, self.record, directions, constrained=bool(self.constraints)
-        )
+        constrained = bool(self.constraints)
+        trial = best_in_ledger(self._ledger, self.record, directions, constrained=constrained)
         return None if trial is None else self.view(trial)
 
     def view(self, trial: FrozenTrial, attempts: Sequence[Attempt] | None = None) -> View:

@@ -12,6 +12,8 @@ from pydantic import model_validator
 from trainer.config.sections import EvaluationConfig
 from trainer.config.settings import ConfigError, Section, nearest
 
+Direction = Literal["minimize", "maximize"]
+
 HYPERVOLUME = "depth_front_hypervolume"
 METRICS = (
     "valid_ppl",
@@ -38,7 +40,7 @@ class Objective(Section):
     """A reported metric to make small or large."""
 
     metric: str = "valid_ppl"  # a reported one: docs/searching.md has all
-    direction: Literal["minimize", "maximize"] = "minimize"  # what is better: small or large
+    direction: Direction = "minimize"  # what is better: small or large
 
     @model_validator(mode="after")
     def _large_is_good(self) -> Objective:

@@ -10,14 +10,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import numpy as np
 import optuna
-from optuna.study import StudyDirection
-from optuna.study._multi_objective import _fast_non_domination_rank
-from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.conditions import same
-from hpo.search.constraints import is_feasible
+from hpo.search.ranking import best_trials
 from hpo.search.space import Dimension, FloatDimension, IntDimension, Space
 from storage import Ledger, LedgerError, Point
 from trainer.config.sections import Count
@@ -74,18 +70,6 @@ def point_by_hand(space: Space, assignments: Sequence[str], study: str) -> Point
     if reasons:
         raise ConfigError(f"study {study}: {reasons[0]}")
     return Point(params, {"by": "hand"})
-
-
-def best_trials(study: optuna.Study, top: int) -> list[FrozenTrial]:
-    """The best feasible COMPLETE trials; with several objectives, Pareto front after front."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    trials = [trial for trial in complete if is_feasible(trial)]
-    if not trials:
-        return []
-    signs = [-1 if d is StudyDirection.MAXIMIZE else 1 for d in study.directions]
-    losses = np.array([trial.values for trial in trials]) * signs  # (trials, objectives)
-    ranks = _fast_non_domination_rank(losses, n_below=top)
-    return [trials[i] for i in np.argsort(ranks, kind="stable")[:top]]
 
 
 def fitted(space: Space, params: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

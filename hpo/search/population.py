@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import optuna
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import Field
 
 from hpo.search.objectives import comes_late
+from hpo.search.ranking import sign
 from hpo.search.space import Dimension, FloatDimension
 from storage import BudgetSpent, Transaction
 from trainer.config.sections import Count, Fraction
@@ -128,12 +128,11 @@ class Population:
     def _members(self, step: int) -> list[Member]:
         # By place: the last trial to have it.
         newest = {t.user_attrs["member"]: t for t in self._trials() if "member" in t.user_attrs}
-        sign = -1 if self._study.direction is StudyDirection.MAXIMIZE else 1
         return [
             Member(
                 trial.number,
                 trial.params,
-                sign * trial.intermediate_values[step]
+                sign(self._study.direction) * trial.intermediate_values[step]
                 if trial.state is TrialState.RUNNING
                 else math.inf,
             )

@@ -20,6 +20,7 @@ from optuna.pruners import (
 )
 from pydantic import Field, FiniteFloat, model_validator
 
+from hpo.search.objectives import Direction
 from trainer.config.settings import Section
 
 Steps = Annotated[int, Field(ge=1)]
@@ -32,7 +33,7 @@ class Comparison(Section):
     """What a pruner looks at: a metric, at equal optimizer steps or at equal tokens."""
 
     metric: str | None = None  # null: the study's one objective
-    direction: Literal["minimize", "maximize"] | None = None  # null: the objective's; minimize
+    direction: Direction | None = None  # null: the objective's; minimize
     unit: Literal["steps", "tokens"] = "steps"  # tokens: step x batch_size x context of a trial
     min_steps: Steps | None = None  # no trial is pruned before this optimizer step
     min_tokens: Tokens | None = None  # the same for `unit: tokens`

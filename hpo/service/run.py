@@ -22,7 +22,7 @@ from hpo.observers.live import Board, recall
 from hpo.observers.logs import LogObserver, logged
 from hpo.observers.trackers import make_trackers
 from hpo.reading.prometheus import metrics_served
-from hpo.search.constraints import is_feasible
+from hpo.search.ranking import feasible
 from hpo.service.guard import INTERRUPTED, POLL_SECONDS, Guard
 from hpo.study.config import StudyConfig
 from storage import Lease, LeaseHeld, LeaseLost, Ledger, StudyRecord, in_one_line
@@ -201,7 +201,7 @@ def _ending(controller: Controller) -> Ending:
     gave_up = controller.gave_up
     if not complete:
         return Ending(1, f"study {name}: no trial completed{f': {gave_up}' if gave_up else ''}")
-    if not any(is_feasible(trial) for trial in complete):
+    if not feasible(complete):
         return Ending(1, f"study {name}: no trial keeps its constraints; see: hpo trials {name}")
     if controller.failing:
         return Ending(1, f"study {name} stopped: {gave_up}; {_again(name)}")

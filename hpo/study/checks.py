@@ -98,12 +98,8 @@ def check_pruner(config: StudyConfig, evaluation: EvaluationConfig, source: str)
     """Raise ConfigError unless trials report what the pruner compares while they run."""
     if config.pruner.name == "none":
         return
-    compared = comparison(config.pruner)
-    metric = (compared and compared.metric) or config.objectives[0].metric
+    metric, direction = config.compared_by_pruner
     check_measured(metric, evaluation, f"{source}: pruner.metric")
-    direction = (compared and compared.direction) or next(
-        (o.direction for o in config.objectives if o.metric == metric), "minimize"
-    )
     if metric == HYPERVOLUME and direction == "minimize":
         raise ConfigError(f"{source}: pruner.direction: a larger {metric} is better; use maximize")
     if comes_late(metric, evaluation):

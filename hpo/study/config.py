@@ -10,7 +10,7 @@ import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from hpo.search.constraints import Constraint
-from hpo.search.objectives import Objective
+from hpo.search.objectives import Direction, Objective
 from hpo.search.points import WarmStart
 from hpo.search.population import ScheduleConfig
 from hpo.search.pruners import NoPruner, PrunerConfig, comparison
@@ -131,6 +131,14 @@ class StudyConfig(Section):
     def rules(self) -> OurTrainer | OwnTrainer:
         """What the study's trainer asks of it."""
         return rules_of(self.trainer)
+
+    @property
+    def compared_by_pruner(self) -> tuple[str, Direction]:
+        """The metric that the pruner compares, and its direction: minimize or maximize."""
+        compared = comparison(self.pruner)
+        metric = (compared and compared.metric) or self.objectives[0].metric
+        directions = {objective.metric: objective.direction for objective in self.objectives}
+        return metric, (compared and compared.direction) or directions.get(metric, "minimize")
 
     @property
     def is_evaluation(self) -> bool:

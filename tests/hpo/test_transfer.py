@@ -229,7 +229,7 @@ def test_the_ledger_keeps_no_address_of_the_earlier_one(small: Stage) -> None:
 RESUMED = """
 import os, sys
 from pathlib import Path
-from hpo import controller as module
+from hpo.control import controller as module
 from hpo.control.controller import Controller
 from hpo.study.load import restore_study
 from storage import Ledger

@@ -13,13 +13,13 @@ import secrets
 from html import escape
 from typing import Any, NoReturn
 
-import optuna
 from bottle import Bottle, HTTPError, HTTPResponse, request
 from optuna.trial import FrozenTrial
 
 from hpo.reading.dashboard.notes import study_note, trial_note
 from hpo.reading.dashboard.pictures import PICTURES, drawn
 from hpo.search.constraints import is_feasible
+from hpo.search.ranking import pareto_front
 from hpo.study.load import config_of
 from storage import Ledger, StudyRecord
 from trainer.config.settings import ConfigError
@@ -76,7 +76,7 @@ def _feasible(ledger: Ledger, study: Any, best: list[FrozenTrial]) -> list[Froze
     """The best trials of a study, infeasible ones left out."""
     if all(map(is_feasible, ledger.storage.get_all_trials(study._study_id, deepcopy=False))):
         return best
-    front = optuna.load_study(study_name=study.study_name, storage=ledger.storage).best_trials
+    front = pareto_front(ledger, study.study_name)
     return front if len(study.directions) > 1 else front[:1]
 
 

@@ -17,6 +17,8 @@ from optuna.samplers import CmaEsSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.search.ranking import sign
+
 # System attributes of a trial, the first as Optuna's own has it.
 GENERATION = "cma:generation"
 ROUNDED = "x_for_tell"  # with a margin: the point that the proposal was rounded to
@@ -69,7 +71,6 @@ class CmaEsFromTrials(CmaEsSampler):
         direction: StudyDirection,
     ) -> dict[str, Solutions]:
         """Tell every full generation, in order; those that no trial has kept yet."""
-        sign = 1 if direction is StudyDirection.MINIMIZE else -1
         kept: dict[str, Solutions] = {}
         for trial in reversed(trials):  # the first that kept a generation counts
             kept.update(trial.system_attrs.get(TOLD, {}))
@@ -81,7 +82,9 @@ class CmaEsFromTrials(CmaEsSampler):
                 return new
             if generation not in kept:
                 new[generation] = solutions
-            optimizer.tell([(self._point(trials[n], transform), sign * y) for n, y in solutions])
+            optimizer.tell(
+                [(self._point(trials[n], transform), sign(direction) * y) for n, y in solutions]
+            )
             if generation in kept:  # Optuna's had it from its pickle, which rounds
                 inner = getattr(optimizer, "_cma", optimizer)  # with a margin it has another
                 inner.__setstate__(inner.__getstate__())
