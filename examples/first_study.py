@@ -1,8 +1,9 @@
 # %% [markdown]
 # # A first study, from Python
 #
-# Three tiny trainings, read, drawn, and then one more. It runs as a script, or cell by cell in an
-# editor that knows `# %%`; what it makes is in the working folder. Under a minute on two cores.
+# Two tiny trials, their results as numbers and figures, and then a third trial. This file runs as a
+# script, or cell by cell in an editor that knows `# %%`. It writes into the working folder, and
+# takes less than a minute on two cores.
 
 # %%
 from optuna.visualization import plot_optimization_history
@@ -30,7 +31,7 @@ study = hpo.start(
 print(study)
 
 # %% [markdown]
-# The best trial is a dictionary, as `hpo best --json` prints it; all trials are a DataFrame.
+# `study.best` is a dictionary, as `hpo best --json` prints it. `study.trials` is a DataFrame.
 
 # %%
 best = study.best
@@ -38,14 +39,14 @@ print(best["values"], best["params"])
 print(study.trials[["number", "state", "value.valid_ppl", "param.optim.lr"]])
 
 # %% [markdown]
-# Optuna's own figures take `study.optuna`; `study.report` writes all of ours as one page.
+# Optuna's own figures take `study.optuna`. `study.report` writes all of our figures as one page.
 
 # %%
 plot_optimization_history(study.optuna).write_html("history.html", include_plotlyjs=True)
 study.report("report.html")
 
 # %% [markdown]
-# One trial more. Another day, in another process, `hpo.load("first")` is this study again.
+# Run one more trial. Later, or in another process, `hpo.load("first")` gives this study again.
 
 # %%
 study = hpo.resume("first", trials=3)

@@ -1,8 +1,8 @@
-"""A training function of one's own: a small network learns to tell two spirals apart.
+"""A training function of your own: a small network learns to tell two spirals apart.
 
-`hpo start examples/own_training.yaml`, in the folder above, searches its settings. Everything
-random comes from the seed and the step, so that a trial which was killed and goes on from its
-checkpoint reports what it would have reported.
+Type `hpo start examples/own_training.yaml` in the folder above to search its settings. Everything
+random comes from the seed and the step. So a trial that was killed, and goes on from its
+checkpoint, reports the same as without the kill.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hpo.training import TrainingRun
 
 
 def spirals(points: int, noise: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Points in the plane (N, 2), and on which of the two spirals each lies (N,)."""
+    """Draw points in the plane (N, 2), and the spiral, 0 or 1, on which each lies (N,)."""
     random = torch.Generator().manual_seed(seed)
     turn = 1.75 * 2 * torch.pi * torch.rand(points, generator=random).sqrt()
     side = torch.randint(2, (points,), generator=random)
@@ -27,7 +27,7 @@ def spirals(points: int, noise: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def train(config: dict[str, Any], run: TrainingRun) -> Iterator[dict[str, float]]:
-    """One trial: yields the held-out error, in percent, at each evaluation."""
+    """Train one trial, and yield its error on held-out points, in percent, at each evaluation."""
     seed, width = config["seed"], config["model"]["width"]
     places, sides = (each.to(run.device) for each in spirals(2000, config["noise"], seed=1))
     valid_places, valid_sides = (each.to(run.device) for each in spirals(1000, 0.0, seed=2))
@@ -38,7 +38,7 @@ def train(config: dict[str, Any], run: TrainingRun) -> Iterator[dict[str, float]
     optimizer = torch.optim.SGD(model.parameters(), **config["optim"])
 
     done = 0
-    if run.restored is not None:  # an earlier attempt at this trial came so far
+    if run.restored is not None:  # an earlier attempt at this trial left a checkpoint
         done, folder = run.restored
         state = torch.load(folder / "state.pt", weights_only=True)
         model.load_state_dict(state["model"])
