@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,11 +19,12 @@ from torch import Tensor
 
 from trainer.config.settings import ConfigError, is_url
 from trainer.config.train import TrainConfig, load, resolve
+from trainer.config.whole import sync, whole_folder
 from trainer.data.splits import load_splits
 from trainer.ending import end_soon
 from trainer.measuring.depth import every_other
 from trainer.model.transformer import DTYPES, LanguageModel
-from trainer.runs.checkpoint import CheckpointError, Progress, newest_checkpoint, sync, weights_of
+from trainer.runs.checkpoint import CheckpointError, Progress, newest_checkpoint, weights_of
 from trainer.runs.remote import run_here
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.yaml"
@@ -143,15 +143,12 @@ def _write(target: Path, weights: dict[str, Tensor], files: Mapping[str, bytes])
     """Make the folder `target`, whole or not at all."""
     aside = target.with_name(f".{target.name}.writing")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        save_file(weights, aside / _WEIGHTS)
-        for name, content in files.items():
-            (aside / name).write_bytes(content)
-        for path in (*aside.iterdir(), aside):
-            sync(path)
-        aside.rename(target)
-        sync(target.parent)
+        with whole_folder(target, aside, durable=True):
+            save_file(weights, aside / _WEIGHTS)
+            for name, content in files.items():
+                (aside / name).write_bytes(content)
+            for path in aside.iterdir():
+                sync(path)
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written: {error.strerror or error}") from None
 

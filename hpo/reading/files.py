@@ -1,22 +1,20 @@
-"""Files that a person asks for: there whole, or not at all."""
+"""Writing a file that a person asks for: all of it, or nothing."""
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 from trainer.config.settings import ConfigError
+from trainer.config.whole import whole_file
 
 
-def write_whole(content: str | bytes, file: Path) -> None:
-    """Write `content` to `file`. Raises ConfigError where that cannot be."""
+def write_whole(content: str | bytes, file: Path) -> Path:
+    """Write `content` to `file`, and return `file`. Raises ConfigError if it cannot be written."""
     if file.is_dir():
         raise ConfigError(f"{file}: is a folder; name a file in it")
-    aside = file.with_name(f".{file.name}.writing")
     try:
-        aside.write_bytes(content if isinstance(content, bytes) else content.encode())
-        aside.replace(file)
+        with whole_file(file, durable=False) as aside:
+            aside.write(content if isinstance(content, bytes) else content.encode())
     except OSError as error:
-        with suppress(OSError):
-            aside.unlink()
         raise ConfigError(f"{file}: cannot be written: {error.strerror}") from None
+    return file

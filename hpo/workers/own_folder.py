@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import yaml
 
 from trainer.config.settings import ConfigError, read_document
+from trainer.config.whole import sync
 from trainer.runs.checkpoint import (
     CheckpointError,
     begin_checkpoint,
     newest,
     place_checkpoint,
     sha256,
-    sync,
 )
 from trainer.runs.folder import LockedFolder
 from trainer.runs.fork import changed_leaves

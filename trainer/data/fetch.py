@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import lzma
-import os
 import shutil
 import tarfile
 import zipfile
@@ -24,6 +23,7 @@ from typing import IO
 from filelock import FileLock
 
 from trainer.config.settings import ConfigError
+from trainer.config.whole import whole_file
 from trainer.data.corpora import CORPORA
 from trainer.data.download import Progress, download
 from trainer.data.tokens import SPLITS
@@ -139,18 +139,12 @@ def _members(archive: Path) -> Iterator[_Members]:
 def _install(text: IO[bytes] | None, target: _Target, source: str) -> None:
     assert text is not None, "a file, as its archive says"
     target.path.parent.mkdir(exist_ok=True)
-    aside = target.path.with_name(f".{target.path.name}.writing")
-    try:
-        with text, aside.open("wb") as file:
-            shutil.copyfileobj(text, file)
-            file.flush()
-            os.fsync(file.fileno())
-        found = target.checksum_of(aside)
+    with text, whole_file(target.path) as file:
+        shutil.copyfileobj(text, file)
+        file.flush()
+        found = target.checksum_of(Path(file.name))
         if found != target.checksum:
             raise ConfigError(
                 f"{source}: its checksum is {found}, not {target.checksum}; try again, or give "
                 "another --url"
             )
-        aside.replace(target.path)
-    finally:
-        aside.unlink(missing_ok=True)

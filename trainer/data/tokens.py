@@ -21,6 +21,7 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from hpo.errors import HpoError
+from trainer.config.whole import whole_folder
 from trainer.data.bpe import BytePairs
 from trainer.data.vocabulary import Lines, Vocabulary, words_of
 
@@ -96,24 +97,20 @@ def _build(
     byte_pairs: int | None,
     wanted: tuple[Split, ...],
 ) -> None:
-    aside = folder.with_name(f"{folder.name}.part")
-    # Left by a builder that was killed, or damaged: the lock says that nobody else builds.
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.mkdir()
-    vocabulary = (
-        Vocabulary.of(lines("train"), min_count)
-        if byte_pairs is None
-        else BytePairs.of(lines("train"), byte_pairs)
-    )
-    (aside / vocabulary.file_name).write_bytes(vocabulary.to_bytes())
-    words = {
-        split: _write_tokens(_token_file(aside, split), vocabulary, lines(split))
-        for split in wanted
-    }
-    sizes = {path.name: path.stat().st_size for path in aside.iterdir()}
-    (aside / _MANIFEST).write_text(json.dumps({"sizes": sizes, "words": words}))
-    aside.rename(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # damaged; the lock says that nobody else builds
+    with whole_folder(folder, folder.with_name(f"{folder.name}.part")) as aside:
+        vocabulary = (
+            Vocabulary.of(lines("train"), min_count)
+            if byte_pairs is None
+            else BytePairs.of(lines("train"), byte_pairs)
+        )
+        (aside / vocabulary.file_name).write_bytes(vocabulary.to_bytes())
+        words = {
+            split: _write_tokens(_token_file(aside, split), vocabulary, lines(split))
+            for split in wanted
+        }
+        sizes = {path.name: path.stat().st_size for path in aside.iterdir()}
+        (aside / _MANIFEST).write_text(json.dumps({"sizes": sizes, "words": words}))
 
 
 def _write_tokens(path: Path, vocabulary: Vocabulary | BytePairs, lines: Lines) -> int:

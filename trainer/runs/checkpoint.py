@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hpo.errors import HpoError
+from trainer.config.whole import empty_folder, put_in_place, sync
 
 FORMAT = 1
-_WRITING = ".writing"
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -86,21 +85,21 @@ def save_checkpoint(folder: Path, state: dict[str, Tensor], progress: Progress, 
 
 def begin_checkpoint(folder: Path, step: int) -> Path:
     """An empty folder aside, for what is to be the checkpoint of `step` in `folder`."""
-    aside = folder / f"{_WRITING}-{step:08}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    return aside
+    return empty_folder(_aside(folder, step))
 
 
 def place_checkpoint(folder: Path, step: int, keep: int) -> None:
     """Rename what was written aside, its files synced; leave the newest `keep` up to `step`."""
-    aside, target = folder / f"{_WRITING}-{step:08}", folder / f"step-{step:08}"
-    sync(aside)
+    target = folder / f"step-{step:08}"
     if target.exists():  # unreadable, or this run would have gone on from it
         shutil.rmtree(target)
-    aside.rename(target)
+    put_in_place(_aside(folder, step), target)
     sync(folder)
     _prune(folder, step, keep)
+
+
+def _aside(folder: Path, step: int) -> Path:
+    return folder / f".writing-{step:08}"
 
 
 def newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress] | None:
@@ -185,12 +184,3 @@ def sha256(path: Path) -> str:
     """The digest of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Have a file's or folder's content on the disk before something is renamed to point at it."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

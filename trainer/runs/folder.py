@@ -16,7 +16,8 @@ from torch import Tensor
 
 from trainer.config.settings import ConfigError
 from trainer.config.train import TrainConfig, load
-from trainer.runs.checkpoint import Progress, newest_checkpoint, save_checkpoint, sync
+from trainer.config.whole import sync, whole_file
+from trainer.runs.checkpoint import Progress, newest_checkpoint, save_checkpoint
 from trainer.runs.fork import changed_settings, fork_point
 from trainer.runs.lock import folder_lock
 
@@ -66,10 +67,8 @@ class LockedFolder:
         self._write("metrics.jsonl", "".join(_line(metrics) for metrics in history))
 
     def _write(self, name: str, text: str) -> None:
-        aside = self._path / f".{name}.writing"
-        aside.write_text(text, encoding="utf-8")
-        sync(aside)
-        aside.replace(self._path / name)
+        with whole_file(self._path / name) as file:
+            file.write(text.encode())
 
 
 class RunFolder(LockedFolder):

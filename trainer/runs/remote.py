@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from filelock import FileLock
 
 from trainer.config.cache import cache_dir
 from trainer.config.settings import ConfigError, is_url
+from trainer.config.whole import whole_folder
 from trainer.runs.store import Store
 
 PARTS = ("state.safetensors", "progress.json")  # of a checkpoint; the second says it is whole
@@ -92,12 +92,9 @@ def brought_teacher(url: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         if not folder.exists():
-            aside = folder.with_name(f"{folder.name}.part")
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-            (aside / "result.json").write_bytes(ending)
-            _bring_run(store, aside, None)
-            aside.rename(folder)
+            with whole_folder(folder, folder.with_name(f"{folder.name}.part")) as aside:
+                (aside / "result.json").write_bytes(ending)
+                _bring_run(store, aside, None)
     return folder
 
 

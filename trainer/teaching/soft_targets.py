@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.config.settings import ConfigError
+from trainer.config.whole import put_in_place
 from trainer.data.tokens import Tokens
 from trainer.model.transformer import LanguageModel
-from trainer.runs.checkpoint import sync
 
 FORMAT = 2  # part of every cache key
 _BATCH_BLOCKS = 16
@@ -109,8 +109,7 @@ class SoftTargets:
                 for rows in self._ask(teacher, first):
                     file.write(rows.tobytes())
                 alive()
-        sync(aside)
-        aside.rename(self.path)
+        put_in_place(aside, self.path)
 
     def _ask(self, teacher: LanguageModel, first: int) -> Iterator[npt.NDArray[np.void]]:
         last = min(first + _BATCH_BLOCKS * self.context, self.predictions)
