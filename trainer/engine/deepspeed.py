@@ -13,7 +13,7 @@ from trainer.config.settings import ConfigError
 from trainer.config.train import TrainConfig
 from trainer.engine import zero3
 from trainer.engine.base import Engine
-from trainer.engine.distributed import World, deepspeed
+from trainer.engine.distributed import World, load_deepspeed
 from trainer.engine.loss_scale import skip_overflows
 from trainer.model.layerdrop import Mask
 from trainer.model.losses import Lesson
@@ -51,7 +51,7 @@ class DeepSpeedEngine(Engine):
             skip_overflows(self._optimizer)
         settings = _settings(config, self._world, sum(p.numel() for p in model.parameters()))
         try:
-            self._deepspeed, *_ = deepspeed.initialize(
+            self._deepspeed, *_ = load_deepspeed().initialize(
                 model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
             )
         except (ValueError, AssertionError) as error:

@@ -10,22 +10,13 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-# Read when deepspeed is first imported, so all of `trainer` takes deepspeed from here.
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-import deepspeed as deepspeed
-import deepspeed.ops
-import deepspeed.runtime.compiler
-
 from trainer.config.settings import ConfigError
-
-# DeepSpeed's Muon, which nothing here uses, would load torch's compiler: a second in every process.
-deepspeed.runtime.compiler.compile = lambda: deepspeed.runtime.compiler.dummy_decorator
 
 T = TypeVar("T")
 
@@ -92,12 +83,36 @@ class _Raised:
     error: Exception
 
 
+@cache
+def load_deepspeed() -> Any:
+    """Import DeepSpeed, change this process and DeepSpeed as our runs need it, and return it.
+
+    It sets the environment variable DS_ACCELERATOR where there is no GPU, and replaces three of
+    DeepSpeed's own values. `join` calls it first; all of `trainer` takes DeepSpeed from here.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read at the first import
+    import deepspeed
+    import deepspeed.ops
+    import deepspeed.runtime.compiler
+
+    # DeepSpeed's Muon, which we do not use, would load torch's compiler: a second in every process.
+    deepspeed.runtime.compiler.compile = lambda: deepspeed.runtime.compiler.dummy_decorator
+    # DeepSpeed would compile it for a minute, and wait for ever on the lock of a killed build.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed would copy every gradient to fp64 for the norm, which takes 2 % of a step. torch
+    # clips in fp32 too.
+    deepspeed.get_accelerator().is_fp64_supported = lambda: False
+    return deepspeed
+
+
 def join(rank: int, ranks: int, local_rank: int, master_addr: str, master_port: int) -> World:
     """Join the process group as `rank` of `ranks`; returns once all have. Once in a process.
 
     Rank 0 listens on `master_port` at `master_addr`. `local_rank` is the GPU to use, if any.
     """
     assert not dist.is_initialized(), "a process joins once"
+    deepspeed = load_deepspeed()
     place = {
         "RANK": rank,
         "WORLD_SIZE": ranks,
@@ -109,11 +124,8 @@ def join(rank: int, ranks: int, local_rank: int, master_addr: str, master_port: 
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(local_rank)
-    # DeepSpeed would compile it for a minute, and wait for ever on the lock of a killed build.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # It would copy every gradient to fp64 for the norm: 2 % of a step, and torch clips in fp32 too.
-    deepspeed.get_accelerator().is_fp64_supported = lambda: False
-    deepspeed.init_distributed("nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+    backend = "nccl" if gpu else "gloo"
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
     return World(
         rank, ranks, local_rank, torch.device("cuda", local_rank) if gpu else torch.device("cpu")
     )

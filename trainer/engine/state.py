@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from trainer.engine.distributed import World, deepspeed
+from trainer.engine.distributed import World, load_deepspeed
 from trainer.runs.checkpoint import CheckpointError
 
 
@@ -49,6 +49,7 @@ def load_full_state(
     """
     shapes = {f"weights/{name}": _shape(value) for name, value in model.named_parameters()}
     world.on_rank_0(lambda: _check_fits(state, shapes))
+    deepspeed = load_deepspeed()
     for name, parameter in model.named_parameters():
         weight = _from_rank_0(state, f"weights/{name}", parameter, world)
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
@@ -81,13 +82,14 @@ def reset_step_counts(optimizer: Optimizer) -> None:
 def _weight(parameter: Tensor) -> Tensor:
     if not _partitioned(parameter):
         return parameter.detach()
-    return deepspeed.utils.safe_get_full_fp32_param(parameter)  # type: ignore[no-any-return]
+    return load_deepspeed().utils.safe_get_full_fp32_param(parameter)  # type: ignore[no-any-return]
 
 
 def _moment(parameter: Tensor, moment: str, optimizer: Optimizer) -> Tensor:
     if not _partitioned(parameter):
         return optimizer.state[parameter][moment]  # type: ignore[no-any-return]
-    return deepspeed.utils.safe_get_full_optimizer_state(parameter, moment)  # type: ignore[no-any-return]
+    utils = load_deepspeed().utils
+    return utils.safe_get_full_optimizer_state(parameter, moment)  # type: ignore[no-any-return]
 
 
 def _partitioned(parameter: Tensor) -> bool:

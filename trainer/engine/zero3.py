@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
-from trainer.engine.distributed import deepspeed
+from trainer.engine.distributed import load_deepspeed
 
 
 def whole_weights(engine: Any) -> AbstractContextManager[Any]:
@@ -18,7 +18,7 @@ def whole_weights(engine: Any) -> AbstractContextManager[Any]:
     They are gathered once. Ranks evaluate unequal numbers of batches, so a layer that gathered
     its own, as in training, would wait for ever on a rank that has finished.
     """
-    return deepspeed.zero.unwrap_model_for_generation(engine)  # type: ignore[no-any-return]
+    return load_deepspeed().zero.unwrap_model_for_generation(engine)  # type: ignore[no-any-return]
 
 
 def forget_engines() -> None:
@@ -26,7 +26,7 @@ def forget_engines() -> None:
 
     DeepSpeed 0.19.8 keeps every model of a process alive, in a list and in a method's cache.
     """
-    zero = deepspeed.runtime.zero
+    zero = load_deepspeed().runtime.zero
     zero.parameter_offload.FWD_MODULE_STACK.clear()
     for method in vars(zero.parameter_offload.PartitionedParameterCoordinator).values():
         for cell in getattr(method, "__closure__", None) or ():
