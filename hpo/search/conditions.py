@@ -1,7 +1,7 @@
-"""Conditional dimensions: `when` the trial's other values are these, and only then.
+"""Conditional dimensions, which a trial searches only `when` other settings have given values.
 
-A parent is another searched path, or a fixed train setting, which decides when the study is
-loaded. Nothing here draws a value or knows what a train setting means.
+A parent, which `when` names, is another searched path or a fixed train setting; a fixed one
+decides when the study is loaded. No value is drawn here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _listed(value: Any) -> Any:
 
 
 class Conditional(Section):
-    """What is searched only `when` each of these paths has one of its values."""
+    """What a trial searches only `when` each of these paths has one of its values."""
 
     # other searched paths, or fixed ones, each with the value or values that it must have
     when: dict[
@@ -31,17 +31,17 @@ class Conditional(Section):
     ] = Field(default_factory=dict)
 
     def can_be(self, value: Scalar) -> bool:
-        """Whether a trial may have this value; none may be waited for unless a subclass says so."""
+        """Return whether a trial may have this value, so that a condition may wait for it."""
         return False
 
 
 def same(one: object, other: object) -> bool:
-    """Equal as settings: 1 is 1.0, and not true."""
+    """Return whether two settings are equal: 1 equals 1.0, but not true."""
     return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
 def is_active(space: Mapping[str, Conditional], path: str, params: Mapping[str, Any]) -> bool:
-    """Whether a trial with `params`, those before `path` `in_order`, searches `path` too."""
+    """Return whether a trial searches `path`; `params` has the paths before it `in_order`."""
     return all(
         parent not in space
         or (parent in params and any(same(params[parent], value) for value in values))
@@ -50,7 +50,7 @@ def is_active(space: Mapping[str, Conditional], path: str, params: Mapping[str, 
 
 
 def in_order(space: Mapping[str, Conditional]) -> Iterator[str]:
-    """The paths of the space, parents first; otherwise as the file has them. Raises CycleError."""
+    """Yield the space's paths, parents first, else in the file's order. Raises CycleError."""
     waits = {path: [p for p in dimension.when if p in space] for path, dimension in space.items()}
     return iter(TopologicalSorter(waits).static_order())
 
@@ -68,7 +68,7 @@ def check_conditions(
 ) -> None:
     """Raise ConfigError unless every condition can be met, by the space or by the fixed `train`.
 
-    `check` raises it, beginning with a given text, for a path or a value that `train` cannot have.
+    `check(path, value, what)` raises it too, beginning with `what`, if `train` cannot have them.
     """
     for path, dimension in space.items():
         for parent, values in dimension.when.items():

@@ -1,7 +1,7 @@
 """Constraints: bounds on reported metrics that a trial must keep to count as feasible.
 
-A violation is how far a metric is past its bound as a share of the bound, so that bytes and tokens
-per second weigh alike where samplers add them up; 0 or less keeps it. Nothing here reads a ledger.
+A violation is how far a metric is past its bound, as a share of the bound; 0 or less keeps the
+bound. As shares, bytes and tokens per second weigh alike where samplers add violations up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OUT_OF_MEMORY = "out_of_memory"
 
 
 class Constraint(Section):
-    """The largest or the smallest value of a metric that is feasible, at a trial's end."""
+    """A bound on a metric at a trial's end: the largest or the smallest feasible value."""
 
     metric: str  # a reported one, as in objectives
     max: FiniteFloat | None = None  # the largest feasible value; give this or min
@@ -32,13 +32,13 @@ class Constraint(Section):
         return self
 
     def violation(self, value: float) -> float:
-        """How far `value` is past the bound, as a share of it; of a bound of 0, as it is."""
+        """Return how far `value` is past the bound, as a share of the bound if that is not 0."""
         past = value - self.max if self.max is not None else (self.min or 0.0) - value
         return past / self.unit
 
     @property
     def unit(self) -> float:
-        """What a violation of 1 is, in the metric's own unit."""
+        """The excess, in the metric's own unit, that is a violation of 1."""
         return abs(self.max or self.min or 0.0) or 1.0
 
     def __str__(self) -> str:
@@ -58,10 +58,11 @@ def check_constraints(
 def violations(
     constraints: Sequence[Constraint], metrics: Mapping[str, float], *, out_of_memory: bool
 ) -> list[float]:
-    """What a trial that ended with these last known `metrics` keeps or breaks, in Optuna's order.
+    """Return the violations of a trial that ended with these last known `metrics`, for Optuna.
 
-    One number a constraint, 0 where its metric is not known, and in the end 1 for out of memory.
-    Empty for a trial of a study without constraints: with them Optuna models every one of it.
+    There is one number for each constraint, 0 if its metric is not known, and a last one, which is
+    1 if the trial ran out of memory. In a study without constraints only such a trial has a
+    violation, because samplers would model one that every trial has.
     """
     if not constraints and not out_of_memory:
         return []
@@ -70,14 +71,14 @@ def violations(
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether the trial has broken no constraint, as Optuna sees it."""
+    """Return whether the trial has broken no constraint, as Optuna sees it."""
     return all(violation <= 0 for violation in trial.constraints.values())
 
 
 def broken(constraints: Sequence[Constraint], trial: FrozenTrial) -> dict[str, float] | None:
-    """Which constraints an ended trial breaks, by how much in the metric's own unit.
+    """Return the constraints that an ended trial breaks, each with the excess in its metric's unit.
 
-    None where there is nothing to keep, or it is not known yet.
+    Return None if there are no constraints, or if the violations are not known yet.
     """
     if not constraints or not trial.constraints:
         return None

@@ -30,7 +30,7 @@ _AT_DEPTH = re.compile(f"(?:{'|'.join(AT_DEPTH)})([1-9]\\d*)")
 
 
 def check_known(metric: str) -> None:
-    """Raise ValueError unless `metric` is one of our trainer's."""
+    """Raise ValueError unless our trainer can report `metric`."""
     if metric not in METRICS and not _AT_DEPTH.fullmatch(metric):
         names = [*METRICS, *(f"{prefix}N" for prefix in AT_DEPTH)]
         raise ValueError(f"there is no {metric!r}{nearest(metric, names)}")
@@ -50,7 +50,7 @@ class Objective(Section):
 
     @property
     def optuna_direction(self) -> StudyDirection:
-        """Optuna's own."""
+        """The direction as Optuna has it."""
         return StudyDirection[self.direction.upper()]
 
 
@@ -63,7 +63,7 @@ def check_objectives(
 
 
 def comes_late(metric: str, evaluation: EvaluationConfig) -> bool:
-    """Whether `metric` is measured at the end of a training only."""
+    """Return whether `metric` is measured only at the end of a training."""
     of_depths = metric == HYPERVOLUME or _AT_DEPTH.fullmatch(metric) is not None
     return of_depths and evaluation.depths_at == "end"
 

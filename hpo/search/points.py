@@ -1,7 +1,8 @@
-"""Points that a study is given instead of drawing them: an earlier study's best, or a person's.
+"""Points that a study is given to try: an earlier study's best trials, or a person's.
 
-Here they are chosen and held against the search space; what lies outside is named, never bent.
-Nothing here writes: the ledger enqueues what comes out, and the sampler draws what a point lacks.
+Here points are chosen and checked against the search space. A value outside the space is left out
+and reported, and never changed to fit. The ledger enqueues the points, and the sampler draws the
+values that a point lacks.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ class WarmStart(Section):
 
     study: str  # its name
     storage: str | None = None  # URL of its ledger; else the new study's own. Never kept
-    top: Count = 5  # trials
+    top: Count = 5  # how many of its trials
 
 
 def warm_points(
     warm: WarmStart, space: Space, url: str, source: str
 ) -> tuple[list[Point], list[str]]:
-    """The earlier study's best points as far as `space` has them, and what is left out, by lines.
+    """Return the earlier study's best points, as far as `space` has them, and what is left out.
 
     `url` is the new study's own ledger. Raises ConfigError, naming the study file `source`, when
     there is nothing to start from.
@@ -59,7 +60,7 @@ def warm_points(
 
 
 def point_by_hand(space: Space, assignments: Sequence[str], study: str) -> Point:
-    """The point that `path=value` texts describe. Raises ConfigError unless it lies in `space`."""
+    """Return the point of the `path=value` texts. Raises ConfigError unless `space` has it."""
     params: dict[str, Any] = {}
     for text in assignments:
         path, value = parse_assignment(text)
@@ -73,7 +74,7 @@ def point_by_hand(space: Space, assignments: Sequence[str], study: str) -> Point
 
 
 def fitted(space: Space, params: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The values that lie in `space`, as it has them, and why each of the others does not."""
+    """Return the values that `space` has, in its types, and for each of the others why not."""
     inside: dict[str, Any] = {}
     reasons: list[str] = []
     for path, value in params.items():
@@ -93,11 +94,11 @@ def fitted(space: Space, params: Mapping[str, Any]) -> tuple[dict[str, Any], lis
 
 
 def _as_suggested(dimension: Dimension, path: str, value: Any) -> Any:
-    """`value` as a trial would have it. Raises ValueError where no trial could."""
+    """Return `value` as a trial would have it. Raises ValueError if no trial could have it."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if isinstance(dimension, (FloatDimension, IntDimension)) and not number:
         raise ValueError("not a number")
-    probe = optuna.trial.FixedTrial({path: value})  # all of a Trial that a dimension uses
+    probe = optuna.trial.FixedTrial({path: value})  # it has what a dimension uses of a Trial
     with warnings.catch_warnings(action="error"):
         try:
             dimension.suggest(cast(optuna.Trial, probe), path)

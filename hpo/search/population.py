@@ -1,11 +1,10 @@
 """Population-based training (Jaderberg et al. 2017, arXiv 1711.09846), in rounds.
 
-A study's trials are a population. Every `interval_steps` optimizer steps its members wait, parked,
-until all of them have come there; then the worst are ended, and in the place of each a new trial
-begins at the checkpoint of one of the best, with its parameters changed: an exploit. Who exploits
-whom is Ray Tune's to say (hpo/pbt.py). This keeps it in the ledger, where all of it is: a trial's
-place in the population and its parent, and the step of the last comparison. Nothing here knows
-who runs attempts.
+A study's trials are a population. Every `interval_steps` optimizer steps its members are parked
+until all of them have come that far. Then the worst end, and a new trial takes the place of each:
+it begins at the checkpoint of one of the best, with changed parameters. This is an exploit. Ray
+Tune decides who exploits whom (hpo/workers/pbt.py). All that must last is in the ledger: each
+trial's place in the population and its parent, and the step of the last comparison.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from trainer.config.sections import Count, Fraction
 from trainer.config.settings import ConfigError, Section
 from trainer.config.train import TrainConfig
 
-# What may change while a run trains, and what must then be level between two comparisons.
+# What may change while a run trains; each with the setting that keeps it level, and its value.
 LEVEL = {
     "optim.lr": ("optim.schedule", "constant"),
     "layerdrop.p_init": ("layerdrop.policy", "static"),
@@ -39,35 +38,35 @@ class ScheduleConfig(Section):
 
     population: Annotated[int, Field(ge=2)] = 4  # trainings; they need not all run at a time
     interval_steps: Count = 100  # optimizer steps between two comparisons
-    # the worst of so many members each go on from one of the best of as many
+    # share of the members: so many of the worst are replaced, from as many of the best
     quantile_fraction: Annotated[float, Field(gt=0.0, le=0.5)] = 0.25
-    # that a parameter is drawn anew then, and not multiplied by 0.8 or 1.2
+    # probability that a parameter is drawn anew then, and not multiplied by 0.8 or 1.2
     resample_probability: Fraction = 0.25
 
 
 @dataclass(frozen=True)
 class Member:
-    """A member at a comparison."""
+    """A member of the population at a comparison."""
 
     number: int  # of its trial
     params: dict[str, Any]
-    value: float  # to be made small; inf if its trial has ended early
+    value: float  # a smaller one is better; inf if its trial has ended early
 
 
 @dataclass(frozen=True)
 class Exploit:
-    """A member's trial gives its place to one that goes on from another's."""
+    """A trial ends, and a new one takes its place and goes on from another trial's checkpoint."""
 
-    number: int
-    parent: int  # the number of the trial that it goes on from
-    params: dict[str, Any]
+    number: int  # of the trial that ends
+    parent: int  # the number of the trial that the new one goes on from
+    params: dict[str, Any]  # the new trial's
 
 
-Explore = Callable[[int, Sequence[Member]], list[Exploit]]  # at the optimizer step of a comparison
+Explore = Callable[[int, Sequence[Member]], list[Exploit]]  # it gets the step of a comparison
 
 
 class Population:
-    """A study's population, as its ledger has it."""
+    """The population of a study, as its ledger has it."""
 
     def __init__(self, study: optuna.Study, schedule: ScheduleConfig, explore: Explore) -> None:
         self._study = study
@@ -76,7 +75,7 @@ class Population:
 
     @property
     def full(self) -> bool:
-        """Whether every place has been taken, if only once."""
+        """Whether every place has been taken at least once."""
         return self._entered() >= self._schedule.population
 
     @property
@@ -90,15 +89,15 @@ class Population:
         trial.set_user_attr("member", self._entered())
 
     def due(self, parked: Iterable[int]) -> int | None:
-        """The first of the trials `parked` that has been compared, and goes on."""
+        """Return the first of the `parked` trials that was compared and goes on, or None."""
         trials, barrier = self._trials(), self.barrier
         return min((n for n in parked if _step(trials[n]) < barrier), default=None)
 
     def compare(self, transaction: Transaction, may_begin: bool) -> list[tuple[int, FrozenTrial]]:
-        """Close the round, all living members being parked at the barrier.
+        """Close the round, once all living members are parked at the barrier.
 
-        The trials that begin, RUNNING and without an attempt yet, each with the number of the one
-        whose place it has; none unless `may_begin`, and none past the budget.
+        Return the trials that begin, each after the number of the trial whose place it takes. They
+        are RUNNING and have no attempt yet. None begins unless `may_begin`, or past the budget.
         """
         step = self.barrier
         begun = []
@@ -126,7 +125,7 @@ class Population:
         return storage.get_trial(storage.create_new_trial(self._study._study_id, child))
 
     def _members(self, step: int) -> list[Member]:
-        # By place: the last trial to have it.
+        # For each place, the last trial that took it.
         newest = {t.user_attrs["member"]: t for t in self._trials() if "member" in t.user_attrs}
         return [
             Member(
@@ -194,7 +193,7 @@ def _check_interval(schedule: ScheduleConfig, train: TrainConfig, what: str) -> 
             f"{what}: must be a multiple of eval_every {every}, and less than steps {train.steps}, "
             f"not {interval}"
         )
-    kept = interval // every + 2  # one may be of a stop
+    kept = interval // every + 2  # a stop may have written one of them
     if train.keep_checkpoints < kept:
         raise ConfigError(
             f"{what}: a new trial may begin at a checkpoint that its parent left {interval} steps "
@@ -203,9 +202,9 @@ def _check_interval(schedule: ScheduleConfig, train: TrainConfig, what: str) -> 
 
 
 def fork_of(trial: FrozenTrial, folder: Callable[[int], str]) -> dict[str, Any]:
-    """The train setting for where the trial begins: at its parent's checkpoint, or step 0.
+    """Return the train setting to begin at the parent's checkpoint; empty, to begin at step 0.
 
-    `folder` says where the run of a trial is, by its number.
+    `folder` returns the folder of a trial's run, by the trial's number.
     """
     parent = trial.user_attrs.get("parent")
     if parent is None:

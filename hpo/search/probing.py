@@ -1,8 +1,8 @@
-"""Whether a space's trials could be trained: some are drawn and resolved when a study is loaded.
+"""Checks that a space's trials could be trained: some are drawn and resolved as a study is loaded.
 
 A setting may fit alone and not beside the others: heads that do not divide the width, an analysis
-longer than the run. What is refused here is a value, or a combination of what other dimensions wait
-for, with which none of `DRAWS` random trials resolves. Nothing is trained, nothing is written.
+longer than the run. A value is refused if none of `DRAWS` random trials with it can be resolved,
+and so is a combination of values that other dimensions wait for. Nothing is trained or written.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from hpo.search.space import CategoricalDimension, Space
 from trainer.config.settings import ConfigError
 
 DRAWS = 64
-MOST_COMBINATIONS = 500  # the first so many are looked at
+MOST_COMBINATIONS = 500  # only so many are checked
 
 Params = dict[str, Any]
 
 
 def check_trainable(space: Space, check: Callable[[Params], None], source: str) -> None:
-    """Raise ConfigError for what no trial could have. `check` raises it for a trial's params."""
+    """Raise ConfigError for what no trial could have. `check` raises it for one trial's params."""
     for path, dimension in space.items():
         for value in dimension.probes():
             force = partial(_active_with, space, path, value)
@@ -61,7 +61,7 @@ def _drawn(space: Space, forced: Mapping[str, Any], random: Random) -> Params:
 
 
 def _active_with(space: Space, path: str, value: Any, random: Random) -> Params:
-    """`value` for `path`, and for all that it waits for some values with which it is active."""
+    """Return `value` for `path`, and random values of its parents with which it is active."""
     forced, waiting = {path: value}, [path]
     while waiting:
         for parent, values in space[waiting.pop()].when.items():
@@ -76,7 +76,7 @@ def _as_given(chosen: Params, random: Random) -> Params:
 
 
 def _combinations(space: Space) -> list[Params]:
-    """The combination of the whole sections, and of the categoricals that others wait for."""
+    """Return the combinations of named choices, and of the categoricals that others wait for."""
     parents = {parent for dimension in space.values() for parent in dimension.when}
     found: list[Params] = [{}]
     for path in in_order(space):
