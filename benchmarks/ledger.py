@@ -33,7 +33,7 @@ from benchmarks.ledger_rows import LEVEL, copied
 from benchmarks.ledger_sides import CONCURRENT, NAME, Apart, Ours, Plain, apart, fill, say
 from benchmarks.postgres import PostgresServer
 from benchmarks.report import Result, report
-from hpo.control.assignment import Assignment
+from hpo.control.attempts import TrialAttempt
 from hpo.control.controller import Controller
 
 SIZES = (1_000, 10_000, 100_000)
@@ -182,7 +182,7 @@ def worker(controller: Controller, at: float) -> tuple[int, dict[int, float], li
     """Run one trial from `at` on: its id, its values by step, and how long each report waited."""
     _sleep_until(at)
     assignment = controller.next()
-    assert isinstance(assignment, Assignment)
+    assert isinstance(assignment, TrialAttempt)
     sent: dict[int, float] = {}
     waits = []
     for step in WORKERS_STEPS:

@@ -17,7 +17,7 @@ from typing import Protocol
 import optuna
 
 from benchmarks.ledger_rows import LEVEL, grow
-from hpo.control.assignment import Assignment
+from hpo.control.attempts import TrialAttempt
 from hpo.control.controller import Controller
 from hpo.control.messages import Kind, Message
 from hpo.search.space import suggest
@@ -59,7 +59,7 @@ class Ours:
     def ask(self) -> None:
         """Have a trial with parameters."""
         assignment = self.controller.next()
-        assert isinstance(assignment, Assignment)
+        assert isinstance(assignment, TrialAttempt)
         self._assignment = assignment
 
     def report(self, step: int, value: float) -> None:
@@ -131,7 +131,7 @@ def config(pruner: str) -> StudyConfig:
     )
 
 
-def say(controller: Controller, to: Assignment, kind: Kind, step: int, value: float) -> bool:
+def say(controller: Controller, to: TrialAttempt, kind: Kind, step: int, value: float) -> bool:
     """Have an attempt say its metrics; whether it goes on."""
     metrics = {"valid_ppl": value, "step_seconds": 0.1}
     return controller.handle(to.number, to.attempt.number, Message(kind, step, metrics))
@@ -147,7 +147,7 @@ def fill(url: str, size: int) -> None:
     play(first, LEVEL, STEPS)
     first.close()
     for opened in (ledger, first.ledger):
-        opened.storage._backend.engine.dispose()  # type: ignore[attr-defined]
+        opened.engine.dispose()
     grow(url, size)
 
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from hpo.errors import HpoError
 from hpo.reading import views
-from hpo.reading.export import exported, table
+from hpo.reading.export import content_for, table
 from hpo.reading.files import write_whole
 from hpo.reading.views import View
 from hpo.service.launch import Launch
-from hpo.service.opening import open_ledger, storage_url
+from hpo.service.opening import Place, open_ledger, storage_url
 from hpo.study.config import StudyConfig
 from hpo.study.load import find_study_file, load_study, study_of
 from trainer.config.settings import ConfigError, parse_document
@@ -45,7 +45,7 @@ class Study:
 
     @property
     def best(self) -> View | None:
-        """The best trial, as `hpo best --json` has it; None before there is one.
+        """The best trial, as `hpo best --json` prints it; None before there is one.
 
         Raises ConfigError for a study with several objectives.
         """
@@ -55,42 +55,42 @@ class Study:
 
     @property
     def front(self) -> list[View]:
-        """The Pareto front; of one objective, the best trial."""
+        """The Pareto front or, with one objective, the best trial alone."""
         return views.best_trials(self._ledger, self.name)
 
     @property
     def trials(self) -> pd.DataFrame:
-        """A row a trial, as `hpo export` writes them."""
+        """A table with one row per trial, as `hpo export` writes it."""
         return table(self._ledger, self.name)
 
     @property
     def optuna(self) -> optuna.Study:
-        """The study as Optuna's, for its visualizations, say. Tell it nothing: `hpo` does."""
+        """The same study as `optuna.Study`, to read and draw. Do not tell it trials: `hpo` does."""
         import optuna
 
         return optuna.load_study(study_name=self.name, storage=self._ledger.storage)
 
     def status(self) -> View:
-        """How far it is, and who runs it: `hpo status --json`."""
+        """Return how far the study is, and who runs it, as `hpo status --json` does."""
         return views.study_status(self._ledger, self.name)
 
     def show(self, number: int) -> View:
-        """Everything about one trial: `hpo show --json`."""
+        """Return everything about one trial, as `hpo show --json` does."""
         return views.trial_details(self._ledger, self.name, number)
 
     def config(self, number: int) -> str:
-        """The trial's train config, YAML, which `python -m trainer` runs: `hpo show --config`."""
+        """Return the trial's train config as YAML for `python -m trainer`: `hpo show --config`."""
         return views.trial_config(self._ledger, self.name, number)
 
     def report(self, path: str | Path) -> Path:
-        """Write the page that `hpo report` writes; where it is."""
+        """Write the page that `hpo report` writes, and return its path."""
         from hpo.reading.report import page
 
-        return _written(page(self._ledger, self.name), Path(path))
+        return write_whole(page(self._ledger, self.name), Path(path))
 
     def export(self, path: str | Path) -> Path:
-        """Write the trials as the suffix says, .csv, .parquet or .json; where they are."""
-        return _written(exported(self._ledger, self.name, Path(path)), Path(path))
+        """Write the trials as the suffix says, .csv, .parquet or .json, and return the path."""
+        return write_whole(content_for(Path(path), self._ledger, self.name), Path(path))
 
     def evaluate(
         self,
@@ -102,7 +102,7 @@ class Study:
     ) -> list[View]:
         """Train the `top` best trials again under fresh seeds, and test them: `hpo evaluate`.
 
-        Called again, it goes on, or says again what it found. Raises as `hpo.start` does.
+        A second call goes on, or returns again what was found. Raises as `hpo.start` does.
         """
         from hpo.evaluation.evaluations import conclude_evaluation, plan_evaluation
 
@@ -127,10 +127,10 @@ class Study:
         """Train `recipes` beside each other under the same seeds, and test them: `hpo compare`.
 
         The comparison is called `name`; its tables go to the files `output`, as their suffixes say.
-        Called again, it goes on, or says again what it found. Raises as `hpo.start` does.
+        A second call goes on, or returns again what was found. Raises as `hpo.start` does.
         """
         from hpo.evaluation.comparison_results import compare_recipes
-        from hpo.reading.comparison_table import written
+        from hpo.reading import comparison_table
 
         _check_thread("Study.compare")
         _check_least(seeds=seeds, target=1 if target is None else target)
@@ -149,7 +149,7 @@ class Study:
             say=print,
         )
         for file in files:
-            _written(written(found, file), file)
+            write_whole(comparison_table.content_for(file, found), file)
         return found
 
     def __repr__(self) -> str:
@@ -162,9 +162,9 @@ class Study:
 
 
 class Unfinished(HpoError, RuntimeError):
-    """A study left before it was done: stopped from elsewhere, or without reaching its goal.
+    """A study ended early: it was stopped from elsewhere, or could not reach its goal.
 
-    Says why in one line. What there is of it is in `study`.
+    The message says why in one line; `study` is the study as it is.
     """
 
     def __init__(self, message: str, study: Study) -> None:
@@ -186,7 +186,8 @@ def start(
     """Start a new study and run it until its budget is spent: `hpo start`.
 
     `study` is a study file, the name of one that ships, or what such a file holds; relative paths
-    in that are from the working folder. `settings` are train settings by dotted path, over it.
+    in the last are from the working folder. `settings` are train settings by dotted path, which
+    replace the study's own.
 
     Raises ConfigError and LedgerError with nothing written, Unfinished, and KeyboardInterrupt once
     running trials have written a checkpoint. Must be called from the main thread.
@@ -199,10 +200,7 @@ def start(
         launch.start(
             config,
             source,
-            storage=storage,
-            runs=str(runs),
-            ray_address=ray_address,
-            metrics_port=metrics_port,
+            Place(storage, str(runs), ray_address, metrics_port),
             may_rename=study is None and name is None,
             say=print,
         )
@@ -226,11 +224,8 @@ def resume(
     return _run(
         launch.resume(
             name,
-            storage=storage,
+            Place(storage, str(runs), ray_address, metrics_port),
             trials=trials,
-            runs=str(runs),
-            ray_address=ray_address,
-            metrics_port=metrics_port,
             same_machine=same_machine,
             say=print,
         )
@@ -238,7 +233,7 @@ def resume(
 
 
 def load(name: str, *, storage: str | None = None) -> Study:
-    """A study, to be read; whoever runs it is not disturbed. Raises LedgerError."""
+    """Return a study to read, without disturbing whoever runs it. Raises LedgerError."""
     return Study(open_ledger(storage_url(storage)), name)
 
 
@@ -248,12 +243,12 @@ def _config(
     name: str | None,
     trials: int | None,
 ) -> tuple[StudyConfig, str]:
-    """The study, checked whole, and where it is from."""
+    """Return the study, checked whole, and the name of its source."""
     given = [f"{path}={_plain(value, path)}" for path, value in settings.items()]
     if isinstance(study, StudyConfig):
         study = study.model_dump(mode="json")
     if isinstance(study, Mapping):
-        # As if it were in a file, which holds plain data alone.
+        # It is read as if from a file, which can only hold plain data.
         document = parse_document(_plain(dict(study), "the study"), SOURCE)
         config = study_of(document, Path(SOURCE), settings=given, name=name, trials=trials)
         return config, SOURCE
@@ -262,7 +257,7 @@ def _config(
 
 
 def _plain(value: Any, what: str) -> str:
-    """The value as JSON, which is YAML."""
+    """Return the value as JSON, which is also YAML."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -270,17 +265,19 @@ def _plain(value: Any, what: str) -> str:
 
 
 def _train(ledger: Ledger, plan: Plan, runs: str, ray_address: str | None) -> None:
-    from hpo.evaluation.phase import launched
+    from hpo.evaluation.phase import prepare_launch
 
-    launch = launched(ledger, plan, runs, ray_address)
+    launch = prepare_launch(ledger, plan, Place(None, runs, ray_address))
     if launch is not None:
         _run(launch)
 
 
 def _run(launch: Launch) -> Study:
+    from hpo.service.run import run_study
+
     study = Study(launch.ledger, launch.record.name)
     with _signals_put_back():
-        ending = launch.run(exits=False)
+        ending = run_study(launch, exits=False)
     if ending.signalled:
         raise KeyboardInterrupt(ending.message)
     if ending.status:
@@ -290,7 +287,7 @@ def _run(launch: Launch) -> Study:
 
 @contextmanager
 def _signals_put_back() -> Iterator[None]:
-    """Ray takes SIGTERM, and does not give it back."""
+    """Restore the signal handlers at the end: Ray replaces that of SIGTERM and leaves its own."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -311,8 +308,3 @@ def _check_least(**given: float) -> None:
     for name, value in given.items():
         if not value >= 1:
             raise ConfigError(f"{name}: {value}: must be at least 1")
-
-
-def _written(content: str | bytes, path: Path) -> Path:
-    write_whole(content, path)
-    return path

@@ -11,9 +11,10 @@ import sqlalchemy as sa
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.storages._rdb.models import TrialModel
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import scoped_session
 
-from storage.database import clock
+from storage.database import clock, time_of
 from storage.errors import StudyNotFound
 from storage.models import (
     AttemptRow,
@@ -46,38 +47,39 @@ class Reader:
         self._backend = backend
         self.storage: BaseStorage = get_storage(backend)
         self.url = url
-        self._sessions = cast(scoped_session[JoinedSession], backend.scoped_session)
-        self._dialect: str = backend.engine.dialect.name
+        self.sessions = cast(scoped_session[JoinedSession], backend.scoped_session)
+        self.engine: Engine = backend.engine
 
     @property
     def on_a_server(self) -> bool:
         """Whether controllers on several machines can write: SQLite's file is for one."""
-        return self._dialect != "sqlite"
+        return self.engine.dialect.name != "sqlite"
 
     def studies(self) -> list[StudyRecord]:
         """Every study that this program made, oldest first."""
-        with self._sessions() as session:
-            rows = session.execute(
-                sa.select(StudyRow, STUDIES.c.study_name)
-                .join(STUDIES, STUDIES.c.study_id == StudyRow.study_id)
-                .order_by(StudyRow.created_at)
-            )
-            return [_study(row, name) for row, name in rows if is_study_name(name)]
+        return self._studies(sa.true())
 
     def study(self, name: str) -> StudyRecord:
         """The study called `name`. Raises StudyNotFound with the nearest names."""
         check_study_name(name)
-        studies = {study.name: study for study in self.studies()}
-        if name in studies:
-            return studies[name]
-        close = difflib.get_close_matches(name, studies, n=3, cutoff=0.4) or list(studies)[-3:]
+        if found := self._studies(STUDIES.c.study_name == name):
+            return found[0]
+        names = [study.name for study in self.studies()]
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[-3:]
         hint = f"; did you mean {' or '.join(close)}?" if close else "; it holds no study yet"
         raise StudyNotFound(f"{self.url}: no study called {name}{hint}")
 
+    def stop_requested_at(self, study: StudyRecord) -> float | None:
+        """Return when somebody last asked to stop the study, by the ledger's clock."""
+        with self.sessions() as session:
+            return session.scalar(
+                sa.select(StudyRow.stop_requested_at).where(StudyRow.study_id == study.study_id)
+            )
+
     def controllers(self, study: StudyRecord) -> list[Controller]:
         """Every controller the study has had, oldest first."""
-        with self._sessions() as session:
-            now = self._now(session)
+        with self.sessions() as session:
+            now = time_of(session)
             rows = session.scalars(
                 sa.select(ControllerRow)
                 .where(ControllerRow.study_id == study.study_id)
@@ -99,7 +101,7 @@ class Reader:
     def attempts(self, study: StudyRecord) -> dict[int, list[Attempt]]:
         """Every attempt of every trial of the study, by trial id, in order."""
         found: dict[int, list[Attempt]] = defaultdict(list)
-        with self._sessions() as session:
+        with self.sessions() as session:
             rows = session.scalars(
                 sa.select(AttemptRow)
                 .join(TRIALS, TRIALS.c.trial_id == AttemptRow.trial_id)
@@ -107,27 +109,27 @@ class Reader:
                 .order_by(AttemptRow.trial_id, AttemptRow.number)
             )
             for row in rows:
-                found[row.trial_id].append(self._attempt(row))
+                found[row.trial_id].append(attempt_record(row))
         return dict(found)
 
     def trial_attempts(self, trial_id: int) -> list[Attempt]:
         """Every attempt of one trial, in order."""
-        with self._sessions() as session:
+        with self.sessions() as session:
             rows = session.scalars(
                 sa.select(AttemptRow)
                 .where(AttemptRow.trial_id == trial_id)
                 .order_by(AttemptRow.number)
             )
-            return [self._attempt(row) for row in rows]
+            return [attempt_record(row) for row in rows]
 
     def waiting(self, study: StudyRecord) -> list[Waiting]:
         """RUNNING trials that wait for their next attempt, oldest first."""
-        with self._sessions() as session:
+        with self.sessions() as session:
             rows = session.execute(
                 sa.select(
                     WaitingRow.trial_id,
                     TRIALS.c.number,
-                    WaitingRow.due_at - clock(self._dialect),
+                    WaitingRow.due_at - clock(self.engine.dialect.name),
                     WaitingRow.parked,
                 )
                 .join(TRIALS, TRIALS.c.trial_id == WaitingRow.trial_id)
@@ -138,7 +140,7 @@ class Reader:
 
     def open_attempts(self, study: StudyRecord) -> list[Attempt]:
         """The attempts that the study's active controllers are executing."""
-        with self._sessions() as session:
+        with self.sessions() as session:
             rows = session.scalars(
                 sa.select(AttemptRow)
                 .join(ControllerRow, ControllerRow.id == AttemptRow.controller_id)
@@ -149,7 +151,7 @@ class Reader:
                 )
                 .order_by(AttemptRow.id)
             )
-            return [self._attempt(row) for row in rows]
+            return [attempt_record(row) for row in rows]
 
     def trials(self, study: StudyRecord, *states: TrialState) -> list[FrozenTrial]:
         """The study's trials in any of these states, by number. No others are read, or kept."""
@@ -157,7 +159,7 @@ class Reader:
 
     def trial_counts(self, study: StudyRecord) -> Counter[str]:
         """How many trials the study has in each state."""
-        with self._sessions() as session:
+        with self.sessions() as session:
             rows = session.execute(
                 sa.select(TrialModel.state, sa.func.count())
                 .where(TrialModel.study_id == study.study_id)
@@ -169,7 +171,7 @@ class Reader:
         self, study_id: int, unfinished: Collection[int], newest: int
     ) -> dict[int, TrialState]:
         """States of the trials `unfinished`, and of all of the study after the `newest`, by id."""
-        with self._sessions() as session:
+        with self.sessions() as session:
             rows = session.execute(
                 sa.select(TrialModel.trial_id, TrialModel.state)
                 .where(newer_or_named(study_id, newest, unfinished))
@@ -179,7 +181,7 @@ class Reader:
 
     def metrics(self, trial_id: int) -> dict[int, dict[str, Any]]:
         """Metrics of one trial by optimizer step, in order."""
-        with self._sessions() as session:
+        with self.sessions() as session:
             rows = session.scalars(
                 sa.select(MetricsRow)
                 .where(MetricsRow.trial_id == trial_id)
@@ -194,7 +196,7 @@ class Reader:
         """
         found: dict[int, dict[int, float]] = defaultdict(dict)
         states = [state for state in TrialState if state.is_finished() == finished]
-        with self._sessions() as session:
+        with self.sessions() as session:
             rows = session.execute(
                 sa.select(MetricsRow.trial_id, MetricsRow.step, MetricsRow.metrics)
                 .join(TrialModel, TrialModel.trial_id == MetricsRow.trial_id)
@@ -209,13 +211,13 @@ class Reader:
     def last_metrics(self, study: StudyRecord) -> dict[int, dict[str, Any]]:
         """All metrics of each trial of the study at its last step, by trial id."""
         newest = _at_newest_step(MetricsRow, TRIALS.c.study_id == study.study_id)
-        with self._sessions() as session:
+        with self.sessions() as session:
             rows = session.execute(sa.select(MetricsRow.trial_id, MetricsRow.metrics).join(*newest))
             return {trial_id: dict(metrics) for trial_id, metrics in rows}
 
     def results(self, trial_id: int) -> list[dict[str, float]]:
         """The last metrics of each training of a trial that has several, in order."""
-        with self._sessions() as session:
+        with self.sessions() as session:
             rows = session.scalars(
                 sa.select(ResultRow)
                 .where(ResultRow.trial_id == trial_id)
@@ -237,7 +239,7 @@ class Reader:
         Of those that have not ended, up to when their controllers were last seen.
         """
         until = sa.func.coalesce(AttemptRow.ended_at, ControllerRow.seen_at)
-        with self._sessions() as session:
+        with self.sessions() as session:
             spent = session.scalar(
                 sa.select(sa.func.sum((until - AttemptRow.started_at) * AttemptRow.devices))
                 .join(ControllerRow, ControllerRow.id == AttemptRow.controller_id)
@@ -257,7 +259,7 @@ class Reader:
         row = DepthPointRow
         columns = [column for column in row.__table__.columns if column.name != "trial_id"]
         found: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        with self._sessions() as session:
+        with self.sessions() as session:
             points = session.execute(
                 sa.select(row.trial_id, *columns)
                 .join(*_at_newest_step(row, wanted))
@@ -269,7 +271,7 @@ class Reader:
 
     def teachers(self, study: StudyRecord) -> list[TeacherRecord]:
         """The study's teachers, by their keys."""
-        with self._sessions() as session:
+        with self.sessions() as session:
             rows = session.scalars(
                 sa.select(TeacherRow)
                 .where(TeacherRow.study_id == study.study_id)
@@ -277,23 +279,32 @@ class Reader:
             )
             return [teacher_record(row) for row in rows]
 
-    def _now(self, session: Session) -> float:
-        return float(session.scalar(sa.select(clock(self._dialect))) or 0.0)
+    def _studies(self, wanted: sa.ColumnElement[bool]) -> list[StudyRecord]:
+        with self.sessions() as session:
+            rows = session.execute(
+                sa.select(StudyRow, STUDIES.c.study_name)
+                .join(STUDIES, STUDIES.c.study_id == StudyRow.study_id)
+                .where(wanted)
+                .order_by(StudyRow.created_at)
+            )
+            return [_study(row, name) for row, name in rows if is_study_name(name)]
 
-    def _attempt(self, row: AttemptRow) -> Attempt:
-        return Attempt(
-            row.id,
-            row.trial_id,
-            row.number,
-            row.controller_id,
-            row.devices,
-            row.started_at,
-            row.ended_at,
-            row.first_step,
-            row.last_step,
-            Reason(row.reason) if row.reason else None,
-            row.detail,
-        )
+
+def attempt_record(row: AttemptRow) -> Attempt:
+    """Return what readers get of an attempt's row."""
+    return Attempt(
+        row.id,
+        row.trial_id,
+        row.number,
+        row.controller_id,
+        row.devices,
+        row.started_at,
+        row.ended_at,
+        row.first_step,
+        row.last_step,
+        Reason(row.reason) if row.reason else None,
+        row.detail,
+    )
 
 
 def _study(row: StudyRow, name: str) -> StudyRecord:

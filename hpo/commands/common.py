@@ -73,16 +73,13 @@ def say(text: str) -> None:
 
 
 def fail(message: str) -> NoReturn:
-    """Leave: the person's input is wrong."""
+    """Exit with status 2, because the person's input is wrong."""
     print(f"hpo: {message}", file=sys.stderr)
     sys.exit(2)
 
 
-def write(content: str | bytes, file: Path | None, *, quiet: bool = False) -> None:
-    """Print a text, or write `content` to `file`, whole or not at all, and say so."""
-    if file is None:
-        print(content, end="")
-        return
+def save(content: str | bytes, file: Path, *, quiet: bool = False) -> None:
+    """Write `content` to `file`, all of it or nothing, and say so."""
     from hpo.reading.files import write_whole
     from trainer.config.settings import ConfigError
 

@@ -1,7 +1,7 @@
-"""What a shell completes beside commands and options: the names of studies.
+"""The names of studies, which a shell completes beside commands and options.
 
-Asked at every press of a key, it reads one column and imports no Optuna. It makes no ledger; where
-there is none that it can read, it has nothing to say.
+A shell asks at every press of a key, so this reads one column and imports no Optuna. It makes no
+ledger, and completes nothing where it can read none.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import typer
 
-# As storage/names.py has it, which is too slow to import. A shell would run what is in other names.
+# As in storage/names.py, which is too slow to import. Other names may hold what a shell would run.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def study_names(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The studies in the ledger that the command would open."""
+    """Return the names of the studies in the ledger that the command would open."""
     import sqlalchemy as sa
 
     from hpo.commands.common import storage_url

@@ -1,7 +1,6 @@
-"""The commands about data sets.
+"""The command that prepares a data set: it shows progress, and says what came of it.
 
-Texts belong to `trainer/data/fetch.py` and tokens to `trainer/data/splits.py`: what is here shows
-bars of progress, on standard error, and says what came of it.
+`trainer/data/fetch.py` fetches the texts, and `trainer/data/splits.py` makes tokens of them.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def prepare_data(
 def _prepare(settings: Mapping[str, object], url: str | None) -> None:
     """Fetch and tokenize the data set of the `data` section `settings`; say where, and how much.
 
-    Raises ConfigError, in one line, when that cannot be.
+    Raises ConfigError, in one line, if that cannot be done.
     """
     from trainer.config.settings import ConfigError, nearest
     from trainer.config.train import resolve

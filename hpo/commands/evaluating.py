@@ -1,4 +1,4 @@
-"""The commands of the evaluation phase: the two that have the test split read."""
+"""The commands of the evaluation phase, which are the only two that read the test split."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from hpo.commands.common import (
     Storage,
     answer,
     open_ledger,
+    save,
     storage_url,
-    write,
 )
+from hpo.service.opening import Place
 
 if TYPE_CHECKING:
     from hpo.evaluation.phase import Plan
@@ -105,7 +106,7 @@ def compare(
     """
     from hpo.evaluation.comparison_results import compare_recipes
     from hpo.reading import tables
-    from hpo.reading.comparison_table import written
+    from hpo.reading.comparison_table import content_for
 
     ledger = open_ledger(storage_url(storage))
 
@@ -127,7 +128,7 @@ def compare(
     )
     answer(found, as_json, tables.comparison)
     for file in output or ():
-        write(written(found, file), file, quiet=as_json)
+        save(content_for(file, found), file, quiet=as_json)
 
 
 def _train(
@@ -139,14 +140,15 @@ def _train(
     *,
     as_json: bool,
 ) -> None:
-    """Train what of the plan has not been; leaves with the service's status where that fails."""
-    from hpo.evaluation.phase import launched
+    """Train the rest of the plan; exit with the service's status if that fails."""
+    from hpo.evaluation.phase import prepare_launch
+    from hpo.service.run import run_study
 
-    launch = launched(ledger, planned, runs, ray_address)
+    launch = prepare_launch(ledger, planned, Place(None, runs, ray_address))
     if launch is None:
         return
     with _on_standard_error() if as_json else nullcontext():
-        ending = launch.run()
+        ending = run_study(launch)
     if ending.status:
         print(f"hpo: {ending.message}", file=sys.stderr)
         print(f"hpo: for the table, again: {command}", file=sys.stderr)
@@ -155,7 +157,7 @@ def _train(
 
 @contextmanager
 def _on_standard_error() -> Iterator[None]:
-    """Have the live view leave standard output alone."""
+    """Send the live view to standard error, which leaves standard output to the answer."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:

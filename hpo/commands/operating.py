@@ -1,4 +1,4 @@
-"""The commands of whoever keeps the service running: copy a study, and find what is wrong."""
+"""The commands for operating the service: copy a study, and find what is wrong."""
 
 from __future__ import annotations
 
@@ -59,10 +59,11 @@ def doctor(
     """Look at what a study needs here, and say what to do where something is wrong."""
     import json
 
-    from hpo.service.doctor import Place, examine
+    from hpo.service.doctor import examine
+    from hpo.service.opening import Place
 
     found = []
-    for check, finding in examine(Place(storage_url(storage), runs, ray_address)):
+    for check, finding in examine(Place(storage, runs, ray_address)):
         found.append({"check": check, **asdict(finding)})
         if not as_json:
             do = f" -> {finding.do}" if finding.do else ""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hpo.commands.common import AsJson, Name, Storage, answer, open_ledger, say, storage_url, write
+from hpo.commands.common import AsJson, Name, Storage, answer, open_ledger, save, say, storage_url
 
 
 def list_studies(storage: Storage = None, as_json: AsJson = False) -> None:
@@ -47,7 +47,7 @@ def show(
 
     ledger = open_ledger(storage_url(storage))
     if config:
-        write(views.trial_config(ledger, name, number), None)
+        print(views.trial_config(ledger, name, number), end="")
         return
     answer(views.trial_details(ledger, name, number), as_json, tables.trial)
 
@@ -90,7 +90,11 @@ def schedule(
     """Write the best trial's learned schedule as a train config that trains from step 0."""
     from hpo.reading.learned_schedule import learned_schedule
 
-    write(learned_schedule(open_ledger(storage_url(storage)), name), output)
+    config = learned_schedule(open_ledger(storage_url(storage)), name)
+    if output is None:
+        print(config, end="")
+    else:
+        save(config, output)
 
 
 def dashboard(

@@ -20,6 +20,7 @@ from hpo.commands.common import (
     say,
     storage_url,
 )
+from hpo.service.opening import Place
 
 if TYPE_CHECKING:
     from hpo.service.launch import Launch
@@ -58,10 +59,7 @@ def start(
         launch.start(
             config,
             str(path),
-            storage=storage,
-            runs=runs,
-            ray_address=ray_address,
-            metrics_port=metrics_port,
+            Place(storage, runs, ray_address, metrics_port),
             # The quickstart may be started again and again.
             may_rename=study is None and name is None,
             say=say,
@@ -90,11 +88,8 @@ def resume(
     _run(
         launch.resume(
             name,
-            storage=storage,
+            Place(storage, runs, ray_address, metrics_port),
             trials=trials,
-            runs=runs,
-            ray_address=ray_address,
-            metrics_port=metrics_port,
             same_machine=same_machine,
             say=say,
         )
@@ -159,8 +154,9 @@ def enqueue(
 
 def _run(launch: Launch) -> NoReturn:
     from hpo.reading import tables, views
+    from hpo.service.run import run_study
 
-    ending, name = launch.run(), launch.record.name
+    ending, name = run_study(launch), launch.record.name
     if ending.status == 0:
         tables.best(name, views.best_trials(launch.ledger, name))
     print(ending.message, file=sys.stdout if ending.status == 0 else sys.stderr)

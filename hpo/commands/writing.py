@@ -1,4 +1,4 @@
-"""The commands that write what the ledger says to a file: a page to read, a table to work with."""
+"""The commands that write a study to a file: as a page to read, or as a table to work with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hpo.commands.common import Name, Storage, open_ledger, storage_url, write
+from hpo.commands.common import Name, Storage, open_ledger, save, storage_url
 
 
 def report(
@@ -18,7 +18,7 @@ def report(
     """Write a page about a study: one HTML file, with pictures, that needs no network."""
     from hpo.reading.report import page
 
-    write(page(open_ledger(storage_url(storage)), name), output)
+    save(page(open_ledger(storage_url(storage)), name), output)
 
 
 def export(
@@ -29,6 +29,6 @@ def export(
     storage: Storage = None,
 ) -> None:
     """Write a study's trials as a table, one row a trial."""
-    from hpo.reading.export import exported
+    from hpo.reading.export import content_for
 
-    write(exported(open_ledger(storage_url(storage)), name, output), output)
+    save(content_for(output, open_ledger(storage_url(storage)), name), output)

@@ -1,59 +1,71 @@
-"""What a gang is given to do: one attempt at a trial, or at a teacher; and how it ended."""
+"""What a gang is given to do: an `Assignment`, which travels to it as a `Message` travels back.
+
+Workers import this module, so it imports nothing heavy.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-import optuna
-from optuna.trial import TrialState
+from hpo.control.messages import Job
+from hpo.study.functions import OwnFunction
 
-from storage import Attempt, Reason
+if TYPE_CHECKING:
+    from hpo.study.config import StudyConfig
 
 
-@dataclass
+@dataclass(frozen=True)
+class GangShape:
+    """The processes that train together, and how long they may make no progress."""
+
+    ranks: int
+    cpus_per_rank: int
+    gpus_per_rank: int
+    hang_seconds: float
+
+
+@dataclass(frozen=True)
 class Assignment:
-    """One attempt to be run."""
+    """One attempt at a trial, or at training a teacher, for a gang to execute."""
 
-    number: int  # of the trial
-    trial: optuna.Trial
-    attempt: Attempt
-    config: dict[str, Any]  # the train config as a document
-    params: dict[str, Any]
-    reported_step: int = 0  # last optimizer step the ledger has metrics of
-    repeat: int = 0  # which of the trial's trainings it is
-    until: int | None = None  # in a population: the optimizer step at which it waits for the others
-
-    def waits_at(self, step: int) -> bool:
-        """Whether the attempt may not train past `step`, whatever its evaluation says."""
-        return self.until is not None and max(step, self.reported_step) >= self.until
+    job: Job
+    label: str  # the job as people call it: `trial 7`
+    attempt: int  # its number among the job's attempts, from 1
+    document: dict[str, Any]  # the train config
+    reported_step: int  # evaluations up to this optimizer step need no report
+    own_function: OwnFunction | None  # trains, where the study has a training function of its own
+    gang: GangShape
 
     @property
-    def job(self) -> int:
-        """What its gang works at."""
-        return self.number
+    def steps(self) -> int:
+        """The optimizer steps of the whole training."""
+        steps: int = self.document["steps"]
+        return steps
+
+
+class Assigned(Protocol):
+    """An attempt that a controller has begun, of whatever job."""
 
     @property
-    def attempt_number(self) -> int:
-        """The attempt's number among its trial's."""
-        return self.attempt.number
+    def assignment(self) -> Assignment:
+        """What its gang is told."""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """How an attempt ended."""
-
-    reason: Reason | None  # None: all its steps were done
-    state: TrialState | None  # the trial's final one; None: it stays RUNNING, and waits
-    again_in: float = 0.0  # seconds until the next attempt of one that does, at least
-    means: dict[str, float] | None = None  # of a COMPLETE trial: over its trainings
-
-
-@dataclass(frozen=True)
-class TeacherAttempt:
-    """One attempt at training a teacher, to be run as a trial's is."""
-
-    job: str  # the teacher's key
-    attempt_number: int
-    config: dict[str, Any]  # the train config as a document
-    reported_step: int  # its evaluations up to here need no report: all of them
+def make_assignment(
+    config: StudyConfig,
+    job: Job,
+    label: str,
+    attempt: int,
+    document: dict[str, Any],
+    reported_step: int,
+) -> Assignment:
+    """Return an assignment for a gang of the shape that the study asks for."""
+    resources = config.resources
+    gang = GangShape(
+        resources.ranks,
+        resources.cpus_per_rank,
+        resources.gpus_per_rank,
+        config.failures.hang_seconds,
+    )
+    return Assignment(job, label, attempt, document, reported_step, config.own_function, gang)

@@ -1,9 +1,9 @@
 """The controller: asks, dispatches and tells. It alone writes the trials that it has claimed.
 
-It knows nothing of Ray: whoever runs attempts takes an `Assignment` from `next`, and answers with
-`Message`s through `handle`. Each call is one transaction of the ledger, so that a controller
-killed at any line leaves the trial as it was before the call, or as it is after it. What waits to
-be run is in the ledger alone, where other controllers of the study find it too.
+It knows nothing of Ray: whoever runs attempts takes one from `next`, and answers with `Message`s
+through `handle`. Each call is one transaction of the ledger, so that a controller killed at any
+line leaves the trial as it was before the call, or as it is after it. What waits to be run is in
+the ledger alone, where other controllers of the study find it too.
 
 While the database is away trainings go on: what they say is kept, in order, until it is back.
 """
@@ -18,19 +18,20 @@ from collections.abc import Sequence
 
 import optuna
 
-from hpo.control.assignment import Assignment, TeacherAttempt, Verdict
-from hpo.control.attempts import Attempts
+from hpo.control.assignment import Assigned
+from hpo.control.attempts import Attempts, TrialAttempt
+from hpo.control.endings import Endings, Verdict
 from hpo.control.judge import Judge
 from hpo.control.limits import Limits
-from hpo.control.messages import Job, Message, last_line
-from hpo.control.outage import LEDGER_ERRORS, DiskAway, Lifeline, check_disk, database_is_away
+from hpo.control.messages import Job, Message
+from hpo.control.outage import LEDGER_ERRORS, Disk, DiskAway, Lifeline, database_is_away
 from hpo.control.parking import Parking
 from hpo.control.places import study_folder
-from hpo.control.pruning import make_pruner
+from hpo.control.pruning import Pruning, make_pruner
+from hpo.control.suggestions import Suggestions
 from hpo.control.teaching import Teaching
 from hpo.control.telling import Observer, Observers
 from hpo.search.population import Explore, Population
-from hpo.search.samplers.ahead import inform, make_ahead, ready
 from hpo.search.samplers.rebuilt import SpaceExhausted
 from hpo.study.config import StudyConfig
 from storage import (
@@ -68,12 +69,9 @@ class Controller:
         """
         self.config = config
         self.study = optuna.load_study(
-            study_name=record.name,
-            storage=ledger.storage,
-            sampler=make_ahead(config, record.budget_trials),
-            pruner=make_pruner(config),
+            study_name=record.name, storage=ledger.storage, pruner=make_pruner(config)
         )
-        self.running: dict[int, Assignment] = {}
+        self.running: dict[Job, TrialAttempt] = {}  # by the trial's number
         self.stopping = False  # by a person: nothing new is asked, running attempts are left
         self.broken: Exception | None = None  # why this controller can go on no more
         self._ledger = ledger
@@ -84,9 +82,20 @@ class Controller:
         if config.schedule is not None:
             assert explore is not None, "a population needs it"
             self._population = Population(self.study, config.schedule, explore)
-        self._judge = Judge(ledger, self.study, config, self._population)
+        self._suggestions = Suggestions(self.study, config, record.budget_trials)
+        pruning, endings = Pruning(ledger, self.study, config), Endings(ledger, self.study, config)
         self._parking = Parking(
-            ledger, lease, self.study, self._judge, self._population, self._observers.pruned
+            ledger,
+            lease,
+            self.study,
+            config.pruner,
+            pruning,
+            self._population,
+            endings,
+            self._observers,
+        )
+        self._judge = Judge(
+            ledger, self.study, config, self._suggestions, pruning, self._parking, endings
         )
         self._folder = study_folder(runs, record.name)
         self._attempts = Attempts(ledger, lease, self.study, config, self._folder, self._population)
@@ -94,10 +103,10 @@ class Controller:
         self._teaching = Teaching(ledger, record, config, lease, self._observers.teacher)
         self._database = Lifeline(config.failures.outage_seconds)
         self._kept: deque[tuple[Job, int, Message]] = deque()  # to be written when it is back
-        self._disk = Lifeline(config.failures.outage_seconds)
+        self._disk = Disk(self._folder, config.failures.outage_seconds)
         self._next_look = 0.0
         self._lock = threading.RLock()
-        inform(self.study)
+        self._suggestions.inform()
 
     @property
     def gave_up(self) -> str | None:
@@ -110,8 +119,15 @@ class Controller:
         return self._limits.failing
 
     @property
-    def exhausted(self) -> bool:
-        """Whether `next` has nothing more to give, now or later."""
+    def waits_for_database(self) -> bool:
+        """Whether the database is away."""
+        return self._database.away
+
+    def look_for_end(self) -> bool:
+        """Look in the ledger whether `next` has nothing more to give, now or later.
+
+        If the database cannot answer, the outage begins, and the answer is no.
+        """
         with self._lock:
             if self.broken:
                 return True
@@ -134,10 +150,10 @@ class Controller:
                 self.report_error(error)
                 return False
 
-    def next(self) -> Assignment | TeacherAttempt | None:
-        """The next attempt: of a teacher, of a trial that waits for one, of a new trial.
+    def next(self) -> Assigned | None:
+        """Begin the next attempt: at a teacher, at a trial that waits for one, at a new trial.
 
-        None when there is none at the moment; `exhausted` tells whether to ask again.
+        None if there is nothing to run at the moment; `look_for_end` tells whether to ask again.
         """
         with self._lock:
             if not self._may_execute():
@@ -148,22 +164,20 @@ class Controller:
                 self.report_error(error)
                 return None
             except StoreError as error:  # where a teacher is
-                self._lost_disk(str(error))
+                self._leave_if(self._disk.refused(str(error)))
                 return None
             if attempt is not None:
                 self._database.kept()
-            if not isinstance(attempt, Assignment):
-                return attempt
-            self.running[attempt.number] = attempt
-        self._observers.begin(attempt)
-        return attempt
+            return attempt
 
     def _may_execute(self) -> bool:
+        if not self._database.away:
+            self._leave_if(self._disk.look())
         full = len(self.running) >= self.config.resources.concurrent_trials
-        away = self._database.away or self._disk_is_away()
+        away = self._database.away or self._disk.away
         return not (self.stopping or self._teaching.failure or full or away)
 
-    def _next_attempt(self) -> Assignment | TeacherAttempt | None:
+    def _next_attempt(self) -> Assigned | None:
         asks = self._may_begin() and not self._full
         if self.failing or (not asks and time.monotonic() < self._next_look):
             return None
@@ -172,43 +186,47 @@ class Controller:
             teaching = self._teaching.next()
             if teaching or not self._teaching.done:
                 return teaching
-        assignment = self._next_trial(waiting, asks=asks)
-        if assignment is None and not asks:
+        attempt = self._next_trial(waiting, asks=asks)
+        if attempt is not None:
+            self.running[attempt.number] = attempt
+            self._observers.begin(attempt)
+        elif not asks:
             self._next_look = time.monotonic() + LOOK_SECONDS
             self._read_budget()
-        return assignment
+        return attempt
 
-    def _next_trial(self, waiting: list[Waiting], *, asks: bool) -> Assignment | None:
+    def _next_trial(self, waiting: list[Waiting], *, asks: bool) -> TrialAttempt | None:
         again = [trial.trial_id for trial in waiting if not trial.parked and trial.due_in <= 0]
         # Children first: they begin at a checkpoint that their parent does not keep for ever.
         for trial_id in reversed(again) if self._population else again:
-            assignment = self._attempts.next(trial_id)
-            if assignment is not None:
-                return assignment
+            attempt = self._attempts.next(trial_id)
+            if attempt is not None:
+                return attempt
         if self._keeps_places(waiting):
             return None
         parked = {trial.number: trial.trial_id for trial in waiting if trial.parked}
         promoted = self._parking.promoted(parked, over=self._limits.over())
         if promoted is not None:
             return self._attempts.next(parked[promoted])
-        if self.stopping or (asks and not ready(self.study)):
+        if self.stopping or (asks and not self._suggestions.ready):
             return None  # for now
-        assignment = self._ask() if asks else None
-        if assignment is None and len(parked) == len(waiting):
+        attempt = self._ask() if asks else None
+        if attempt is None and len(parked) == len(waiting):
             return self._with_all_parked(parked)
-        return assignment
+        return attempt
 
     def _keeps_places(self, waiting: list[Waiting]) -> bool:
-        """Whether the free places are those of trials that are due again soon.
+        """Whether the free places are kept for trials that are due again soon.
 
-        A study with one worker so repeats, whatever it lost. Others' places are theirs to keep.
+        So a study with one worker repeats itself, whatever it lost. With several controllers each
+        keeps its own places.
         """
         due = sum(not trial.parked for trial in waiting)
         if not due or len(self.running) + due < self.config.resources.concurrent_trials:
             return False
         return sum(one.alive for one in self._ledger.controllers(self._record)) == 1
 
-    def _with_all_parked(self, parked: dict[int, int]) -> Assignment | None:
+    def _with_all_parked(self, parked: dict[int, int]) -> TrialAttempt | None:
         if not parked or self.running or self._ledger.open_attempts(self._record):
             return None
         if {trial.number for trial in self._ledger.waiting(self._record)} != parked.keys():
@@ -216,8 +234,22 @@ class Controller:
         if self._population is None:
             furthest = self._parking.end_of_halving(parked, over=self._limits.over())
             return None if furthest is None else self._attempts.next(parked[furthest])
-        if self._parking.next_round(parked, self._attempts.folder, may_begin=self._may_begin()):
+        if self._parking.next_round(parked, self._folder, may_begin=self._may_begin()):
             return self._next_trial(self._ledger.waiting(self._record), asks=False)
+        return None
+
+    def _ask(self) -> TrialAttempt | None:
+        try:
+            with self._ledger.transaction(self._lease) as transaction:
+                transaction.reserve_trial()
+                attempt = self._attempts.first(transaction)
+        except BudgetSpent:
+            self._limits.trials_spent = True
+        except SpaceExhausted:
+            self._limits.space_exhausted = True
+        else:
+            self._suggestions.inform()
+            return attempt
         return None
 
     def handle(self, job: Job, attempt: int, message: Message) -> bool:
@@ -237,12 +269,44 @@ class Controller:
             if not self._database.away:
                 return False
             self._kept.append((job, attempt, message))
-            return message.kind == "evaluated" and not self._waits_at(job, message.step)
+            running = self.running.get(job)
+            waits = running is not None and running.waits_at(message.step)
+            return message.kind == "evaluated" and not waits
 
-    @property
-    def waits_for_database(self) -> bool:
-        """Whether the database is away."""
-        return self._database.away
+    def _write(self, job: Job, number: int, message: Message, *, kept: bool = False) -> bool:
+        attempt = self.running.get(job)
+        if attempt is not None and attempt.attempt.number == number:
+            goes_on = self._write_trial(attempt, message, kept=kept)
+        elif self._teaching.executes(job, number):
+            goes_on = self._teaching.handle(message)
+            if self._teaching.failure:
+                self._limits.give_up(self._teaching.failure)
+        else:
+            return False
+        if message.kind == "disk":
+            self._leave_if(self._disk.refused(message.detail))
+        elif message.measured:
+            self._disk.kept()  # what is reported has a checkpoint
+        return goes_on
+
+    def _write_trial(self, attempt: TrialAttempt, message: Message, *, kept: bool) -> bool:
+        if kept:  # Optuna's object remembers a report whose commit was refused as made
+            attempt.trial = optuna.Trial(self.study, attempt.attempt.trial_id)
+        with self._ledger.transaction(self._lease) as transaction:
+            verdict: Verdict | None
+            if kept and not transaction.is_open(attempt.attempt):
+                verdict = self._judge.written(attempt)  # by a commit whose answer was lost
+            else:
+                decide = not kept or attempt.waits_at(message.step)
+                verdict = self._judge.write(transaction, attempt, message, decide=decide)
+        self._database.kept()
+        attempt.wrote(message)
+        if verdict is not None:
+            del self.running[attempt.number]
+            if verdict.state is not None:
+                self._limits.count(verdict.state)
+        self._observers.wrote(attempt, message, verdict)
+        return verdict is None
 
     def report_error(self, error: Exception) -> None:
         """The ledger raised `error`: wait until it is back, or leave."""
@@ -277,7 +341,7 @@ class Controller:
 
     def _let_go_of_unknown(self) -> None:
         # A commit whose answer was lost may have begun an attempt that nobody executes.
-        known = {assignment.attempt.attempt_id for assignment in self.running.values()}
+        known = {attempt.attempt.attempt_id for attempt in self.running.values()}
         with self._ledger.transaction(self._lease) as transaction:
             for attempt in self._ledger.open_attempts(self._record):
                 mine = attempt.controller_id == self._lease.controller_id
@@ -285,98 +349,22 @@ class Controller:
                     transaction.end_attempt(attempt, Reason.CONTROLLER_LOST, None)
                     transaction.wait(attempt.trial_id)
 
-    def _write(self, job: Job, attempt: int, message: Message, *, kept: bool = False) -> bool:
-        if isinstance(job, int):
-            return self._write_trial(job, attempt, message, kept=kept)
-        goes_on = self._teaching.handle(job, attempt, message)
-        if message.kind == "disk":
-            self._lost_disk(message.detail)
-        if self._teaching.failure:
-            self._limits.give_up(self._teaching.failure)
-        return goes_on
-
-    def _write_trial(self, number: int, attempt: int, message: Message, *, kept: bool) -> bool:
-        assignment = self.running.get(number)
-        if assignment is None or assignment.attempt.number != attempt:
-            return False
-        if kept:  # Optuna's object remembers a report whose commit was refused as made
-            assignment.trial = optuna.Trial(self.study, assignment.attempt.trial_id)
-        with self._ledger.transaction(self._lease) as transaction:
-            verdict: Verdict | None
-            if kept and not transaction.is_open(assignment.attempt):
-                verdict = self._judge.written(assignment)  # by a commit whose answer was lost
-            else:
-                decide = not kept or assignment.waits_at(message.step)
-                verdict = self._judge.write(transaction, assignment, message, decide=decide)
-        self._database.kept()
-        self._judge.wrote(assignment, message)
-        if message.kind in ("evaluated", "finished"):
-            self._disk.kept()  # what is reported has a checkpoint
-        if verdict is not None:
-            self._follow(assignment, verdict, message.detail)
-        self._observers.wrote(assignment, message, verdict)
-        return verdict is None
-
-    def _waits_at(self, job: Job, step: int) -> bool:
-        assignment = self.running.get(job) if isinstance(job, int) else None
-        return assignment is not None and assignment.waits_at(step)
-
-    def _follow(self, assignment: Assignment, verdict: Verdict, detail: str | None) -> None:
-        del self.running[assignment.number]
-        if verdict.state is not None:
-            self._limits.count(verdict.state)
-        if verdict.reason is Reason.DISK:
-            self._lost_disk(detail)
-
-    def _lost_disk(self, detail: str | None) -> None:
-        """Something could not be kept: begin nothing until the disk answers."""
-        away = DiskAway(
-            f"the disk of {self._folder}: {last_line(detail) or 'it cannot be written to'}"
-        )
-        if not self._disk.away:
-            logger.warning("the study pauses: %s", away)
-        if self._disk.lost():
-            self.abandon(away)
-
-    def _disk_is_away(self) -> bool:
-        """Whether something could not be kept, and the disk does not answer yet."""
-        if self._disk.due:
-            try:
-                check_disk(self._folder)
-            except OSError as error:
-                self._lost_disk(str(error))
-            else:
-                logger.warning("the disk takes writes again after %.0f s", self._disk.seconds)
-                self._disk.answered()
-        return self._disk.away
-
     def abandon(self, error: Exception) -> None:
         """Leave everything as the ledger has it, because `error` keeps this from going on."""
         self.broken = self.broken or error
         self.stopping = True
 
-    def _ask(self) -> Assignment | None:
-        try:
-            with self._ledger.transaction(self._lease) as transaction:
-                transaction.reserve_trial()
-                assignment = self._attempts.first(transaction)
-        except BudgetSpent:
-            self._limits.trials_spent = True
-        except SpaceExhausted:
-            self._limits.space_exhausted = True
-        else:
-            inform(self.study)
-            return assignment
-        return None
+    def _leave_if(self, away: DiskAway | None) -> None:
+        if away is not None:
+            self.abandon(away)
 
     @property
     def _full(self) -> bool:
         return self._population is not None and self._population.full
 
-    def _read_budget(self) -> None:
-        if self._limits.read_budget():
-            # Suggestions ahead were planned for fewer trials.
-            self.study.sampler = make_ahead(self.config, self._limits.budget)
-
     def _may_begin(self) -> bool:
         return not self.stopping and self._limits.may_begin()
+
+    def _read_budget(self) -> None:
+        if self._limits.read_budget():
+            self._suggestions.plan(self._limits.budget)

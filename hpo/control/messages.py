@@ -1,4 +1,4 @@
-"""What passes between a gang and the controller. Imported by workers: it imports nothing heavy."""
+"""What a gang says to its controller. Workers import this module, so it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Kind = Literal[
     "diverged",
     "out_of_memory",
     "worker_lost",
-    "disk",  # it cannot be written to
+    "disk",  # the run's disk cannot be written to
     "busy",  # another process trains in the run's folder
     "error",
 ]
@@ -31,9 +31,14 @@ class Message:
     detail: str | None = None  # a traceback, for instance
     depth_front: list[Any] = field(default_factory=list)  # the trainer's DepthPoints at `step`
 
+    @property
+    def measured(self) -> bool:
+        """Whether it brings metrics, which were checkpointed before it was said."""
+        return self.kind in ("evaluated", "finished")
+
 
 @dataclass(frozen=True)
-class Progress:
+class RankProgress:
     """How far a rank has come. `ticks` grows with every step and evaluated batch."""
 
     job: Job | None
@@ -43,11 +48,6 @@ class Progress:
     note: str | None = None  # what the run last had to say
 
 
-def named(job: Job) -> str:
-    """What people call it: `trial 7`, or `teacher 0123456789abcdef`."""
-    return f"trial {job}" if isinstance(job, int) else f"teacher {job}"
-
-
 def last_line(detail: str | None) -> str:
-    """What a traceback or a message comes to: its last line, 500 characters at most."""
+    """Return the last line of a traceback or a message, 500 characters of it at most."""
     return (detail or "").strip().rpartition("\n")[2][:500]

@@ -6,6 +6,7 @@ controller's affair.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -13,10 +14,13 @@ from pathlib import Path
 import sqlalchemy as sa
 from optuna.exceptions import OptunaError, StorageInternalError
 
+from hpo.control.messages import last_line
 from hpo.errors import HpoError
 from storage import LedgerError, RolledBack
 from trainer.config.settings import is_url
 from trainer.runs.store import check_writable
+
+logger = logging.getLogger("hpo.controller")
 
 LEDGER_ERRORS = (LedgerError, OptunaError, sa.exc.SQLAlchemyError)
 
@@ -66,6 +70,33 @@ class Lifeline:
     def kept(self) -> None:
         """Something was kept there."""
         self.away, self._began = False, None
+
+
+class Disk(Lifeline):
+    """The place of a study's runs: a folder, or a URL."""
+
+    def __init__(self, place: str, limit_seconds: float) -> None:
+        super().__init__(limit_seconds)
+        self._place = place
+
+    def refused(self, detail: str | None) -> DiskAway | None:
+        """It took no write. Returns why to leave, once it has been away for too long."""
+        why = last_line(detail) or "it cannot be written to"
+        away = DiskAway(f"the disk of {self._place}: {why}")
+        if not self.away:
+            logger.warning("the study pauses: %s", away)
+        return away if self.lost() else None
+
+    def look(self) -> DiskAway | None:
+        """Try it, if it is away and it is time to. Returns why to leave, as `refused` does."""
+        if self.due:
+            try:
+                check_disk(self._place)
+            except OSError as error:
+                return self.refused(str(error))
+            logger.warning("the disk takes writes again after %.0f s", self.seconds)
+            self.answered()
+        return None
 
 
 class RayLost(HpoError, RuntimeError):

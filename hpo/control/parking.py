@@ -1,4 +1,4 @@
-"""Parked trials: which of them goes on, and what becomes of them when nothing else is left to do.
+"""Parked trials: which trials wait, which of them go on, and which never will.
 
 Under parked halving a trial waits at a rung until it is among the best there; in a population, for
 the end of its round. Both stand in the ledger. Called under the controller's lock.
@@ -6,82 +6,112 @@ the end of its round. Both stand in the ledger. Called under the controller's lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import optuna
 from optuna.trial import TrialState
 
-from hpo.control.judge import Judge
+from hpo.control.attempts import TrialAttempt
+from hpo.control.endings import Endings
+from hpo.control.places import trial_folder
+from hpo.control.pruning import Pruning
+from hpo.control.telling import Observers
+from hpo.search.halving import Halving
 from hpo.search.population import Population
+from hpo.search.pruners import ParkedHalving, PrunerConfig
 from storage import Lease, Ledger, Reason
 
 Parked = Mapping[int, int]  # trial ids by number
 
 
 class Parking:
-    """Decides over a study's parked trials, and ends those that will not go on."""
+    """Decides which of a study's trials are parked, and ends those that will not go on."""
 
     def __init__(
         self,
         ledger: Ledger,
         lease: Lease,
         study: optuna.Study,
-        judge: Judge,
+        pruner: PrunerConfig,
+        pruning: Pruning,
         population: Population | None,
-        pruned: Callable[[int, Reason], None],
+        endings: Endings,
+        observers: Observers,
     ) -> None:
         self._ledger = ledger
         self._lease = lease
         self._study = study
-        self._judge = judge
+        self._pruning = pruning
         self._population = population
-        self._pruned = pruned  # is told, by the trial's number
+        self._endings = endings
+        self._observers = observers
+        self._halving: Halving | None = None
+        if isinstance(pruner, ParkedHalving):
+            self._halving = Halving(pruner.minimum, pruner.reduction_factor)
+
+    def parks(self, attempt: TrialAttempt, step: int) -> bool:
+        """Whether the trial waits from its evaluation at optimizer step `step` on."""
+        if self._population is not None:
+            return attempt.waits_at(step)
+        if self._halving is None or not attempt.is_new(step):
+            return False
+        curves = self._pruning.curves()
+        resource = max(curves[attempt.number], default=0)
+        return not self._halving.goes_on(attempt.number, resource, curves)
 
     def promoted(self, parked: Parked, *, over: bool) -> int | None:
-        """The number of a parked trial that may go on now; `over`: no rung is passed any more."""
+        """Return the number of a parked trial that may go on now, if any.
+
+        `over` says that no trial passes a rung any more.
+        """
         if self._population is not None:
             return self._population.due(parked)
-        if not parked or self._judge.halving is None or over:
+        if not parked or self._halving is None or over:
             return None
-        return self._judge.halving.promotable(parked, self._judge.curves())
+        return self._halving.promotable(parked, self._pruning.curves())
 
-    def next_round(self, parked: Parked, folder: Callable[[int], str], *, may_begin: bool) -> bool:
-        """With all living members of the population parked: compare them; whether any goes on."""
+    def next_round(self, parked: Parked, folder: str, *, may_begin: bool) -> bool:
+        """Compare the population, all of whose living members are parked; whether any goes on.
+
+        `folder` is the study's.
+        """
         if not parked:
             return False
         assert self._population is not None
         losers = []
         with self._ledger.transaction(self._lease) as transaction:
             for loser, child in self._population.compare(transaction, may_begin):
-                run_dir = folder(child.number)
+                run_dir = trial_folder(folder, child.number)
                 self._ledger.storage.set_trial_user_attr(child._trial_id, "run_dir", run_dir)
                 transaction.wait(child._trial_id)
                 if loser in parked:  # and not one that had ended early
                     transaction.claim(parked[loser])
-                    trial = optuna.Trial(self._study, parked[loser])
-                    self._judge.retire(trial, Reason.EXPLOITED)
+                    self._retire(parked[loser], Reason.EXPLOITED)
                     losers.append(loser)
         for number in losers:
-            self._pruned(number, Reason.EXPLOITED)
+            self._observers.retired(number, Reason.EXPLOITED)
         return True
 
     def end_of_halving(self, parked: Parked, *, over: bool) -> int | None:
-        """With nothing left to wait for: the one to carry through if none was, else none goes on.
+        """Return the trial to carry through, if none is complete yet; else end all of `parked`.
 
-        None of them remains parked then.
+        Called when there is nothing left to wait for.
         """
-        halving = self._judge.halving
-        if halving is None or not parked:
+        if self._halving is None or not parked:
             return None
         complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if not over and not complete:
-            return halving.furthest(parked, self._judge.curves())
+            return self._halving.furthest(parked, self._pruning.curves())
         retired = []
         with self._ledger.transaction(self._lease) as transaction:
             for number, trial_id in parked.items():
                 if transaction.claim(trial_id):
-                    self._judge.retire(optuna.Trial(self._study, trial_id))
+                    self._retire(trial_id, Reason.PRUNED)
                     retired.append(number)
         for number in retired:
-            self._pruned(number, Reason.PRUNED)
+            self._observers.retired(number, Reason.PRUNED)
         return None
+
+    def _retire(self, trial_id: int, reason: Reason) -> None:
+        """End a parked trial where it stands."""
+        self._endings.tell(optuna.Trial(self._study, trial_id), reason, TrialState.PRUNED)

@@ -18,7 +18,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.search.pruners import comparison
+from hpo.search.pruners import ParkedHalving, comparison
 from hpo.search.ranking import sign
 from hpo.search.space import values_of
 from storage import Ledger
@@ -46,8 +46,11 @@ class Pruning:
     def __init__(self, ledger: Ledger, study: optuna.Study, config: StudyConfig) -> None:
         self._ledger = ledger
         self._study = study
+        self._study_id = ledger.storage.get_study_id_from_name(study.study_name)
         self._config = config
         self._compared = comparison(config.pruner)
+        # Parked halving compares the same curves, and stops no trial.
+        self._prunes = self._compared is not None and not isinstance(config.pruner, ParkedHalving)
         self._metric, direction = config.compared_by_pruner
         self._direction = StudyDirection[direction.upper()]
         # Whether Optuna's intermediate values are what is compared.
@@ -55,15 +58,16 @@ class Pruning:
         self._finished: dict[int, Curve] | None = None  # of finished trials, by id, where not
         self._small: dict[int, Curve] = {}  # of finished trials, by number, as halving wants them
         self._units: dict[int, int] = {}  # what a step counts, by the trial's id
-        peers = _Peers(_CompleteTrials(ledger, study._study_id), self._by_resource)
-        self._view = _View(study._storage, self._direction, peers)
+        peers = _Peers(_CompleteTrials(ledger, self._study_id), self._by_resource)
+        self._view = _View(ledger.storage, self._direction, peers)
         self._viewed = optuna.Study(study.study_name, self._view, pruner=study.pruner)  # type: ignore[arg-type]
 
     def should_prune(self, trial: optuna.Trial) -> bool:
         """Whether `trial` should stop where it is."""
-        if self._compared is None:
+        if not self._prunes:
             return False
-        judged = copy.copy(self._study._storage.get_trial(trial._trial_id))
+        assert self._compared is not None
+        judged = copy.copy(self._ledger.storage.get_trial(trial._trial_id))
         judged.intermediate_values = self._by_resource(judged)
         if max(judged.intermediate_values, default=0) < self._compared.minimum:
             return False
@@ -73,7 +77,7 @@ class Pruning:
     def curves(self) -> dict[int, Curve]:
         """Every trial's values of the metric by resource, to be made small, by its number."""
         read = self._ledger.curves
-        running = {} if self._told else read(self._study._study_id, self._metric, finished=False)
+        running = {} if self._told else read(self._study_id, self._metric, finished=False)
         found: dict[int, Curve] = {}
         for trial in self._study.get_trials(deepcopy=False):
             small = self._small.get(trial.number)
@@ -98,7 +102,7 @@ class Pruning:
         if running is not None and not ended:
             return running.get(trial._trial_id, {})
         if self._finished is None:
-            self._finished = self._ledger.curves(self._study._study_id, self._metric, finished=True)
+            self._finished = self._ledger.curves(self._study_id, self._metric, finished=True)
         if trial._trial_id in self._finished:
             return self._finished[trial._trial_id]
         metrics = self._ledger.metrics(trial._trial_id)

@@ -9,16 +9,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hpo.control.assignment import TeacherAttempt
-from hpo.control.messages import Message, last_line
+from hpo.control.assignment import Assignment, make_assignment
+from hpo.control.messages import Job, Message, last_line
 from hpo.study.config import StudyConfig
 from storage import Lease, Ledger, Reason, StudyRecord, TeacherRecord, TeacherState
 from trainer.config.settings import is_url, parse_document
 from trainer.runs.lock import in_use
 from trainer.teaching.teacher import is_trained
+
+
+@dataclass(frozen=True)
+class TeacherAttempt:
+    """An attempt at training a teacher, as the controller that has begun it knows it."""
+
+    key: str  # the teacher's
+    assignment: Assignment
 
 
 class Teaching:
@@ -62,21 +70,25 @@ class Teaching:
                 return attempt
         return None
 
-    def handle(self, key: str, attempt: int, message: Message) -> bool:
-        """Write what an attempt at the teacher `key` said; whether it may go on."""
-        current = self.attempt
-        if current is None or (current.job, current.attempt_number) != (key, attempt):
-            return False
+    def executes(self, job: Job, attempt: int) -> bool:
+        """Whether this attempt at the teacher `job` is in progress."""
+        now = self.attempt
+        return now is not None and (now.key, now.assignment.attempt) == (job, attempt)
+
+    def handle(self, message: Message) -> bool:
+        """Write what the attempt in progress said; whether it may go on."""
+        assert self.attempt is not None
+        key, attempt = self.attempt.key, self.attempt.assignment.attempt
         ended = message.kind != "evaluated"
         with self._ledger.transaction(self._lease) as transaction:
             if not transaction.teachers.is_open(key, attempt):
                 self.attempt = None  # its end was written, or another controller has taken over
                 return False
             if message.step:
-                written = transaction.teachers.record_step(current.job, message.step)
+                written = transaction.teachers.record_step(key, message.step)
             if ended:
                 state, reason = self._verdict(message)
-                written = transaction.teachers.end(current.job, state, reason, message.detail)
+                written = transaction.teachers.end(key, state, reason, message.detail)
         if ended:
             self.attempt = None
             self._follow(written)
@@ -105,7 +117,12 @@ class Teaching:
         self._tell(begun)
         config = parse_document(teacher.config, f"teacher {teacher.key}")
         document = self._config.placed(config, teacher.folder)
-        return TeacherAttempt(teacher.key, begun.attempts, document, teacher.steps)
+        # None of its evaluations needs a report.
+        key = teacher.key
+        assignment = make_assignment(
+            self._config, key, f"teacher {key}", begun.attempts, document, teacher.steps
+        )
+        return TeacherAttempt(key, assignment)
 
     def _verdict(self, message: Message) -> tuple[TeacherState, Reason | None]:
         match message.kind:

@@ -1,4 +1,4 @@
-"""Observers are told what happens, after it was written: trackers and the live view."""
+"""Observers are told what happens, after it was written: trackers, the log, the live view."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from optuna.trial import TrialState
 
-from hpo.control.assignment import Assignment, Verdict
+from hpo.control.attempts import TrialAttempt
+from hpo.control.endings import Verdict
 from hpo.control.messages import Message
 from storage import Reason, TeacherRecord
 
@@ -16,7 +17,7 @@ logger = logging.getLogger("hpo.controller")
 
 
 class Observer(Protocol):
-    """What one of them is told."""
+    """What an observer is told."""
 
     def begin(
         self, trial: int, attempt: int, config: dict[str, Any], params: dict[str, Any]
@@ -34,45 +35,39 @@ class Observer(Protocol):
 
 
 class Observers:
-    """All of a controller's."""
+    """Tells every observer of a controller."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
 
-    def begin(self, assignment: Assignment) -> None:
-        """An attempt starts."""
+    def begin(self, attempt: TrialAttempt) -> None:
+        """Tell that an attempt starts."""
         for observer in self._observers:
-            observer.begin(
-                assignment.number,
-                assignment.attempt.number,
-                assignment.config,
-                assignment.params,
-            )
+            observer.begin(attempt.number, attempt.attempt.number, attempt.config, attempt.params)
 
-    def wrote(self, assignment: Assignment, message: Message, verdict: Verdict | None) -> None:
-        """What an attempt said was written, and the verdict if it was its end."""
-        number = assignment.number
+    def wrote(self, attempt: TrialAttempt, message: Message, verdict: Verdict | None) -> None:
+        """Tell what an attempt said, once it is written, and the verdict if it has ended."""
+        number = attempt.number
         ended = verdict is not None and verdict.state is not None
-        measured = message.kind in ("evaluated", "finished")
         for observer in self._observers:
             # Of several trainings the first is followed; then comes what all of them come to.
-            if measured and (assignment.repeat == 0 or ended):
+            if message.measured and (attempt.repeat == 0 or ended):
                 metrics = (verdict and verdict.means) or message.metrics
                 observer.report(number, message.step, metrics)
             if verdict is not None:
                 state = verdict.state or TrialState.RUNNING
                 observer.end(number, state.name, verdict.reason and verdict.reason.value)
         if verdict is not None and verdict.reason in (Reason.ERROR, Reason.WORKER_LOST):
-            about = {"trial": number, "attempt": assignment.attempt.number}
+            about = {"trial": number, "attempt": attempt.attempt.number}
             logger.warning("trial %d: %s: %s", number, verdict.reason, message.detail, extra=about)
 
-    def pruned(self, number: int, reason: Reason) -> None:
-        """A parked trial goes on no more."""
+    def retired(self, number: int, reason: Reason) -> None:
+        """Tell that a parked trial was ended where it stands."""
         for observer in self._observers:
             observer.end(number, TrialState.PRUNED.name, reason.value)
 
     def teacher(self, teacher: TeacherRecord) -> None:
-        """The study's teacher is now as the ledger has it."""
+        """Tell that the study's teacher is now as the ledger has it."""
         for observer in self._observers:
             observer.teacher(teacher)
         if teacher.detail:

@@ -1,9 +1,9 @@
 """The evaluation phase: what `hpo evaluate` and `hpo compare` have in common.
 
-Either is a study of its own in the ledger of the study that it is of. Every one of its trials is a
-given point, what to train and a seed, and its train config alone says `phase: evaluation`, with
-which a run reads the test split at its end. Whatever runs, resumes and shows studies so does it for
-these too. Nothing here trains.
+Each makes a study of its own, in the ledger of the study that it tests. Each trial of that study is
+a given point: what to train, and a seed. Its train config alone says `phase: evaluation`, with
+which a run reads the test split at its end. Everything that runs, resumes and shows studies works
+for these studies too. This module trains nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from hpo.search.pruners import NoPruner
 from hpo.search.samplers.config import Random
 from hpo.search.space import Dimension, IntDimension
 from hpo.service.launch import Launch, create_study
-from hpo.service.preflight import check_place, check_places
+from hpo.service.opening import Place
+from hpo.service.preflight import check_place, check_run_folders
 from hpo.study.config import StudyConfig
 from hpo.study.load import config_of
 from hpo.study.sections import Budget
@@ -30,27 +31,27 @@ from storage import Ledger, Point, StudyNotFound, StudyRecord, TeacherRecord
 from storage.points import known_params
 from trainer.config.settings import ConfigError
 
-SEEDS = 2**32  # a seed is less
+SEEDS = 2**32  # every seed is less than this
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be trained of the study `name`."""
+    """What is to be trained to test the study `name`."""
 
     name: str
-    config: StudyConfig  # of the study that trains it
+    config: StudyConfig  # of the study that trains the points
     seeds: list[int]
     points: list[Point]  # one for each training; their origins tell them apart, with the seed
     teachers: list[TeacherRecord]
 
     def of(self, origin: Mapping[str, Any], trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-        """Those of `trials` that trained what `origin` says, under one of the plan's seeds."""
+        """Return those of `trials` that trained what `origin` says, under a seed of the plan."""
         keys = {_key(origin, {"seed": seed}) for seed in self.seeds}
         return [trial for trial in trials if _key_of(trial) in keys]
 
 
-def tuned(ledger: Ledger, name: str) -> tuple[StudyRecord, StudyConfig]:
-    """The study `name`. Raises ConfigError, in one line, if it is not to be tested, or not yet."""
+def tuned_study(ledger: Ledger, name: str) -> tuple[StudyRecord, StudyConfig]:
+    """Return the study `name`. Raises ConfigError, in one line, if it may not be tested (yet)."""
     record = ledger.study(name)
     config = config_of(record)
     if config.is_evaluation:
@@ -67,7 +68,7 @@ def tuned(ledger: Ledger, name: str) -> tuple[StudyRecord, StudyConfig]:
         )
     running = [str(c) for c in ledger.controllers(record) if c.alive]
     if running:
-        # A best that may still change; and who sees the test early is led to tune on it.
+        # Its best may still change, and a person who sees the test early is led to tune on it.
         raise ConfigError(
             f"study {name}: is still run by {', '.join(running)}, and is tested when its tuning is "
             f"over; wait for it, or stop it: hpo stop {name}"
@@ -76,21 +77,21 @@ def tuned(ledger: Ledger, name: str) -> tuple[StudyRecord, StudyConfig]:
 
 
 def teachers_again(ledger: Ledger, record: StudyRecord) -> list[TeacherRecord]:
-    """The study's teachers as another study has them that has trained none yet."""
+    """Return the study's teachers for another study, which has trained none of them yet."""
     found = ledger.teachers(record)
     return [TeacherRecord(each.key, each.folder, each.config, each.steps) for each in found]
 
 
-def in_phase(
+def phase_config(
     config: StudyConfig, study: str, space: Mapping[str, Dimension], trials: int
 ) -> StudyConfig:
-    """The study `study` of `trials` given points in `space`, and a seed, after `config`."""
+    """Return the study `study` of `trials` given points in `space` and a seed, made of `config`."""
     seed = IntDimension(type="int", low=0, high=SEEDS - 1)
     return config.model_copy(
         update={
             "study": study,
-            "constraints": (),  # they were for the choice
-            "sampler": Random(name="random"),  # of which nothing is asked
+            "constraints": (),  # the choice has been made
+            "sampler": Random(name="random"),  # which has nothing to sample
             "pruner": NoPruner(name="none"),
             "repeats": 1,
             "budget": Budget(trials=trials),
@@ -102,7 +103,7 @@ def in_phase(
 
 
 def begun_trials(ledger: Ledger, study: str) -> list[FrozenTrial]:
-    """The trials of a study of this phase; none if it has not been begun."""
+    """Return the trials of a study of this phase, or none if it has not been begun."""
     try:
         return ledger.trials(ledger.study(study), *TrialState)
     except StudyNotFound:
@@ -115,9 +116,10 @@ def fresh_seeds(
     begun: Sequence[FrozenTrial],
     wanted: int,
 ) -> list[int]:
-    """The seeds of what was begun, and the next after the train config's that none of `trials` had.
+    """Return the seeds that were begun, then the next ones that no training of `trials` had.
 
-    They come from the ledger alone, so that what goes on has the same again.
+    The next ones count up from the train config's seed. All come from the ledger alone, so that a
+    plan that goes on has the same seeds again.
     """
     kept = [seed for trial in begun if (seed := known_params(trial).get("seed")) is not None]
     first = config.train.get("seed", 0)
@@ -128,23 +130,23 @@ def fresh_seeds(
     return list(islice(dict.fromkeys([*kept, *islice(unused, wanted)]), wanted))
 
 
-def launched(ledger: Ledger, plan: Plan, runs: str, ray_address: str | None) -> Launch | None:
-    """What trains of the plan what has not been trained; None if there is no such thing.
+def prepare_launch(ledger: Ledger, plan: Plan, place: Place) -> Launch | None:
+    """Return what trains the rest of the plan, or None if everything has been trained.
 
-    Raises ConfigError, in one line, where it cannot run.
+    Raises ConfigError, in one line, if it cannot run.
     """
-    check_place(plan.config, runs, ray_address)
+    check_place(plan.config, place)
     record, trials = enter(ledger, plan)
     if is_trained(ledger, record):
         return None
-    check_places(ledger, record, runs)
-    return Launch(ledger, record, runs, ray_address, trials=trials)
+    check_run_folders(ledger, record, place.runs)
+    return Launch(ledger, record, place, trials)
 
 
 def enter(ledger: Ledger, plan: Plan) -> tuple[StudyRecord, int]:
-    """The plan's study, made or found, with all its points; the budget that it needs.
+    """Make or find the plan's study, enter its points, and return it with the budget it needs.
 
-    What has been trained, or waits, is not entered again; what failed is.
+    A point that has been trained, or waits, is not entered again; one that failed is.
     """
     try:
         record = ledger.study(plan.config.study)
@@ -169,25 +171,27 @@ def enter(ledger: Ledger, plan: Plan) -> tuple[StudyRecord, int]:
 
 
 def is_trained(ledger: Ledger, record: StudyRecord) -> bool:
-    """Whether every trial of it has ended."""
+    """Return whether every trial of the study has ended."""
     return not ledger.trials(record, TrialState.WAITING, TrialState.RUNNING)
 
 
-def keep(ledger: Ledger, record: StudyRecord, attribute: str, found: View | list[View]) -> None:
-    """Keep what came of it as a user attribute of its study."""
+def keep_result(
+    ledger: Ledger, record: StudyRecord, attribute: str, found: View | list[View]
+) -> None:
+    """Keep the result of a study of this phase as its user attribute `attribute`."""
     study = optuna.load_study(study_name=record.name, storage=ledger.storage)
     if study.user_attrs.get(attribute) != found:
         study.set_user_attr(attribute, found)
 
 
 def last_metrics(ledger: Ledger, trial: FrozenTrial) -> dict[str, Any]:
-    """What the trial's last evaluation measured."""
+    """Return what the trial's last evaluation measured."""
     found = ledger.metrics(trial._trial_id)
     return found[max(found)] if found else {}
 
 
 def spread(values: Sequence[float]) -> View:
-    """Mean and sample standard deviation, as far as there are values for them."""
+    """Return mean and sample standard deviation, each None if there are too few values for it."""
     return {
         "mean": statistics.fmean(values) if values else None,
         "sd": statistics.stdev(values) if len(values) > 1 else None,

@@ -1,6 +1,6 @@
-"""What trackers have in common: a thread that makes their calls, and what becomes of an error.
+"""What trackers have in common: a thread that makes their calls, and how errors are handled.
 
-Whatever happens to a tracker (no network, a full disk, a library that raises or hangs) never fails,
+Nothing that happens to a tracker (no network, a full disk, a library that raises or hangs) fails,
 delays or stops a trial.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
+from hpo.control.telling import Observer
 from storage import TeacherRecord
 from trainer.config.settings import ConfigError
 from trainer.config.train import TrainConfig, resolve
@@ -21,42 +22,34 @@ from trainer.config.train import TrainConfig, resolve
 logger = logging.getLogger("hpo.tracking")
 
 CLOSE_SECONDS = 20.0  # the longest that close() waits for what is still to be sent
-QUEUE_SIZE = 10_000  # calls; a queue this long means that the tracker hangs
+QUEUE_SIZE = 10_000  # calls; a full queue means that the tracker hangs
 
 
-class Tracker(Protocol):
-    """Follows a study's trials. No method raises, and none waits but `close`, 20 s at most."""
+class Tracker(Observer, Protocol):
+    """Follows a study's trials. No method raises, and only `close` waits, for 20 s at most.
 
-    def begin(
-        self, trial: int, attempt: int, config: Mapping[str, Any], params: Mapping[str, Any]
-    ) -> None:
-        """An attempt at `trial` starts, with the train `config` that its `params` resolve to."""
-
-    def report(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
-        """`metrics` at an optimizer step; a step no later than the last reported is left out."""
-
-    def end(self, trial: int, state: str, reason: str | None) -> None:
-        """`trial` ended COMPLETE, PRUNED or FAIL, or stays RUNNING to be continued later."""
+    A report of a step that is not later than the last reported step is left out.
+    """
 
     def teacher(self, teacher: TeacherRecord) -> None:
-        """Nothing: a teacher is no trial."""
+        """Do nothing, because a teacher is not a trial."""
         return
 
     def close(self) -> None:
-        """Send what is left. Nothing may be called after it."""
+        """Send what is left. No method may be called afterwards."""
 
 
 class BackgroundTracker(Tracker):
-    """The callers' side only fills a queue; one background thread makes every call.
+    """Fills a queue when it is called; one background thread takes the calls and makes them.
 
-    After the first error, or once the queue is full, this tracking is off for good, which is said
-    once. What begins with an underscore runs in the thread, and may raise.
+    After the first error, or once the queue is full, this tracking is turned off for good, and the
+    person is told once. The abstract methods run in the thread, and may raise.
     """
 
     name: ClassVar[str]
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        """Starts the thread; `say` tells the person."""
+        """Start the thread; `say` tells the person."""
         self._say = say
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUE_SIZE)
         self._off = threading.Event()
@@ -68,13 +61,13 @@ class BackgroundTracker(Tracker):
     def begin(
         self, trial: int, attempt: int, config: Mapping[str, Any], params: Mapping[str, Any]
     ) -> None:
-        self._send(partial(self._begun, trial, attempt, dict(config), dict(params)))
+        self._send(partial(self._on_begin, trial, attempt, dict(config), dict(params)))
 
     def report(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
-        self._send(partial(self._reported, trial, step, dict(metrics)))
+        self._send(partial(self._on_report, trial, step, dict(metrics)))
 
     def end(self, trial: int, state: str, reason: str | None) -> None:
-        self._send(partial(self._ended, trial, state, reason))
+        self._send(partial(self._on_end, trial, state, reason))
 
     def close(self) -> None:
         self._send(None)
@@ -94,26 +87,26 @@ class BackgroundTracker(Tracker):
 
     @abstractmethod
     def _end(self, trial: int, state: str, reason: str | None) -> None:
-        """An attempt ended, or a trial that waited."""
+        """An attempt ended, or a parked trial."""
 
     @abstractmethod
     def _finish(self) -> None:
         """Finish what is still open."""
 
     def _abandon(self) -> None:
-        """Leave nothing behind that would keep this process; called from any thread."""
+        """Remove what would keep this process from ending; called from any thread."""
         return
 
-    def _begun(
+    def _on_begin(
         self, trial: int, attempt: int, config: dict[str, Any], params: dict[str, Any]
     ) -> None:
         try:
             self._configs[trial] = resolve(config, "a trial")
-        except ConfigError:  # of a training function that is not ours
+        except ConfigError:  # the config is of a training function that is not ours
             self._configs[trial] = None
         self._begin(trial, attempt, config, params)
 
-    def _reported(self, trial: int, step: int, metrics: dict[str, float]) -> None:
+    def _on_report(self, trial: int, step: int, metrics: dict[str, float]) -> None:
         if step > self._last_steps.get(trial, -1):
             config = self._configs[trial]
             if config is not None and "drop_probability" in metrics:  # the trainer is ours
@@ -121,7 +114,7 @@ class BackgroundTracker(Tracker):
             self._report(trial, step, metrics)
             self._last_steps[trial] = step
 
-    def _ended(self, trial: int, state: str, reason: str | None) -> None:
+    def _on_end(self, trial: int, state: str, reason: str | None) -> None:
         self._end(trial, state, reason)
         if state != "RUNNING":
             self._configs.pop(trial, None)
@@ -154,7 +147,7 @@ class BackgroundTracker(Tracker):
 def drop_probabilities(
     config: TrainConfig, step: int, metrics: Mapping[str, float]
 ) -> dict[str, float]:
-    """Each layer's drop probability in the last of `step` optimizer steps, by the run's policy."""
+    """Return each layer's drop probability in the last of `step` steps, by the run's policy."""
     from trainer.model.layerdrop import make_policy
 
     layers = range(1, config.model.layers + 1)

@@ -1,6 +1,6 @@
 """What a person sees while a study runs: one live view on a terminal, plain lines on a pipe.
 
-Shows what the controller wrote; never asks the ledger, never decides.
+It shows what the controller wrote; it neither asks the ledger nor decides anything.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpo.control.messages import Job, Progress, named
+from hpo.control.messages import Job, RankProgress
 from hpo.search.constraints import Constraint, violations
 from hpo.search.objectives import Objective
 from hpo.search.ranking import feasible, sign
 from storage import TeacherRecord, TeacherState
 
-WIDE = 72  # columns, from which on there is room for bars
-NARROW = 48  # columns, below which there is none for attempts and losses
+WIDE = 72  # columns; from this width on there is room for bars
+NARROW = 48  # columns; below this width there is no room for attempts and losses
 
 
 @dataclass
 class RunningTrial:
     """A trial in the live view, or a teacher, which has no value."""
 
+    label: str
     attempt: int
     steps: int
     step: int = 0
-    value: float | None = None  # of the first objective, last reported
-    loss: float | None = None  # nats per token, of the last step
-    note: str | None = None  # what its run last had to say
-    feasible: bool = True  # by what it last reported
+    value: float | None = None  # the last reported value of the first objective
+    loss: float | None = None  # of the last step, in nats per token
+    note: str | None = None  # the last message of its run
+    feasible: bool = True  # by its last report
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Board:
         self, trial: int, attempt: int, config: Mapping[str, Any], params: Mapping[str, Any]
     ) -> None:
         """A trial starts, or goes on."""
-        self.running[trial] = RunningTrial(attempt, config["steps"])
+        self.running[trial] = RunningTrial(f"trial {trial}", attempt, config["steps"])
         self._line(f"trial {trial} starts" + (f", attempt {attempt}" if attempt > 1 else ""))
 
     def report(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
@@ -80,7 +81,7 @@ class Board:
 
     def end(self, trial: int, state: str, reason: str | None) -> None:
         """An attempt ended."""
-        shown = self.running.pop(trial, RunningTrial(0, 0))  # a parked one is not running
+        shown = self.running.pop(trial, RunningTrial("", 0, 0))  # a parked trial is not running
         why = f" ({reason})" if reason else ""
         if state == "RUNNING":
             self._line(f"trial {trial} to be continued{why}")
@@ -97,10 +98,12 @@ class Board:
         self._line(f"trial {trial} {state}{why}{value}{better}")
 
     def teacher(self, teacher: TeacherRecord) -> None:
-        """A teacher of the study is now as the ledger has it."""
-        name, shown = named(teacher.key), self.running.pop(teacher.key, None)
+        """A teacher of the study has changed."""
+        name, shown = f"teacher {teacher.key}", self.running.pop(teacher.key, None)
         if teacher.state is TeacherState.TRAINING:
-            self.running[teacher.key] = RunningTrial(teacher.attempts, teacher.steps, teacher.step)
+            self.running[teacher.key] = RunningTrial(
+                name, teacher.attempts, teacher.steps, teacher.step
+            )
             where = f"step {teacher.step}/{teacher.steps}"
             self._line(f"{name} {where}" if shown else f"{name} starts, attempt {teacher.attempts}")
         elif teacher.state is TeacherState.WAITING and teacher.reason is None:
@@ -115,8 +118,8 @@ class Board:
         if self._improves(value):
             self.best = trial, value
 
-    def progress(self, found: Mapping[Job, Progress]) -> None:
-        """Steps made between evaluations, and what runs have to say."""
+    def progress(self, found: Mapping[Job, RankProgress]) -> None:
+        """Show the steps made between evaluations, and the messages of runs."""
         for job, progress in found.items():
             shown = self.running.get(job)  # the main thread may end it meanwhile
             if shown is None:
@@ -125,16 +128,16 @@ class Board:
                 shown.step, shown.loss = progress.step, progress.loss
             if progress.note not in (None, shown.note):
                 shown.note = progress.note
-                self._line(f"{named(job)}: {progress.note}")
+                self._line(f"{shown.label}: {progress.note}")
 
     def say(self, text: str) -> None:
-        """A note to the person, kept in view."""
+        """Show a note to the person, and keep it in view."""
         self.note = text
         self._line(text)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Draw while the block runs, on a terminal; on others the lines say it all."""
+        """Draw the view while the block runs, on a terminal; elsewhere the lines say it all."""
         if not self.console.is_interactive:
             yield
             return
@@ -146,23 +149,23 @@ class Board:
             redirect_stderr=False,
         ):
             yield
-            self.note = ""  # what is left on the terminal says how it stands
+            self.note = ""  # the last picture stays on the terminal, and shows how things stand
 
     def give_up(self) -> None:
-        """Leave the terminal fit for use. A signal handler may call this: it waits for nothing."""
+        """Leave the terminal usable. A signal handler may call this, so it waits for nothing."""
         show_cursor = "\r\n\x1b[?25h" if self.console.is_interactive else ""
         last = f"{show_cursor}left at once; go on with: hpo resume {self.study}\n"
         os.write(self.console.file.fileno(), last.encode())
 
     def _frame(self) -> RenderableType:
-        # A terminal that was made narrower has broken the lines that are to be drawn over.
+        # A terminal that became narrower has wrapped the lines that the next picture goes over.
         if self.console.width < self._width:
             self.console.clear()
         self._width = self.console.width
         return self.render()
 
     def render(self) -> RenderableType:
-        """The whole view."""
+        """Return the whole view."""
         done = sum(self.finished.values())
         head = Table.grid(padding=(0, 1), expand=False)
         name = Text(self.study, style="bold", no_wrap=True, overflow="ellipsis")
@@ -173,8 +176,8 @@ class Board:
             parts.append(Text(", ".join(filter(None, (states, self._time_left()))), "dim"))
         if self.running:
             parts.append(self._running_table())
-        notes = [(job, trial.note) for job, trial in list(self.running.items()) if trial.note]
-        parts += [Text(f"{named(job)}: {note}", "dim") for job, note in notes]
+        running = list(self.running.values())
+        parts += [Text(f"{trial.label}: {trial.note}", "dim") for trial in running if trial.note]
         if self.best is not None:
             parts.append(Text(f"best  trial {self.best[0]}  {self._metric(self.best[1])}", "green"))
         if self.note:
@@ -189,10 +192,10 @@ class Board:
         for column in ("", *attempt, "step", *bar, *loss, self.objective.metric):
             justify: Literal["left", "right"] = "left" if column == "" else "right"
             table.add_column(column, justify=justify, no_wrap=True)
-        for job, trial in list(self.running.items()):
+        for trial in list(self.running.values()):
             begun = trial.step > 0 or trial.loss is not None
             table.add_row(
-                named(job),
+                trial.label,
                 *(str(trial.attempt) for _ in attempt),
                 f"{trial.step}/{trial.steps}" if begun else "starting",
                 *self._bar(trial.step, trial.steps),
@@ -202,7 +205,7 @@ class Board:
         return table
 
     def _bar(self, done: int, total: int) -> list[RenderableType]:
-        """A bar where there is room for one; terminals are resized while a study runs."""
+        """Return a bar if there is room for one: terminals are resized while a study runs."""
         if self.console.width < WIDE:
             return []
         return [ProgressBar(total=total, completed=done, width=self.console.width // 4)]

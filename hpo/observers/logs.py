@@ -1,7 +1,7 @@
-"""The service's own log of a study: `log.jsonl` in its folder, a JSON object a line.
+"""The service's own log of a study: `log.jsonl` in its folder, one JSON object per line.
 
-Every record says its study and controller, and its trial and attempt where it is about one. What
-libraries print is not here, but in `log.txt` beside it.
+Every record names its study and controller, and its trial and attempt if it is about a trial. What
+libraries print goes to `log.txt` beside it instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
-from hpo.control.messages import named
 from storage import TeacherRecord
 
 logger = logging.getLogger("hpo.study")
@@ -24,10 +23,10 @@ FIELDS = ("study", "controller", "trial", "attempt", "teacher", "step", "state",
 
 
 class JsonLines(logging.Formatter):
-    """A record as a line, with those of FIELDS that it was given as `extra`."""
+    """Formats a record as one line, with those of FIELDS that it was given as `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """Return the line without a line break."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "level": record.levelname,
@@ -46,16 +45,16 @@ class JsonLines(logging.Formatter):
 
 @contextmanager
 def logged(folder: Path, study: str, controller: int) -> Iterator[None]:
-    """Keep what is logged while the block runs: warnings of all, and what the service does.
+    """Write to log.jsonl, and as text to standard error, what is logged while the block runs.
 
-    Also as text, on standard error.
+    That is what the service does, and the warnings of all libraries.
     """
 
     def stamp(record: logging.LogRecord) -> bool:
         record.study, record.controller = study, controller
         return True
 
-    # It is opened anew once it was moved away: logrotate will do.
+    # This handler opens the file again once it was moved away, as logrotate does.
     handler = WatchedFileHandler(folder / "log.jsonl", encoding="utf-8", delay=True)
     handler.setFormatter(JsonLines())
     handler.addFilter(stamp)
@@ -79,7 +78,7 @@ class LogObserver:
     """An observer of the controller that logs what happens."""
 
     def __init__(self) -> None:
-        self._attempts: dict[int, int] = {}  # that each trial is at
+        self._attempts: dict[int, int] = {}  # the attempt that each trial is at
 
     def begin(
         self, trial: int, attempt: int, config: Mapping[str, Any], params: Mapping[str, Any]
@@ -100,9 +99,9 @@ class LogObserver:
         self._attempts.pop(trial, None)
 
     def teacher(self, teacher: TeacherRecord) -> None:
-        """A teacher is now as the ledger has it."""
+        """A teacher has changed."""
         said = {"step": teacher.step, "state": teacher.state.value, "reason": teacher.reason}
-        message = f"{named(teacher.key)} is {teacher.state.value} at step {teacher.step}"
+        message = f"teacher {teacher.key} is {teacher.state.value} at step {teacher.step}"
         logger.info(message, extra={"teacher": teacher.key, "attempt": teacher.attempts, **said})
 
     def _log(self, trial: int, message: str, **fields: Any) -> None:

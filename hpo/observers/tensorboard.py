@@ -1,7 +1,7 @@
-"""Tracking with TensorBoard: one folder of event files a trial, which is one run to TensorBoard.
+"""Tracking with TensorBoard: each trial has a folder of event files, which is one run there.
 
-A trial that another process goes on with is written again from the ledger, from its first step,
-behind an event that has readers drop what they have of it: a kill leaves neither gap nor repeat.
+When another process goes on with a trial, all its steps are written again from the ledger, after an
+event that makes readers drop what they had. So a kill leaves neither a gap nor a repeated step.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 FLUSH_SECONDS = 0.5
 
-# A trial's metrics by step, as the ledger has them.
+# Returns the metrics of a trial by step, as the ledger has them.
 History = Callable[[int], Mapping[int, Mapping[str, Any]]]
 
 
 class TensorBoardTracker(BackgroundTracker):
-    """Writes to `folder`/trial-0007. Needs no TensorBoard; looking at it does."""
+    """Writes to `folder`/trial-0007 and so on. This needs no TensorBoard; only looking does."""
 
     name = "tensorboard"
 
@@ -43,7 +43,7 @@ class TensorBoardTracker(BackgroundTracker):
         self._metrics = metrics
         self._history = history
         self._writers: dict[int, SummaryWriter] = {}
-        self._attempts: dict[int, int] = {}  # the last that this process made at a trial
+        self._attempts: dict[int, int] = {}  # the last attempt that this process made at a trial
         super().__init__(say)
 
     def _begin(
@@ -58,7 +58,7 @@ class TensorBoardTracker(BackgroundTracker):
             str(self._folder / f"trial-{trial:04d}"),
             purge_step=None if goes_on else 0,
             flush_secs=FLUSH_SECONDS,
-            # Files of one second would overwrite each other; readers take them in this order.
+            # Files of the same second would overwrite each other; readers go by the suffix too.
             filename_suffix=f".{attempt:04d}",
         )
         if goes_on:
@@ -68,7 +68,7 @@ class TensorBoardTracker(BackgroundTracker):
         self._add_hparams(writer, config, params)
         if attempt > 1:
             for step, metrics in self._history(trial).items():
-                self._reported(trial, step, dict(metrics))
+                self._on_report(trial, step, dict(metrics))
 
     def _report(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -86,11 +86,11 @@ class TensorBoardTracker(BackgroundTracker):
     def _add_hparams(
         self, writer: SummaryWriter, config: Mapping[str, Any], params: Mapping[str, Any]
     ) -> None:
-        # add_hparams() would make a run of its own of them.
+        # add_hparams() would write them as another run.
         from tensorboardX.summary import hparams
 
         metrics = dict.fromkeys(self._metrics, 0.0)
-        # TensorBoard takes the table's columns from any one run: also those that this trial lacks.
+        # TensorBoard takes the table's columns from any one run, so each run must name all of them.
         searched = {path: get_path(config, path) for path in self._searched}
         columns, *_ = hparams(_plain({**searched, **params}), metrics)
         _, *values = hparams(_plain(params), metrics)

@@ -19,9 +19,9 @@ def make_trackers(
     folder: Path,
     say: Callable[[str], None],
 ) -> list[Tracker]:
-    """The trackers that the study asks for; their files go to `folder`. `say` tells the person.
+    """Return the trackers that the study asks for, which write to `folder`; `say` tells the person.
 
-    Raises ConfigError if wandb is not installed.
+    Raises ConfigError if the study asks for wandb and it is not installed.
     """
     check_tracking(config.tracking)
     trackers: list[Tracker] = []

@@ -1,6 +1,7 @@
-"""Tracking with Weights & Biases: one run a trial, continued by its id in whatever process.
+"""Tracking with Weights & Biases: one run for each trial, which any process continues by its id.
 
-wandb may hang, ask, print or take over signals: here it may not. Nothing is read back from it.
+wandb can hang, ask, print or take over signals, all of which is prevented here. Nothing is read
+back from it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ FLUSH_SECONDS = 0.5  # the most that a killed controller loses of an offline run
 
 
 class WandbTracker(BackgroundTracker):
-    """One wandb run per trial. A trial resumed by another process continues its run, by its id;
-    one begun again while its run is open goes on in it, and close() finishes the open ones.
+    """Writes each trial to a wandb run, which an attempt in another process continues by its id.
+
+    A trial that begins again while its run is open goes on in it; close() finishes open runs.
     """
 
     name = "wandb"
@@ -34,7 +36,7 @@ class WandbTracker(BackgroundTracker):
         folder: Path,
         say: Callable[[str], None],
     ) -> None:
-        """`study_uid` tells apart two studies of one name; wandb's files go to `folder`/wandb."""
+        """`study_uid` tells two studies of one name apart; wandb's files go to `folder`/wandb."""
         self._config = config
         self._study = study
         self._study_uid = study_uid
@@ -67,7 +69,7 @@ class WandbTracker(BackgroundTracker):
         self._runs[trial].summary["attempt"] = attempt
 
     def _report(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
-        # Without commit wandb holds a step back until the next one.
+        # Without `commit`, wandb keeps a step back until the next one.
         self._runs[trial].log(dict(metrics), step=step, commit=True)
 
     def _end(self, trial: int, state: str, reason: str | None) -> None:
@@ -105,7 +107,7 @@ class WandbTracker(BackgroundTracker):
         self._wandb = wandb
 
     def _abandon(self) -> None:
-        """End wandb's process, for which wandb itself would wait at exit, for ever if it hangs."""
+        """End wandb's process: at exit wandb would wait for it, for ever if it hangs."""
         unregister_at_exit = getattr(self._service, "_cleanup", None)
         process = getattr(getattr(self._service, "_proc", None), "_process", None)
         if unregister_at_exit and process:
@@ -114,7 +116,7 @@ class WandbTracker(BackgroundTracker):
 
 
 def _quiet(settings: Any) -> Any:
-    """`settings` (wandb.Settings) that print nothing, capture nothing and look at nothing."""
+    """Return `settings` (the class wandb.Settings) that print, capture and inspect nothing."""
     return settings(
         silent=True,
         console="off",

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hpo.service.opening import Place, storage_url
 from trainer.config.settings import is_url
 from trainer.runs.store import check_writable
 
@@ -30,15 +31,6 @@ FSYNC_SECONDS = 0.5  # of a MiB
 FULL_BYTES, LOW_BYTES = 2**28, 2**32  # free on the disk of the run folders
 
 LIBRARIES = ("torch", "deepspeed", "ray", "optuna", "sqlalchemy")
-
-
-@dataclass(frozen=True)
-class Place:
-    """What is looked at: as a study would be given it."""
-
-    storage: str  # URL
-    runs: str  # a folder, or a URL
-    ray_address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +71,8 @@ def database(place: Place) -> Finding:
     from storage.database import shown
     from storage.probe import probe
 
-    url, found = shown(place.storage), probe(place.storage)
+    given = storage_url(place.storage)
+    url, found = shown(given), probe(given)
     if found is None:
         return Finding("ok", f"{url}: not there yet; `hpo start` makes it")
     tables = f"tables {found.tables}" if found.tables else "no ledger in it yet"
@@ -130,7 +123,6 @@ def _fsync_seconds(file: int) -> float:
 def data_sets(_: Place) -> Finding:
     """Which data sets are here."""
     from trainer.config.cache import cache_dir
-
     from trainer.data.corpora import CORPORA
     from trainer.data.splits import data_folder
     from trainer.data.tokens import SPLITS

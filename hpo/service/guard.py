@@ -119,7 +119,7 @@ class Guard:
             recall(self._board, self._controller.study)
 
     def _asked_to_stop(self) -> bool:
-        asked_at = self._ledger.study(self._record.name).stop_requested_at
+        asked_at = self._ledger.stop_requested_at(self._record)
         return asked_at is not None and asked_at > self._lease.started_at
 
     def _stop(self, why: str) -> None:

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hpo.service.opening import open_ledger, storage_url
+from hpo.service.opening import Place, open_ledger, storage_url
 
 if TYPE_CHECKING:
-    from hpo.service.run import Ending
     from hpo.study.config import StudyConfig
     from storage import Ledger, Point, StudyRecord, TeacherRecord
 
@@ -25,83 +24,45 @@ class Launch:
 
     ledger: Ledger
     record: StudyRecord
-    runs: str
-    ray_address: str | None
-    metrics_port: int | None = None
+    place: Place
     trials: int | None = None  # its new budget
     join: bool = False  # beside its other controllers
 
-    def run(self, *, exits: bool = True) -> Ending:
-        """Run it to its end; a second Ctrl-C `exits` this process, or else raises."""
-        from hpo.service.run import run_study
-        from hpo.study.load import config_of
 
-        return run_study(
-            self.ledger,
-            self.record,
-            config_of(self.record),
-            runs=self.runs,
-            ray_address=self.ray_address,
-            trials=self.trials,
-            join=self.join,
-            metrics_port=self.metrics_port,
-            exits=exits,
-        )
+def start(config: StudyConfig, source: str, place: Place, *, may_rename: bool, say: Say) -> Launch:
+    """Make a new study in its ledger. Raises ConfigError and LedgerError, with nothing written.
 
-
-def start(
-    config: StudyConfig,
-    source: str,
-    *,
-    storage: str | None,
-    runs: str,
-    ray_address: str | None,
-    metrics_port: int | None,
-    may_rename: bool,
-    say: Say,
-) -> Launch:
-    """A new study in its ledger. Raises ConfigError and LedgerError, with nothing written.
-
-    `source` is where `config` is from. Whose name is taken gets another, if it `may_rename`.
+    `source` names the file or the call that `config` is from. A study whose name is taken gets
+    another name if it `may_rename`.
     """
     from hpo.reading.prometheus import check_port
     from hpo.service.preflight import check_place
     from hpo.service.teachers import with_teachers
 
-    url = storage_url(storage, config.storage)
+    url = storage_url(place.storage, config.storage)
     config = _named(config, url, may_rename=may_rename)
-    config, teachers = with_teachers(config, source, runs)
-    check_port(metrics_port)
-    check_place(config, runs, ray_address)
+    config, teachers = with_teachers(config, source, place.runs)
+    check_port(place.metrics_port)
+    check_place(config, place)
     points = _warm_points(config, url, source, say)
     ledger = open_ledger(url, create=True)
     record = create_study(ledger, config, teachers, points)
-    return Launch(ledger, record, runs, ray_address, metrics_port)
+    return Launch(ledger, record, place)
 
 
-def resume(
-    name: str,
-    *,
-    storage: str | None,
-    trials: int | None,
-    runs: str,
-    ray_address: str | None,
-    metrics_port: int | None,
-    same_machine: bool,
-    say: Say,
-) -> Launch:
-    """A study that is in its ledger. Raises ConfigError and LedgerError, with nothing written."""
+def resume(name: str, place: Place, *, trials: int | None, same_machine: bool, say: Say) -> Launch:
+    """Go on with a study. Raises ConfigError and LedgerError, with nothing written."""
     from hpo.reading.prometheus import check_port
-    from hpo.service.preflight import check_place, check_places
+    from hpo.service.preflight import check_place, check_run_folders
     from hpo.study.load import config_of
     from trainer.config.settings import ConfigError
 
-    ledger = open_ledger(storage_url(storage))
+    ledger = open_ledger(storage_url(place.storage))
     record = ledger.study(name)
     config = config_of(record)
-    check_port(metrics_port)
-    check_place(config, runs, ray_address)
-    check_places(ledger, record, runs)
+    check_port(place.metrics_port)
+    check_place(config, place)
+    check_run_folders(ledger, record, place.runs)
     if trials is not None and config.is_evaluation:
         raise ConfigError(
             f"--trials {trials}: study {name} is an evaluation; `hpo evaluate` plans its trials"
@@ -114,7 +75,7 @@ def resume(
     if join:
         for other in running(ledger, record):
             say(f"study {name} is being run by {other}, too: joining it")
-    return Launch(ledger, record, runs, ray_address, metrics_port, trials, join)
+    return Launch(ledger, record, place, trials, join)
 
 
 def running(ledger: Ledger, record: StudyRecord) -> list[str]:

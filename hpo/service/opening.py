@@ -1,8 +1,12 @@
-"""Which ledger a command means, and opening it. Importing this module costs next to nothing."""
+"""Where a study is kept and run, as a command or a call names it; opening its ledger.
+
+The shell's completion imports this module at every press of a key: it imports nothing heavy.
+"""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,13 +15,23 @@ if TYPE_CHECKING:
 DEFAULT_STORAGE = "sqlite:///hpo.db"
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a study is kept and run."""
+
+    storage: str | None  # the ledger's URL, if one was given
+    runs: str = "runs"  # the folder of all studies' run folders, or a URL
+    ray_address: str | None = None  # of a cluster to join; None: a local Ray
+    metrics_port: int | None = None  # where Prometheus finds metrics; None: nowhere
+
+
 def storage_url(storage: str | None, in_file: str | None = None) -> str:
-    """The ledger's URL: as given, else the environment's, else the study file's, else ours."""
+    """Return the ledger's URL: as given, else the environment's, the study file's, the default."""
     return storage or os.environ.get("HPO_STORAGE") or in_file or DEFAULT_STORAGE
 
 
 def open_ledger(url: str, *, create: bool = False) -> Ledger:
-    """The ledger at `url`. Raises LedgerError."""
+    """Open the ledger at `url`. Raises LedgerError."""
     import optuna
 
     from storage import Ledger

@@ -11,6 +11,7 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from hpo.control.places import study_folder, teacher_folder, trial_folder
+from hpo.service.opening import Place
 from hpo.study.config import StudyConfig
 from hpo.study.functions import check_function
 from hpo.study.sections import local_cpus
@@ -23,19 +24,19 @@ from trainer.teaching.teacher import content_folder, is_key, is_trained
 from trainer.terminal import Quiet
 
 
-def check_place(config: StudyConfig, runs: str, ray_address: str | None) -> None:
+def check_place(config: StudyConfig, place: Place) -> None:
     """Raise ConfigError unless a trial fits, `runs` can be written, and what it imports is there.
 
     That is wandb, if it is asked for, and the user's own training function.
     """
     check_tracking(config.tracking)
     if config.trainer is not None:
-        _check_own(config.trainer, config.study, runs)
-    if ray_address is None:
+        _check_own(config.trainer, config.study, place.runs)
+    if place.ray_address is None:
         check_machine(config, local_cpus(), _local_gpus(config), "this machine")
     else:
-        _check_cluster(config, ray_address)
-    _check_runs(runs)
+        _check_cluster(config, place.ray_address)
+    _check_runs(place.runs)
 
 
 def _check_own(trainer: str, study: str, runs: str) -> None:
@@ -108,7 +109,7 @@ def _local_gpus(config: StudyConfig) -> int:
     return torch.cuda.device_count()
 
 
-def check_places(ledger: Ledger, record: StudyRecord, runs: str) -> None:
+def check_run_folders(ledger: Ledger, record: StudyRecord, runs: str) -> None:
     """Raise ConfigError unless the study's runs go on where the ledger says that they are.
 
     A study whose runs were moved together with the runs folder goes on in the new one.

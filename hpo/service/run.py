@@ -18,14 +18,17 @@ from rich.console import Console
 
 from hpo.control.controller import Controller
 from hpo.control.outage import LEDGER_ERRORS, RayLost
+from hpo.control.telling import Observer
 from hpo.observers.live import Board, recall
 from hpo.observers.logs import LogObserver, logged
 from hpo.observers.trackers import make_trackers
 from hpo.reading.prometheus import metrics_served
 from hpo.search.ranking import feasible
 from hpo.service.guard import INTERRUPTED, POLL_SECONDS, Guard
+from hpo.service.launch import Launch
 from hpo.study.config import StudyConfig
-from storage import Lease, LeaseHeld, LeaseLost, Ledger, StudyRecord, in_one_line
+from hpo.study.load import config_of
+from storage import Lease, LeaseHeld, LeaseLost, in_one_line
 from trainer.config.settings import is_url
 from trainer.terminal import Quiet
 
@@ -41,67 +44,45 @@ class Ending:
     signalled: bool = False  # by a signal to this process
 
 
-def run_study(
-    ledger: Ledger,
-    record: StudyRecord,
-    config: StudyConfig,
-    *,
-    runs: str,
-    ray_address: str | None = None,
-    trials: int | None = None,
-    join: bool = False,
-    metrics_port: int | None = None,
-    exits: bool = True,
-) -> Ending:
-    """Run the study until it is done, stopped or given up; `trials` is its new budget, if given.
+def run_study(launch: Launch, *, exits: bool = True) -> Ending:
+    """Run a study until it is done, stopped or given up.
 
-    Beside its other controllers, if it is to `join` them; else raises LeaseHeld while there is one.
-    Its metrics are served on `metrics_port`, if given. `check_place` and `check_port` were asked
-    before. A second signal `exits` this process at once, or else raises KeyboardInterrupt.
+    Beside its other controllers, if it is to join them; else raises LeaseHeld while there is one.
+    A second signal `exits` this process at once, or else raises KeyboardInterrupt.
     """
+    config = config_of(launch.record)
     # A population is compared by one controller.
-    join = join and config.schedule is None
-    lease = _acquire(ledger, record, trials, join=join)
+    join = launch.join and config.schedule is None
+    lease = _acquire(launch, launch.trials, join=join)
     while True:
-        ending = _run_under(
-            ledger, record, config, lease, runs, ray_address, metrics_port, exits=exits
-        )
+        ending = _run_under(launch, config, lease, exits=exits)
         if ending is not None:
             return ending
         # Paused past its lease (a laptop's lid, a SIGSTOP), it found its trials taken.
         print("hpo: this controller's trials were taken over", file=sys.stderr)
         try:
-            lease = _acquire(ledger, record, None, join=join)
+            lease = _acquire(launch, None, join=join)
         except LeaseHeld as error:
             return Ending(1, f"left the study to another: {error}")
 
 
-def _run_under(
-    ledger: Ledger,
-    record: StudyRecord,
-    config: StudyConfig,
-    lease: Lease,
-    runs: str,
-    ray_address: str | None,
-    metrics_port: int | None,
-    *,
-    exits: bool,
-) -> Ending | None:
+def _run_under(launch: Launch, config: StudyConfig, lease: Lease, *, exits: bool) -> Ending | None:
     """Run the study under one lease; None if that was lost."""
-    record = ledger.study(record.name)
+    ledger, runs = launch.ledger, launch.place.runs
+    record = ledger.study(launch.record.name)  # its budget may be another now
     # A controller's own files stay here: its log, and its trackers'.
-    local = Path("runs" if is_url(runs) else runs).absolute()
+    folder = Path("runs" if is_url(runs) else runs).absolute() / record.name
     try:
         with Quiet() as quiet:
-            quiet.keep_in(local / record.name / "log.txt")
+            quiet.keep_in(folder / "log.txt")
             console = Console(file=quiet.output, emoji=False)
             with (
-                logged(local / record.name, record.name, lease.controller_id),
-                metrics_served(ledger, record, config, metrics_port),
+                logged(folder, record.name, lease.controller_id),
+                metrics_served(ledger, record, config, launch.place.metrics_port),
             ):
                 logger.info("process %d on %s runs it", os.getpid(), socket.gethostname())
                 ending = _run(
-                    ledger, record, config, lease, runs, local, ray_address, console, exits=exits
+                    replace(launch, record=record), config, lease, folder, console, exits=exits
                 )
                 logger.info(ending.message if ending else "its lease was lost")
                 return ending
@@ -117,30 +98,27 @@ def _run_under(
 
 
 def _run(
-    ledger: Ledger,
-    record: StudyRecord,
+    launch: Launch,
     config: StudyConfig,
     lease: Lease,
-    runs: str,
-    local: Path,
-    ray_address: str | None,
+    folder: Path,
     console: Console,
     *,
     exits: bool,
 ) -> Ending | None:
+    """Run the study with its live view and trackers, whose files go to `folder`."""
+    ledger, record = launch.ledger, launch.record
     board = Board(
         console, record.name, config.objectives[0], record.budget_trials, config.constraints
     )
-    trackers = make_trackers(config, ledger, record, local / record.name, board.say)
+    trackers = make_trackers(config, ledger, record, folder, board.say)
     explore = None
     if config.schedule is not None:
-        import hpo.workers.dispatch  # noqa: F401 - it sets what Ray reads from the environment once
         from hpo.workers.pbt import make_explore
 
         explore = make_explore(config.schedule, config.space, config.sampler.seed)
-    controller = Controller(
-        ledger, record, config, lease, runs, (board, LogObserver(), *trackers), explore
-    )
+    observers: list[Observer] = [board, LogObserver(), *trackers]
+    controller = Controller(ledger, record, config, lease, launch.place.runs, observers, explore)
     recall(board, controller.study)
     guard = Guard(ledger, record, lease, controller, board, exits=exits)
     with ExitStack() as stack:
@@ -149,13 +127,13 @@ def _run(
         scratch = stack.enter_context(TemporaryDirectory("-hpo-tune", ignore_cleanup_errors=True))
         stack.enter_context(ledger.heartbeat(lease, controller.report_error))
         stack.enter_context(board.shown())
-        if not controller.exhausted:  # a study that is done needs no Ray
+        if not controller.look_for_end():  # a study that is done needs no Ray
             from hpo.workers import dispatch
 
             stack.enter_context(guard.listening())
             board.say("starting workers")
             namespace = f"hpo-{record.uid}-{lease.controller_id}"
-            stack.enter_context(dispatch.ray_session(ray_address, namespace))
+            stack.enter_context(dispatch.ray_session(launch.place.ray_address, namespace))
             board.note = ""
             stack.enter_context(guard.watching())
             if not controller.stopping:
@@ -169,7 +147,7 @@ def _run(
     return replace(_ending(controller), signalled=guard.signalled)
 
 
-def _acquire(ledger: Ledger, record: StudyRecord, trials: int | None, *, join: bool) -> Lease:
+def _acquire(launch: Launch, trials: int | None, *, join: bool) -> Lease:
     """A lease on the study; waits for a dead controller's to run out. Raises LeaseHeld if it lives.
 
     To `join` others waits for none.
@@ -177,7 +155,7 @@ def _acquire(ledger: Ledger, record: StudyRecord, trials: int | None, *, join: b
     held: LeaseHeld | None = None
     while True:
         try:
-            return ledger.acquire(record, trials=trials, join=join)
+            return launch.ledger.acquire(launch.record, trials=trials, join=join)
         except LeaseHeld as error:
             # A lease that has become longer was renewed: its controller lives.
             if held is not None and (

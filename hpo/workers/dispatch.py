@@ -13,36 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Before Tune is imported, which reads some of them only then. Its files would be a second store,
-# and Ctrl-C is ours.
-os.environ.update(
-    TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
-    TUNE_DISABLE_SIGINT_HANDLER="1",
-    TUNE_GLOBAL_CHECKPOINT_S="1000000000",
-    TUNE_MAX_PENDING_TRIALS_PG="1000",
-    TUNE_PRINT_ALL_TRIAL_ERRORS="0",
-    TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S="0",
-    RAY_AIR_NEW_OUTPUT="0",
-    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
-)
-
-# A cluster demands a token by default, and Ray sends the one it has only when told to.
-if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or (
-    Path("~/.ray/auth_token").expanduser().exists()
-):
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-
 import ray
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune.execution import class_cache
-from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from hpo.control.assignment import Assignment
 from hpo.control.controller import Controller
-from hpo.control.messages import Message, named
+from hpo.control.messages import Message
 from hpo.control.outage import RayLost
 from hpo.study.sections import Resources, local_cpus
 from hpo.workers.gang import GangFailure
@@ -51,18 +32,39 @@ from hpo.workers.trainable import GangTrainable
 
 logger = logging.getLogger("hpo.dispatch")
 
-# Tune hands AWS keys to its actors in their runtime environment, which Ray writes into its logs. A
-# node's workers have the keys that the node was started with.
-class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
-    {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
-)
+_TUNE_SETTINGS = {  # Tune's files would be a second store, and Ctrl-C is ours
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 
-# Tune gives its actors PL_DISABLE_FORK, which is Lightning's. With a runtime environment of their
-# own, they and their ranks would not get the worker processes that Ray starts ahead.
-class_cache.DEFAULT_ENV_VARS.clear()
 
-# Tune reads a failed actor's error back from a pickle in its folder, which is in the study's.
-Trial.get_pickled_error = lambda trial: None
+def configure_ray() -> None:
+    """Change this process' environment, and Ray's and Tune's own settings, to what we need.
+
+    Called before Ray is started or joined; a second call changes nothing more.
+    """
+    os.environ.update(_TUNE_SETTINGS)
+    # A cluster demands a token by default, and Ray sends the one it has only when told to.
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or (
+        Path("~/.ray/auth_token").expanduser().exists()
+    ):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # Tune hands AWS keys to its actors in their runtime environment, which Ray writes into its
+    # logs. A node's workers have the keys that the node was started with.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+        {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    )
+    # Tune gives its actors PL_DISABLE_FORK, which is Lightning's. With a runtime environment of
+    # their own, they and their ranks would not get the worker processes that Ray starts ahead.
+    class_cache.DEFAULT_ENV_VARS.clear()
+    # Tune reads a failed actor's error back from a pickle in its folder, which is in the study's.
+    Trial.get_pickled_error = lambda trial: None
 
 
 class _Adapter:
@@ -83,25 +85,11 @@ class ControllerSearcher(_Adapter, Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next attempt as a Tune configuration, None for not now, FINISHED for no more."""
-        assignment = self._controller.next()
-        if assignment is None:
+        attempt = self._controller.next()
+        if attempt is None:
             finished: str = Searcher.FINISHED
-            return finished if self._controller.exhausted else None
-        resources = self._controller.config.resources
-        return {
-            "job": assignment.job,
-            "attempt": assignment.attempt_number,
-            "document": assignment.config,
-            "own_function": self._controller.config.own_function,
-            "steps": assignment.config["steps"],
-            "reported_step": assignment.reported_step,
-            "gang": {
-                "ranks": resources.ranks,
-                "cpus_per_rank": resources.cpus_per_rank,
-                "gpus_per_rank": resources.gpus_per_rank,
-                "hang_seconds": self._controller.config.failures.hang_seconds,
-            },
-        }
+            return finished if self._controller.look_for_end() else None
+        return {"assignment": attempt.assignment}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -151,7 +139,8 @@ class ControllerScheduler(_Adapter, FIFOScheduler):  # type: ignore[misc]
         self._handle(trial, Message("stopped"))
 
     def _handle(self, trial: Any, message: Message) -> bool:
-        return self._controller.handle(trial.config["job"], trial.config["attempt"], message)
+        assignment: Assignment = trial.config["assignment"]
+        return self._controller.handle(assignment.job, assignment.attempt, message)
 
 
 def run_attempts(controller: Controller, scratch: Path) -> None:
@@ -189,7 +178,8 @@ def run_attempts(controller: Controller, scratch: Path) -> None:
 
 @contextmanager
 def ray_session(address: str | None, namespace: str) -> Iterator[None]:
-    """A local Ray for as long as the block runs, or the cluster at `address`. Raises RayLost."""
+    """Start a local Ray, or join the cluster at `address`, while the block runs. Raises RayLost."""
+    configure_ray()
     try:
         ray.init(
             address=address or "local",
@@ -225,11 +215,11 @@ def places(resources: Resources) -> int:
 
 
 def _tune_name(trial: Any) -> str:
-    job = named(trial.config["job"]).replace(" ", "-")
-    return f"{job}-attempt-{trial.config['attempt']}"
+    assignment: Assignment = trial.config["assignment"]
+    return f"{assignment.label.replace(' ', '-')}-attempt-{assignment.attempt}"
 
 
-def _bundles(resources: Resources) -> PlacementGroupFactory:
+def _bundles(resources: Resources) -> tune.PlacementGroupFactory:
     rank = {"CPU": resources.cpus_per_rank, "GPU": resources.gpus_per_rank}
     # Tune drops the empty head bundle, so that rank i is in bundle i.
-    return PlacementGroupFactory([{}, *[rank] * resources.ranks])
+    return tune.PlacementGroupFactory([{}, *[rank] * resources.ranks])

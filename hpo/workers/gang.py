@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
@@ -21,9 +20,9 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskE
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from hpo.control.messages import Job, Kind, Progress, named
+from hpo.control.assignment import Assignment, GangShape
+from hpo.control.messages import Job, Kind, RankProgress
 from hpo.errors import HpoError
-from hpo.study.functions import OwnFunction
 from hpo.workers.failures import Failure, first_cause, typed
 from hpo.workers.rank_log import RankLog
 
@@ -59,7 +58,7 @@ class Rank:
         self._run: Any = None
         self._log: RankLog | None = None
         self._stop = False
-        self._progress = Progress(None, 0, None, 0)
+        self._progress = RankProgress(None, 0, None, 0)
 
     def meet(self) -> tuple[str, int]:
         """An address and a free port of this rank's node, for the process group."""
@@ -78,38 +77,34 @@ class Rank:
 
         return typed(enter)
 
-    def start(
-        self, job: Job, attempt: int, document: dict[str, Any], own: OwnFunction | None
-    ) -> tuple[int, list[Any]] | Failure:
-        """Build the run of a train config; the step it begins at and what it measured before.
+    def start(self, assignment: Assignment) -> tuple[int, list[Any]] | Failure:
+        """Build the run of an assignment; the step it begins at and what it measured before.
 
-        A run of our trainer, or of the user's own function.
+        It is a run of our trainer, or of the user's own function.
         """
 
         def build() -> tuple[int, list[Any]]:
-            self._log = RankLog(document["output_dir"], self._rank, attempt)
-            self._progress = Progress(job, 0, None, self._progress.ticks + 1)
-            make = self._run_of_ours if own is None else partial(self._run_of_own, own)
-            self._run = make(job, attempt, document)
+            output_dir = assignment.document["output_dir"]
+            self._log = RankLog(output_dir, self._rank, assignment.attempt)
+            self._progress = RankProgress(assignment.job, 0, None, self._progress.ticks + 1)
+            self._run = self._make_run(assignment)
             if self._stop:
                 self._run.request_stop()
             return self._run.step, self._run.history()
 
         return self._logged(build)
 
-    def _run_of_ours(self, job: Job, attempt: int, document: dict[str, Any]) -> Any:
+    def _make_run(self, assignment: Assignment) -> Any:
+        own, document, attempt = assignment.own_function, assignment.document, assignment.attempt
+        if own is not None:
+            from hpo.workers.own_run import OwnRun
+
+            return OwnRun(own, document, self._world, self._tick, attempt)
         from trainer.config.train import resolve
         from trainer.run import Run
 
-        config = resolve(document, named(job))
+        config = resolve(document, assignment.label)
         return Run(config, self._world, self._stepped, self._tick, self._note, attempt)
-
-    def _run_of_own(
-        self, own: OwnFunction, job: Job, attempt: int, document: dict[str, Any]
-    ) -> Any:
-        from hpo.workers.own_run import OwnRun
-
-        return OwnRun(own, document, self._world, self._tick, attempt)
 
     def advance(self) -> Any:
         """Train to the next evaluation; the run's report."""
@@ -126,7 +121,7 @@ class Rank:
         return typed(free)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
-    def progress(self) -> Progress:
+    def progress(self) -> RankProgress:
         """How far this rank has come."""
         return self._progress
 
@@ -160,36 +155,26 @@ class Rank:
 class Gang:
     """The ranks of one trial in its placement group, one bundle each."""
 
-    def __init__(
-        self,
-        placement: PlacementGroup,
-        *,
-        ranks: int,
-        cpus_per_rank: int,
-        gpus_per_rank: int,
-        hang_seconds: float,
-    ) -> None:
-        self._hang_seconds = hang_seconds
+    def __init__(self, placement: PlacementGroup, shape: GangShape) -> None:
+        self._hang_seconds = shape.hang_seconds
         self._ranks: list[Any] = [
             Rank.options(  # type: ignore[attr-defined]
                 name=f"{_RANK_NAME}{os.getpid()}-{time.monotonic_ns()}-{index}",
-                num_cpus=cpus_per_rank,
-                num_gpus=gpus_per_rank,
+                num_cpus=shape.cpus_per_rank,
+                num_gpus=shape.gpus_per_rank,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement, placement_group_bundle_index=index
                 ),
-            ).remote(index, ranks)
-            for index in range(ranks)
+            ).remote(index, shape.ranks)
+            for index in range(shape.ranks)
         ]
         places = self._all("meet")
         spans_nodes = len({address for address, _ in places}) > 1
         self._all("join", *places[0], spans_nodes)
 
-    def start(
-        self, job: Job, attempt: int, document: dict[str, Any], own: OwnFunction | None
-    ) -> tuple[int, list[Any]]:
-        """Build the run on every rank. Raises GangFailure."""
-        first: tuple[int, list[Any]] = self._all("start", job, attempt, document, own)[0]
+    def start(self, assignment: Assignment) -> tuple[int, list[Any]]:
+        """Build the run on every rank; rank 0's answer. Raises GangFailure."""
+        first: tuple[int, list[Any]] = self._all("start", assignment)[0]
         return first
 
     def advance(self) -> Any:
@@ -257,14 +242,14 @@ class _Watch:
         return Failure("worker_lost", f"no progress for {self._limit:g} s: the gang hangs")
 
 
-def progress() -> dict[Job, Progress]:
+def progress() -> dict[Job, RankProgress]:
     """The progress of each running job, by a rank that has a note if any has.
 
     Ranks that do not answer are left out.
     """
     futures = [rank.progress.remote() for rank in _living_ranks()]
     done, _ = ray.wait(futures, num_returns=len(futures), timeout=1.0) if futures else ([], [])
-    answers = [answer for future in done if isinstance(answer := _answer(future), Progress)]
+    answers = [answer for future in done if isinstance(answer := _answer(future), RankProgress)]
     answers.sort(key=lambda answer: answer.note is not None)
     return {answer.job: answer for answer in answers if answer.job is not None}
 

@@ -2,8 +2,7 @@
 
 Tune's scheduler is made anew for every comparison and told each member's value as the result of a
 trial, all at one step. What it decides is taken down, and not done: a Tune trial is one attempt
-here, and checkpoints are in run folders, so that nothing of it is needed after a restart. Import
-hpo.workers.dispatch first: it sets what Tune reads from the environment.
+here, and checkpoints are in run folders, so that nothing of it is needed after a restart.
 """
 
 from __future__ import annotations

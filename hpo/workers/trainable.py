@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from hpo.control.assignment import Assignment
 from hpo.control.messages import Message
 from hpo.workers.gang import Gang, GangFailure
 
@@ -48,7 +49,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
             self._gang.kill()
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._assignment = config
+        self._assignment: Assignment = config["assignment"]
         self._started = False
         self._backlog: deque[Message] = deque()
 
@@ -71,17 +72,16 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
 
     def _start(self) -> None:
         self._free()  # a pruned trial's run is still there
+        assignment = self._assignment
         if self._gang is None:
-            self._gang = Gang(ray.util.get_current_placement_group(), **self._assignment["gang"])
-        self._first_step, history = self._gang.start(
-            *(self._assignment[key] for key in ("job", "attempt", "document", "own_function"))
-        )
+            self._gang = Gang(ray.util.get_current_placement_group(), assignment.gang)
+        self._first_step, history = self._gang.start(assignment)
         self._started = True
         # Evaluations that were checkpointed, but whose report a killed controller never wrote.
         self._backlog.extend(
             Message("evaluated", int(metrics["step"]), _named(metrics), self._first_step)
             for metrics in history
-            if self._assignment["reported_step"] < metrics["step"] < self._assignment["steps"]
+            if assignment.reported_step < metrics["step"] < assignment.steps
         )
 
     def _free(self) -> None:

@@ -32,7 +32,7 @@ def with_a_study(desk: Desk) -> Desk:
     ledger = Ledger.open(f"sqlite:///{desk.folder}/hpo.db", create=True)
     directions = [objective.optuna_direction for objective in config.objectives]
     ledger.create_study("tiny", directions, ["valid_ppl"], config.to_document(), 2)
-    ledger.storage._backend.engine.dispose()  # type: ignore[attr-defined]
+    ledger.engine.dispose()
     return desk
 
 

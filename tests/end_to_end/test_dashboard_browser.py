@@ -41,7 +41,7 @@ def make_study(url: str) -> Ledger:
         },
     )
     controller = stage.controller()
-    while not controller.exhausted:
+    while not controller.look_for_end():
         assignment = controller.next()
         if assignment is None:  # the lost worker's trial waits a moment
             time.sleep(0.05)

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from hpo.control.assignment import Assignment
+from hpo.control.attempts import TrialAttempt
 from hpo.control.controller import Controller
 from hpo.control.messages import Message
 from hpo.workers.pbt import make_explore
@@ -48,10 +48,10 @@ class Grown(Stage):
     def run(self, seed: int = 0, kill_after: int | None = None) -> None:
         """Train to the end, in an order from `seed`, with a kill after so many messages each."""
         rng, said = random.Random(seed), 0
-        controller, running = self.controller(), list[Assignment]()
-        while not controller.exhausted:
+        controller, running = self.controller(), list[TrialAttempt]()
+        while not controller.look_for_end():
             while (assignment := controller.next()) is not None:
-                assert isinstance(assignment, Assignment)
+                assert isinstance(assignment, TrialAttempt)
                 running.append(assignment)
             at = rng.randrange(len(running))
             if not self.advance(controller, running[at]):
@@ -62,7 +62,7 @@ class Grown(Stage):
                 controller, running = self.controller(), []
 
     @staticmethod
-    def advance(controller: Controller, assignment: Assignment) -> bool:
+    def advance(controller: Controller, assignment: TrialAttempt) -> bool:
         step = assignment.reported_step + 50
         kind = "finished" if step == 300 else "evaluated"
         message = Message(kind, step, ppl(1e3 * assignment.params["optim.lr"] + 300 / step))

@@ -57,7 +57,7 @@ def written(
         _optunas(rows, stage.record.study_id, number, len(metrics), says)
         _attempts(rows, number, controller, says)
         _metrics(rows, number, metrics)
-    with joined(stage.ledger._sessions) as session:
+    with joined(stage.ledger.sessions) as session:
         for table, values in rows.items():
             session.execute(sa.insert(table), values)
     return stage

@@ -19,9 +19,10 @@ from typing import Any
 import optuna
 
 from hpo.control import controller, judge, outage
-from hpo.control.assignment import Assignment, TeacherAttempt
+from hpo.control.attempts import TrialAttempt
 from hpo.control.controller import Controller
 from hpo.control.messages import Message
+from hpo.control.teaching import TeacherAttempt
 from hpo.search.population import Exploit, Member
 from hpo.study.config import StudyConfig
 from storage import (
@@ -52,7 +53,7 @@ class Play:
     changes: dict[str, Any]  # to the study file below
     # What an attempt says at an optimizer step, by how earlier attempts at its trial ended; None:
     # nothing any more, for its controller dies.
-    says: Callable[[Assignment, int, Counter[Reason | None]], Message | None]
+    says: Callable[[TrialAttempt, int, Counter[Reason | None]], Message | None]
     points: tuple[Point, ...] = ()  # to be tried first
     by_hand: tuple[Point, ...] = ()  # added after the first trial
     teachers: tuple[str, ...] = ()  # keys; one that is called `ready` is found trained
@@ -89,7 +90,7 @@ def at(step: int, value: float) -> Message:
     return Message(kind, step, {"valid_ppl": value + STEPS / step, "step_seconds": 0.1})
 
 
-def endings(attempt: Assignment, step: int, had: Counter[Reason | None]) -> Message:
+def endings(attempt: TrialAttempt, step: int, had: Counter[Reason | None]) -> Message:
     """Each way in which an attempt ends, one trial for each."""
     match attempt.number, step:
         case 1, 200 if not had[Reason.WORKER_LOST]:
@@ -107,7 +108,7 @@ def endings(attempt: Assignment, step: int, had: Counter[Reason | None]) -> Mess
     return at(step, 9.0 - attempt.number / 10)
 
 
-def interrupted(attempt: Assignment, step: int, had: Counter[Reason | None]) -> Message | None:
+def interrupted(attempt: TrialAttempt, step: int, had: Counter[Reason | None]) -> Message | None:
     """A stop by a person in the second trial; in the third, the controller dies."""
     match attempt.number, step:
         case 1, 200 if not had[Reason.STOPPED]:
@@ -117,12 +118,12 @@ def interrupted(attempt: Assignment, step: int, had: Counter[Reason | None]) -> 
     return at(step, 5.0)
 
 
-def ever_worse(attempt: Assignment, step: int, had: Counter[Reason | None]) -> Message:
+def ever_worse(attempt: TrialAttempt, step: int, had: Counter[Reason | None]) -> Message:
     """Each trial is a little worse than the one before."""
     return at(step, 5.0 + attempt.number)
 
 
-def by_parameters(attempt: Assignment, step: int, had: Counter[Reason | None]) -> Message:
+def by_parameters(attempt: TrialAttempt, step: int, had: Counter[Reason | None]) -> Message:
     """A lower learning rate is better; a training under another seed a little worse."""
     return at(step, 1e3 * attempt.params["optim.lr"] + attempt.repeat)
 
@@ -181,7 +182,7 @@ class _Stage:
         controller = Controller(
             self.ledger, self.record, self.config, lease, str(self.folder), explore=explore
         )
-        while not controller.exhausted:
+        while not controller.look_for_end():
             self._enqueue()
             controller.mend()
             attempt = controller.next()
@@ -224,19 +225,19 @@ class _Stage:
                 time.sleep(0.001)
 
     @contextmanager
-    def _database_away(self, attempt: Assignment) -> Iterator[None]:
+    def _database_away(self, attempt: TrialAttempt) -> Iterator[None]:
         """Have the file's folder elsewhere meanwhile."""
-        engine: Any = self.ledger.storage._backend.engine  # type: ignore[attr-defined]
+        engine = self.ledger.engine
         if not self.play.loses_database or attempt.number > 0:
             yield
             return
         engine.dispose()
-        here = Path(engine.url.database).parent
+        here = Path(engine.url.database or "").parent
         away = here.rename(here.with_suffix(".away"))
         yield
         away.rename(here)
 
-    def _train(self, controller: Controller, attempt: Assignment) -> bool:
+    def _train(self, controller: Controller, attempt: TrialAttempt) -> bool:
         """Play one attempt; whether its controller is still alive."""
         attempts = self.ledger.trial_attempts(attempt.attempt.trial_id)
         had = Counter(earlier.reason for earlier in attempts[:-1])
@@ -254,12 +255,15 @@ class _Stage:
         return True
 
     def _teach(self, controller: Controller, lesson: TeacherAttempt) -> None:
-        if lesson.attempt_number == 1:
-            controller.handle(lesson.job, 1, Message("worker_lost"))
+        attempt = lesson.assignment.attempt
+        if attempt == 1:
+            controller.handle(lesson.key, 1, Message("worker_lost"))
             return
-        controller.handle(lesson.job, lesson.attempt_number, Message("evaluated", 20))
-        leave_trained(Path(lesson.config["output_dir"]))
-        controller.handle(lesson.job, lesson.attempt_number, Message("finished", 30))
+        controller.handle(
+            lesson.assignment.job, lesson.assignment.attempt, Message("evaluated", 20)
+        )
+        leave_trained(Path(lesson.assignment.document["output_dir"]))
+        controller.handle(lesson.key, attempt, Message("finished", 30))
 
     def _enqueue(self) -> None:
         for point in self.play.by_hand:

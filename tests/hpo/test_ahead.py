@@ -33,12 +33,12 @@ from tests.hpo.asking import SPACE, draw, study_of
 def ask(study: optuna.Study) -> optuna.Trial:
     """As the controller does; fails where a suggestion is waited for without end."""
     deadline = time.monotonic() + 100
-    while not ahead.ready(study):
+    while not study.sampler.ready(study):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     trial = study.ask()
     draw(trial)
-    ahead.inform(study)
+    study.sampler.inform(study)
     return trial
 
 
@@ -116,10 +116,10 @@ def test_a_proposal_knows_the_rungs_that_parked_trials_had_come_to(
     first = ask(study)
     for step, value in ((5, 9.0), (10, 7.0), (20, 6.0)):
         first.report(value, step)
-        ahead.reported(study, first._trial_id, step)
+        study.sampler.reported(study, first._trial_id, step)
     second = ask(study)
     first.report(5.0, 30)
-    ahead.reported(study, first._trial_id, 30)
+    study.sampler.reported(study, first._trial_id, 30)
     tell(study, second)
     ask(study)
     assert [t.intermediate_values for t in known(study.trials, 2, 1)] == [{10: 7.0}, {}]
@@ -226,9 +226,9 @@ def test_an_enqueued_trial_is_not_waited_for(
 def test_the_other_process_ends_with_a_controller_that_is_killed(tmp_path: Path) -> None:
     program = (
         "import multiprocessing, time, optuna\n"
-        "from hpo.search.samplers import ahead\n"
         "from tests.hpo.asking import study_of\n"
-        "ahead.inform(study_of())\n"
+        "study = study_of()\n"
+        "study.sampler.inform(study)\n"
         "print(multiprocessing.active_children()[0].pid, flush=True)\n"
         "time.sleep(600)\n"
     )

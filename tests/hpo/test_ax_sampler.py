@@ -18,7 +18,8 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.control.controller import Assignment, Controller
+from hpo.control.attempts import TrialAttempt
+from hpo.control.controller import Controller
 from hpo.control.messages import Message
 from hpo.search.samplers import ahead
 from hpo.search.samplers import ax as ax_sampler
@@ -158,7 +159,7 @@ def test_a_controller_killed_after_8_of_16_trials_is_followed_by_the_same_points
     def play(stage: Stage, controller: Controller, until: int) -> None:
         while len(stage.trials) < until:
             assignment = controller.next()
-            if isinstance(assignment, Assignment):
+            if isinstance(assignment, TrialAttempt):
                 p = assignment.params
                 loss = abs(math.log(p["optim.lr"] / 1e-3)) + p["layerdrop.p_init"]
                 controller.handle(assignment.number, 1, Message("finished", 300, ppl(10 + loss)))

@@ -27,8 +27,9 @@ from hpo.evaluation.phase import enter, is_trained
 from hpo.evaluation.recipes import DEFAULT, names_in, settings_of, sub_model_depths
 from hpo.reading import comparison_table
 from hpo.service import run as service
-from hpo.study.load import config_of, shipped
-from storage import Ledger, Point, StudyRecord
+from hpo.service.launch import Launch
+from hpo.study.load import shipped
+from storage import Point
 from tests.hpo.evaluations import controller, tuned
 from tests.hpo.stage import STUDY, Stage, finish, play
 from trainer.config.sections import LayerDropConfig
@@ -56,10 +57,12 @@ def train(runs: Controller, *finals: float, curve: tuple[tuple[int, float], ...]
         for step, ppl in curve:
             metrics = measured(ppl, step)
             runs.handle(
-                assignment.job, assignment.attempt_number, Message("evaluated", step, metrics)
+                assignment.number,
+                assignment.attempt.number,
+                Message("evaluated", step, metrics),
             )
         last = {**measured(valid, 300), "test_ppl": valid + 1, **depths}
-        runs.handle(assignment.job, assignment.attempt_number, Message("finished", 300, last))
+        runs.handle(assignment.number, assignment.attempt.number, Message("finished", 300, last))
     return configs
 
 
@@ -199,7 +202,7 @@ def test_a_training_that_diverged_is_told_and_in_no_mean(url: str) -> None:
     assert second["valid_ppl"] == {"mean": 7.0, "sd": None}
     assert second["differences"]["valid_ppl"]["pairs"] == 1
     assert second["differences"]["valid_ppl"]["low"] is None, "no interval from one pair"
-    assert "1 (1 diverged)" in comparison_table.written(found, Path("t.md"))
+    assert "1 (1 diverged)" in comparison_table.content_for(Path("t.md"), found)
 
 
 def test_a_recipe_with_a_teacher_has_the_study_s_or_baseline_a(url: str, tmp_path: Path) -> None:
@@ -297,11 +300,10 @@ def test_the_command_trains_and_writes_its_tables(
 ) -> None:
     stage = tuned(url, 5.0)
 
-    def run_study(
-        ledger: Ledger, record: StudyRecord, config: Any, *, trials: int, **_: Any
-    ) -> service.Ending:
-        assert config == config_of(record)
-        train(controller(ledger, record, trials), 11.0, 12.0, 12.5, 12.5)
+    def run_study(launch: Launch) -> service.Ending:
+        assert launch.trials is not None
+        runs = controller(launch.ledger, launch.record, launch.trials)
+        train(runs, 11.0, 12.0, 12.5, 12.5)
         return service.Ending(0, "done")
 
     monkeypatch.setattr(service, "run_study", run_study)

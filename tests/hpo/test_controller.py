@@ -23,7 +23,7 @@ def test_a_study_runs_to_its_budget_and_no_further(url: str) -> None:
     controller = stage.controller()
     assert [finish(controller, 10.0 - n) for n in range(4)] == [0, 1, 2, 3]
     assert controller.next() is None
-    assert controller.exhausted
+    assert controller.look_for_end()
     assert [t.state for t in stage.trials] == [TrialState.COMPLETE] * 4
 
 
@@ -33,7 +33,7 @@ def test_concurrent_trials_are_as_many_as_the_study_says(url: str) -> None:
     assert first is not None
     assert second is not None
     assert controller.next() is None
-    assert not controller.exhausted
+    assert not controller.look_for_end()
     controller.handle(first.number, 1, Message("finished", 300, ppl(1.0)))
     assert controller.next() is not None
 
@@ -86,7 +86,7 @@ def test_an_orphan_keeps_number_and_parameters_and_goes_on_as_its_next_attempt(u
     assert adopted.reported_step == 100
     assert dead.handle(orphan.number, 1, Message("finished", 300, ppl(1.0))) is False
     assert isinstance(dead.broken, LeaseLost)
-    assert dead.exhausted
+    assert dead.look_for_end()
     assert dead.next() is None
     heir.handle(0, 2, Message("finished", 300, ppl(7.0), first_step=100))
     (trial,) = stage.trials
@@ -107,7 +107,7 @@ def test_a_lost_worker_is_tried_again_until_its_retries_are_used_up(url: str) ->
     (trial,) = stage.trials
     assert (trial.state, trial.user_attrs["reason"]) == (TrialState.FAIL, "worker_lost")
     assert trial.user_attrs["attempts"] == 3
-    assert controller.exhausted
+    assert controller.look_for_end()
     assert controller.failing
 
 
@@ -188,9 +188,9 @@ def test_failures_in_a_row_stop_the_study_and_one_success_starts_the_count_anew(
     play(controller, Message("error", detail="boom"))
     finish(controller)
     play(controller, Message("error", detail="boom"))
-    assert not controller.exhausted
+    assert not controller.look_for_end()
     play(controller, Message("error", detail="boom"))
-    assert controller.exhausted
+    assert controller.look_for_end()
     assert controller.gave_up is not None
     assert "max_failures" in controller.gave_up
 
@@ -202,9 +202,9 @@ def test_a_stopped_study_hands_out_nothing_and_keeps_its_trials_running(url: str
     assert assignment is not None
     controller.stopping = True
     assert controller.next() is None
-    assert not controller.exhausted, "one attempt has not ended yet"
+    assert not controller.look_for_end(), "one attempt has not ended yet"
     controller.handle(0, 1, Message("stopped", 42))
-    assert controller.exhausted
+    assert controller.look_for_end()
     (trial,) = stage.trials
     assert trial.state is TrialState.RUNNING
     assert [each.trial_id for each in stage.ledger.waiting(stage.record)] == [trial._trial_id]
@@ -214,7 +214,7 @@ def test_hours_are_counted_over_all_controllers(url: str) -> None:
     stage = Stage(url, budget={"trials": 9, "hours": 1.0})
     first = stage.controller()
     finish(first)
-    with stage.ledger._sessions() as session:  # as if the first controller had run for an hour
+    with stage.ledger.sessions() as session:  # as if the first controller had run for an hour
         session.execute(sa.text("UPDATE hpo_controllers SET started_at = started_at - 3600"))
         session.commit()
     stage.lapse()
@@ -271,11 +271,11 @@ def test_a_study_that_failed_too_often_may_be_resumed_when_that_is_mended(url: s
     first = stage.controller()
     play(first, Message("error", detail="boom"))
     play(first, Message("error", detail="boom"))
-    assert first.exhausted
+    assert first.look_for_end()
     stage.lapse()
     second = stage.controller()
     finish(second)
-    assert not second.exhausted
+    assert not second.look_for_end()
 
 
 def test_a_trial_ended_by_somebody_else_breaks_the_run_and_not_the_program(url: str) -> None:
@@ -296,7 +296,7 @@ def test_device_hours_are_counted_while_trials_run_and_over_all_controllers(url:
     )
     first = stage.controller()
     assert first.next() is not None
-    with stage.ledger._sessions() as session:  # as if the two ranks had run for half an hour
+    with stage.ledger.sessions() as session:  # as if the two ranks had run for half an hour
         session.execute(sa.text("UPDATE hpo_attempts SET started_at = started_at - 1801"))
         session.commit()
     assert first.next() is None
@@ -305,4 +305,4 @@ def test_device_hours_are_counted_while_trials_run_and_over_all_controllers(url:
     second = stage.controller()
     finish(second)  # the orphan
     assert second.next() is None
-    assert second.exhausted
+    assert second.look_for_end()

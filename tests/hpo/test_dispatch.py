@@ -12,7 +12,9 @@ from ray.tune import result_grid
 from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 
-from hpo.workers.dispatch import GangTrainable
+from hpo.workers.dispatch import GangTrainable, configure_ray
+
+configure_ray()
 
 
 def test_tune_hands_no_keys_to_its_actors_by_way_of_its_logs() -> None:

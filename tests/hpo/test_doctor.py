@@ -10,7 +10,8 @@ import pytest
 import sqlalchemy as sa
 
 from hpo.service import doctor
-from hpo.service.doctor import Finding, Place, examine
+from hpo.service.doctor import Finding, examine
+from hpo.service.opening import Place
 from storage import Ledger
 from storage.database import HEAD
 
@@ -21,12 +22,12 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_a_ledger_is_tried_out_and_left_as_it_was(ledger_url: str, tmp_path: Path) -> None:
     ledger = Ledger.open(ledger_url, create=True)
-    with ledger._sessions() as session:
+    with ledger.sessions() as session:
         before = sa.inspect(session.connection()).get_table_names()
     found = doctor.database(Place(ledger_url, str(tmp_path)))
     assert found.level == "ok", found
     assert f"tables {HEAD}, takes writes" in found.says
-    with ledger._sessions() as session:
+    with ledger.sessions() as session:
         assert sa.inspect(session.connection()).get_table_names() == before
 
 

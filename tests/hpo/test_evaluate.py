@@ -34,7 +34,7 @@ def train(controller: Controller, *outcomes: tuple[float, float]) -> list[dict[s
         assert assignment is not None
         configs.append(assignment.config)
         message = Message("finished", 300, {**ppl(valid), "test_ppl": test})
-        controller.handle(assignment.job, assignment.attempt_number, message)
+        controller.handle(assignment.number, assignment.attempt.number, message)
     return configs
 
 
@@ -48,7 +48,7 @@ def test_the_best_are_trained_again_under_fresh_seeds_and_the_table_is_kept(url:
     valid, test = [5.5, 6.0, 6.5], [7.0, 7.2, 7.4]
     configs = train(runs, *zip(valid, test, strict=True), *[(6.0, 7.0)] * 3)
     assert runs.next() is None
-    assert runs.exhausted
+    assert runs.look_for_end()
     assert [config["seed"] for config in configs] == [1, 2, 3, 1, 2, 3]
     assert {config["phase"] for config in configs} == {"evaluation"}
     best = stage.trials[1].params

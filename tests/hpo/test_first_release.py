@@ -70,7 +70,7 @@ def test_it_goes_on_with_the_trial_that_ran_where_it_is_or_copied(
         kind: Any = "evaluated" if step < 160 else "finished"
         controller.handle(7, 2, Message(kind, step, {"valid_ppl": 190.0}, first_step=60))
     assert controller.next() is None
-    assert controller.exhausted
+    assert controller.look_for_end()
 
     trials = optuna.load_study(study_name=name, storage=ledger.storage).trials
     assert Counter(trial.state for trial in trials) == {

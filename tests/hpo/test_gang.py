@@ -43,7 +43,7 @@ from trainer.runs.store import StoreError
         (ZeroDivisionError(), "error"),
     ],
 )
-def test_an_exception_has_onekind_of(error: Exception, kind: str) -> None:
+def test_an_exception_has_one_kind(error: Exception, kind: str) -> None:
     assert kind_of(error) == kind
 
 

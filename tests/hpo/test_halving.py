@@ -96,7 +96,7 @@ def test_nine_trials_of_three_rungs_train_no_step_twice_and_one_to_the_end(url: 
     stage = stage_of_nine(url)
     controller = stage.controller()
     trained = drive(controller, QUALITY)
-    assert controller.exhausted
+    assert controller.look_for_end()
     steps = [range(first, last) for _, first, last in trained]
     for number in range(9):
         of_trial = [r for (n, *_), r in zip(trained, steps, strict=True) if n == number]
@@ -189,7 +189,7 @@ def test_a_stopped_study_keeps_its_parked_trials_for_the_resume(url: str) -> Non
     controller.handle(0, 1, Message("evaluated", 100, ppl(5.0), first_step=0))
     controller.stopping = True
     assert controller.next() is None
-    assert controller.exhausted
+    assert controller.look_for_end()
     assert stage.trials[0].state is TrialState.RUNNING
 
 
@@ -209,7 +209,7 @@ def test_parked_trials_are_kept_when_trials_fail_though_the_budget_is_spent(url:
         assignment = controller.next()
         attempts += 1
     assert attempts == 2, "max_failures"
-    assert controller.exhausted
+    assert controller.look_for_end()
     states = [trial.state for trial in stage.trials]
     assert states.count(TrialState.FAIL) == 2
     assert states.count(TrialState.RUNNING) == len(states) - 2, "the others wait for a resume"
@@ -223,12 +223,13 @@ def test_a_stop_that_comes_in_the_middle_prunes_no_parked_trial(
     for number in (0, 1):
         assert controller.next() is not None
         controller.handle(number, 1, Message("evaluated", 100, ppl(5.0 + number), first_step=0))
-    curves = controller._judge.curves
+    pruning = controller._parking._pruning
+    curves = pruning.curves
 
     def stopped_meanwhile() -> Any:
         controller.stopping = True
         return curves()
 
-    monkeypatch.setattr(controller._judge, "curves", stopped_meanwhile)
+    monkeypatch.setattr(pruning, "curves", stopped_meanwhile)
     assert controller.next() is None
     assert [trial.state for trial in stage.trials] == [TrialState.RUNNING] * 2

@@ -9,7 +9,7 @@ import re
 import pytest
 from rich.console import Console
 
-from hpo.control.messages import Progress
+from hpo.control.messages import RankProgress
 from hpo.observers.live import Board
 from hpo.search.objectives import Objective
 from tests.hpo.stage import ppl
@@ -26,7 +26,7 @@ def board_of(console: Console) -> Board:
     board.begin(9, 1, {"steps": 2400}, {})
     board.begin(10, 1, {"steps": 2400}, {})
     board.report(9, 800, ppl(123.4))
-    board.progress({9: Progress(9, 800, 4.3, 1, "thawed")})
+    board.progress({9: RankProgress(9, 800, 4.3, 1, "thawed")})
     board.say("goes on at once")
     return board
 

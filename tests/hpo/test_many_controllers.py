@@ -38,8 +38,8 @@ class TestTwoControllers:
         assert numbers == [0, 1, 2, 3]
         assert one.next() is None
         assert other.next() is None
-        assert one.exhausted
-        assert other.exhausted
+        assert one.look_for_end()
+        assert other.look_for_end()
         assert len({trial.params["optim.lr"] for trial in stage.trials}) == 4
 
     def test_wait_for_each_other_s_trials_to_end(self, ledger_url: str) -> None:
@@ -48,9 +48,9 @@ class TestTwoControllers:
         assignment = one.next()
         assert assignment is not None
         assert other.next() is None
-        assert not other.exhausted, "it may come to be its own"
+        assert not other.look_for_end(), "it may come to be its own"
         one.handle(0, 1, Message("finished", 300, ppl(5.0)))
-        assert other.exhausted
+        assert other.look_for_end()
 
     def test_go_on_with_what_one_of_them_left(self, ledger_url: str) -> None:
         stage = Stage(ledger_url)
@@ -142,7 +142,7 @@ while True:
     lease = ledger.acquire(record, seconds=1.0, join=True)
     controller = Controller(ledger, record, config_of(record), lease, "/runs")
     with ledger.heartbeat(lease, controller.report_error):
-        while not controller.exhausted:
+        while not controller.look_for_end():
             assignment = controller.next()
             if assignment is None:
                 time.sleep(0.05)
@@ -227,6 +227,6 @@ def test_a_lost_trial_is_not_begun_before_it_is_due(
     assert controller.next() is not None
     controller.handle(0, 1, Message("worker_lost", detail="rank 1 died"))
     assert controller.next() is None
-    assert not controller.exhausted
+    assert not controller.look_for_end()
     (waiting,) = stage.ledger.waiting(stage.record)
     assert 50 < waiting.due_in <= 60

@@ -53,7 +53,7 @@ def test_a_ledger_that_cannot_be_read_is_down_and_the_scrape_still_answers(url: 
     port = free_port()
     with (
         metrics_served(stage.ledger, stage.record, stage.config, port),
-        stage.ledger._sessions() as session,
+        stage.ledger.sessions() as session,
     ):
         session.connection().exec_driver_sql("DROP TABLE hpo_studies")
         session.commit()

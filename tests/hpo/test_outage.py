@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from sqlalchemy.orm import Session
 
 from hpo.control import outage
-from hpo.control.assignment import Assignment
+from hpo.control.attempts import TrialAttempt
 from hpo.control.controller import Controller
 from hpo.control.messages import Message
 from storage import Reason, in_one_line
@@ -60,7 +60,7 @@ def test_trainings_go_on_and_what_they_say_is_written_in_order_when_it_is_back(
         controller.mend()
         assert controller.waits_for_database
         assert controller.next() is None
-        assert not controller.exhausted
+        assert not controller.look_for_end()
     assert stage.trials[0].intermediate_values == {}
     controller.mend()
     assert not controller.waits_for_database
@@ -101,7 +101,7 @@ def test_past_the_limit_the_controller_leaves_with_all_as_the_ledger_has_it(
         controller.mend()
         assert controller.broken is not None
         assert controller.stopping
-        assert controller.exhausted
+        assert controller.look_for_end()
     assert stage.trials[0].state is TrialState.RUNNING
 
 
@@ -171,11 +171,11 @@ def test_a_full_disk_pauses_the_study_and_counts_as_no_failure(
     stage = stage_in(tmp_path, failures={"max_failures": 1, "max_retries": 0})
     controller = paused(stage, monkeypatch)
     assert controller.next() is None
-    assert not controller.exhausted
+    assert not controller.look_for_end()
     (trial,) = stage.trials
     attempts = stage.ledger.trial_attempts(trial._trial_id)
     assert (trial.state, attempts[0].reason) == (TrialState.RUNNING, Reason.DISK)
-    monkeypatch.setattr("hpo.control.controller.check_disk", lambda folder: None)
+    monkeypatch.setattr("hpo.control.outage.check_disk", lambda folder: None)
     again = controller.next()
     assert again is not None
     assert (again.number, again.attempt.number) == (0, 2)
@@ -189,7 +189,7 @@ def test_a_disk_that_stays_full_makes_the_controller_leave(
     stage = stage_in(tmp_path, failures={"outage_seconds": 1e-9})
     controller = paused(stage, monkeypatch)
     assert controller.next() is None
-    assert controller.exhausted
+    assert controller.look_for_end()
     assert "No space left" in str(controller.broken)
 
 
@@ -199,7 +199,7 @@ def paused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Controller:
     def full(place: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("hpo.control.controller.check_disk", full)
+    monkeypatch.setattr("hpo.control.outage.check_disk", full)
     controller = stage.controller()
     assert controller.next() is not None
     assert not controller.handle(0, 1, Message("disk", 100, detail="OSError: No space left"))
@@ -223,10 +223,10 @@ def test_a_disk_that_answers_but_has_no_room_is_not_tried_for_ever(
     monkeypatch.setattr(outage, "FIRST_SECONDS", 0.01)
     monkeypatch.setattr(outage, "LONGEST_SECONDS", 0.1)
     deadline = time.monotonic() + 30
-    while not controller.exhausted and time.monotonic() < deadline:
+    while not controller.look_for_end() and time.monotonic() < deadline:
         assignment = controller.next()
         if assignment is not None:
-            assert isinstance(assignment, Assignment)
+            assert isinstance(assignment, TrialAttempt)
             number = assignment.attempt.number
             controller.handle(0, number, Message("disk", 10, detail="OSError: No space left"))
     assert "No space left" in str(controller.broken)
@@ -258,7 +258,7 @@ def test_a_member_of_a_population_waits_for_the_others_meanwhile(tmp_path: Path)
     stage = Grown(tmp_path)
     controller = stage.controller()
     member = controller.next()
-    assert isinstance(member, Assignment)
+    assert isinstance(member, TrialAttempt)
     with away(tmp_path):
         assert controller.handle(0, 1, Message("evaluated", 50, ppl(9.0), first_step=0))
         assert not controller.handle(0, 1, Message("evaluated", 100, ppl(8.0), first_step=0))

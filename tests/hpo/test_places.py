@@ -17,7 +17,7 @@ from optuna.study import StudyDirection
 
 from hpo.cli import app, main
 from hpo.control.places import study_folder, trial_folder
-from hpo.service.preflight import check_places
+from hpo.service.preflight import check_run_folders
 from hpo.study.load import load_study
 from storage import Ledger, LedgerError, StudyRecord, TeacherRecord, check_study_name
 from storage.names import is_study_name
@@ -124,11 +124,11 @@ def asked(ledger: Ledger, run_dir: str) -> StudyRecord:
 def test_a_trial_goes_on_in_the_runs_folder_alone(ledger: Ledger, tmp_path: Path) -> None:
     record = asked(ledger, "/etc/\x1b[2J\n")
     with pytest.raises(ConfigError, match="give the --runs that it is in") as refusal:
-        check_places(ledger, record, "runs")
+        check_run_folders(ledger, record, "runs")
     assert str(refusal.value).isprintable()
     Path(trial_folder(study_folder("runs", "tiny"), 0)).mkdir(parents=True)  # moved there
-    check_places(ledger, record, "runs")
-    check_places(ledger, asked(ledger, str(tmp_path / "runs/tiny/trial-0001")), "runs")
+    check_run_folders(ledger, record, "runs")
+    check_run_folders(ledger, asked(ledger, str(tmp_path / "runs/tiny/trial-0001")), "runs")
 
 
 def test_a_teacher_is_trained_in_its_own_contents_folder_alone(
@@ -144,13 +144,13 @@ def test_a_teacher_is_trained_in_its_own_contents_folder_alone(
     for other in changed:
         teachers[:] = [right, replace(right, **other)]
         with pytest.raises(ConfigError):
-            check_places(ledger, ledger.study("tiny"), "runs")
+            check_run_folders(ledger, ledger.study("tiny"), "runs")
     teachers[:] = [right]
-    check_places(ledger, ledger.study("tiny"), "runs")
+    check_run_folders(ledger, ledger.study("tiny"), "runs")
     at = study_folder("memory://runs", "tiny")
     teachers[:] = [replace(right, folder=f"{at}/teachers/{right.key}")]
-    check_places(ledger, ledger.study("tiny"), "memory://runs")
+    check_run_folders(ledger, ledger.study("tiny"), "memory://runs")
     for key in ("../../other", "", f"{right.key}/x", right.key.upper()):
         teachers[:] = [replace(right, key=key, folder=f"{at}/teachers/{key}")]
         with pytest.raises(ConfigError, match="no key of a teacher's content"):
-            check_places(ledger, ledger.study("tiny"), "memory://runs")
+            check_run_folders(ledger, ledger.study("tiny"), "memory://runs")

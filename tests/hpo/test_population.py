@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from hpo.control.assignment import Assignment
+from hpo.control.attempts import TrialAttempt
 from hpo.control.messages import Message
 from hpo.reading.views import trial_details
 from hpo.search.population import Member, ScheduleConfig
@@ -115,7 +115,7 @@ def test_a_member_that_ended_early_is_the_worst_and_its_place_is_taken(tmp_path:
     controller = stage.controller()
     for kind in ("diverged", None, None, None):
         assignment = controller.next()
-        assert isinstance(assignment, Assignment)
+        assert isinstance(assignment, TrialAttempt)
         if kind:
             controller.handle(assignment.number, 1, Message("diverged", 20))
         while stage.advance(controller, assignment):

@@ -36,7 +36,7 @@ def train(controller: Controller, curve: dict[int, float]) -> int | None:
     """A trial with this curve of perplexity; where it was pruned."""
     assignment = controller.next()
     assert assignment is not None
-    number, attempt = assignment.job, assignment.attempt_number
+    number, attempt = assignment.number, assignment.attempt.number
     for step, value in curve.items():
         if not controller.handle(number, attempt, Message("evaluated", step, metrics(value))):
             return step
@@ -122,13 +122,15 @@ def test_a_kill_between_evaluations_changes_no_decision(url: str) -> None:
     controller = stage.controller()
     first = controller.next()
     assert first is not None
-    assert controller.handle(first.job, 1, Message("evaluated", 100, metrics(19.0)))
+    assert controller.handle(first.number, 1, Message("evaluated", 100, metrics(19.0)))
     stage.lapse()
     again = stage.controller()
     second = again.next()
     assert second is not None
-    assert (second.job, second.attempt_number) == (first.job, 2)
-    assert not again.handle(second.job, 2, Message("evaluated", 200, metrics(11.0))), "10.0 leads"
+    assert (second.number, second.attempt.number) == (first.number, 2)
+    assert not again.handle(second.number, 2, Message("evaluated", 200, metrics(11.0))), (
+        "10.0 leads"
+    )
 
 
 def test_hyperbands_brackets_are_there_before_the_first_evaluation(url: str) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 from optuna.trial import TrialState
 
-from hpo.control.assignment import Assignment
+from hpo.control.attempts import TrialAttempt
 from hpo.control.controller import Controller
 from hpo.control.messages import Message
 from tests.hpo.stage import Stage, ppl
 
 
-def train(controller: Controller, value: float) -> Assignment:
+def train(controller: Controller, value: float) -> TrialAttempt:
     """Play one attempt that ends with `value`."""
     assignment = controller.next()
-    assert isinstance(assignment, Assignment)
+    assert isinstance(assignment, TrialAttempt)
     number, attempt = assignment.number, assignment.attempt.number
     controller.handle(number, attempt, Message("evaluated", 100, ppl(value + 1), first_step=0))
     controller.handle(number, attempt, Message("finished", 300, ppl(value)))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from hpo.control.assignment import Assignment
+from hpo.control.attempts import TrialAttempt
 from hpo.control.messages import Message
 from hpo.search.space import Dimension, suggest
 from hpo.service.teachers import with_teachers
@@ -212,13 +212,13 @@ def test_an_orphan_goes_on_with_what_its_values_called_for(tmp_path: Path) -> No
     }
     stage = Stage(f"sqlite:///{tmp_path}/hpo.db", space=space)
     orphan = stage.controller().next()
-    assert isinstance(orphan, Assignment)
+    assert isinstance(orphan, TrialAttempt)
     assert orphan.params.keys() == {"layerdrop", "optim.momentum"}
     assert orphan.config["layerdrop"]["policy"] == "linear"
     stage.lapse()
     heir = stage.controller()
     adopted = heir.next()
-    assert isinstance(adopted, Assignment)
+    assert isinstance(adopted, TrialAttempt)
     assert (adopted.params, adopted.config) == (orphan.params, orphan.config)
     heir.handle(0, 2, Message("finished", 300, ppl(1.0)))
     assert finish(heir) == 1

@@ -42,12 +42,12 @@ def teach(controller: Controller, *messages: Message) -> int:
     """Run one attempt at the teacher that says `messages`; the attempt's number."""
     lesson = controller.next()
     assert lesson is not None
-    assert lesson.job == KEY
+    assert lesson.assignment.job == KEY
     assert controller.next() is None, "one is trained at a time, and no trial beside it"
-    assert not controller.exhausted
+    assert not controller.look_for_end()
     for message in messages:
-        controller.handle(KEY, lesson.attempt_number, message)
-    return lesson.attempt_number
+        controller.handle(KEY, lesson.assignment.attempt, message)
+    return lesson.assignment.attempt
 
 
 def test_no_trial_starts_before_the_teacher_is_trained(url: str, folder: Path) -> None:
@@ -56,7 +56,10 @@ def test_no_trial_starts_before_the_teacher_is_trained(url: str, folder: Path) -
     controller = stage.controller(watcher)
     lesson = controller.next()
     assert lesson is not None
-    assert (lesson.config["output_dir"], lesson.config["threads"]) == (str(folder), 2)
+    assert (lesson.assignment.document["output_dir"], lesson.assignment.document["threads"]) == (
+        str(folder),
+        2,
+    )
     assert controller.next() is None
     assert controller.handle(KEY, 1, Message("evaluated", 20)) is True
     assert stage.trials == []
@@ -90,7 +93,7 @@ def test_a_teacher_that_another_process_trains_is_waited_for_and_then_reused(
     with folder_lock(folder, 0):
         assert controller.next() is None
         assert controller.next() is None
-        assert not controller.exhausted
+        assert not controller.look_for_end()
         train(folder)
     finish(controller)
     states = [seen[1] for seen in watcher.seen if seen[0] == "teacher"]
@@ -102,9 +105,9 @@ def test_a_teacher_goes_on_after_a_stop_and_after_a_kill(url: str, folder: Path)
     stopped = stage.controller()
     assert stopped.next() is not None
     stopped.stopping = True
-    assert not stopped.exhausted, "its attempt has not ended yet"
+    assert not stopped.look_for_end(), "its attempt has not ended yet"
     stopped.handle(KEY, 1, Message("stopped", 7))
-    assert stopped.exhausted
+    assert stopped.look_for_end()
     (teacher,) = stage.ledger.teachers(stage.record)
     assert (teacher.state, teacher.reason, teacher.step) == ("waiting", Reason.STOPPED, 7)
     stage.ledger.release(stopped._lease)
@@ -123,7 +126,7 @@ def test_a_lost_worker_is_tried_again_and_then_ends_the_study(url: str, folder: 
     teach(controller, Message("worker_lost", detail="rank 1 died"))
     teach(controller, Message("worker_lost", detail="Traceback\nrank 1 died"))
     assert controller.next() is None
-    assert controller.exhausted
+    assert controller.look_for_end()
     assert controller.failing
     assert controller.gave_up == f"its teacher {KEY} failed (worker_lost): rank 1 died"
     assert stage.trials == []
@@ -140,7 +143,7 @@ def test_a_teacher_that_fails_ends_the_study_with_a_typed_reason(
     stage = Stage(url, [planned(folder)])
     controller = stage.controller()
     teach(controller, Message(kind, 12))
-    assert controller.exhausted
+    assert controller.look_for_end()
     assert controller.gave_up == f"its teacher {KEY} failed ({kind})"
     (teacher,) = stage.ledger.teachers(stage.record)
     assert (teacher.state, teacher.reason, teacher.step) == ("failed", Reason(kind), 12)
@@ -156,7 +159,7 @@ def test_a_study_whose_budget_is_spent_trains_no_teacher(url: str, folder: Path)
     stage.record = stage.ledger.study("played")
     again = stage.controller()
     assert again.next() is None
-    assert again.exhausted
+    assert again.look_for_end()
 
 
 def write(file: Path, document: dict[str, Any]) -> Path:

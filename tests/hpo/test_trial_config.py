@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hpo.control.assignment import Assignment
+from hpo.control.attempts import TrialAttempt
 from hpo.reading.views import trial_config
 from storage import Point
 from tests.hpo.grown import Grown
@@ -22,7 +22,7 @@ def printed(stage: Stage, number: int) -> dict[str, Any]:
     return document
 
 
-def as_run(assignment: Assignment, **changes: Any) -> dict[str, Any]:
+def as_run(assignment: TrialAttempt, **changes: Any) -> dict[str, Any]:
     return resolve({**assignment.config, **changes}, "played").model_dump(mode="json")
 
 
@@ -31,7 +31,7 @@ def test_it_is_the_config_that_the_trial_ran_with_in_a_folder_of_its_own(tmp_pat
     controller = stage.controller()
     finish(controller)
     assignment = controller.next()
-    assert isinstance(assignment, Assignment)
+    assert isinstance(assignment, TrialAttempt)
     assert printed(stage, 1) == as_run(assignment, output_dir="runs/played-trial-1")
     assert printed(stage, 0)["optim"]["lr"] != printed(stage, 1)["optim"]["lr"]
 

@@ -26,7 +26,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.pruners import PrunerConfig
-from hpo.search.samplers.at_rungs import at_rungs, rungs_of
+from hpo.search.samplers.at_rungs import make_shown_rungs, rungs_of
 from hpo.search.samplers.config import Random, SamplerConfig, make_sampler
 from hpo.search.samplers.proposals import (
     RUNGS_AT,
@@ -38,7 +38,6 @@ from hpo.search.samplers.proposals import (
     known,
 )
 from hpo.search.space import Space, suggest
-from hpo.study.config import StudyConfig
 
 logger = logging.getLogger("hpo.ahead")
 
@@ -52,43 +51,29 @@ START_SECONDS = 120.0  # the first proposals of a controller are waited for that
 PATIENCE = 0.02  # every later one for this share of a trial's median length
 
 
-def make_ahead(config: StudyConfig, trials: int) -> BaseSampler:
-    """The sampler of a study of `trials` trials in all: a slow one's proposals are made ahead."""
-    sampler = config.sampler
+def make_ahead(
+    sampler: SamplerConfig,
+    space: Space,
+    pruner: PrunerConfig,
+    *,
+    concurrent_trials: int,
+    trials: int,
+) -> AheadSampler | None:
+    """Return the sampler that makes suggestions ahead for a study of `trials` trials in all.
+
+    None if `sampler` is fast, and so asked when a trial begins.
+    """
     if sampler.name not in SLOW:
-        return _shown_rungs(sampler, config.space, config.pruner)
+        return None
     recipe = Recipe(
         sampler.name,
-        partial(_shown_rungs, sampler, config.space, config.pruner),
-        partial(suggest, config.space),
-        config.resources.concurrent_trials,
+        partial(make_shown_rungs, sampler, space, pruner),
+        partial(suggest, space),
+        concurrent_trials,
         trials,
-        rungs_of(config.pruner),
+        rungs_of(pruner),
     )
-    return AheadSampler(
-        recipe, make_sampler(Random(name="random", seed=sampler.seed), config.space)
-    )
-
-
-def _shown_rungs(sampler: SamplerConfig, space: Space, pruner: PrunerConfig) -> BaseSampler:
-    return at_rungs(make_sampler(sampler, space), rungs_of(pruner))
-
-
-def ready(study: optuna.Study) -> bool:
-    """Whether to ask `study` for a trial now; always, if its sampler makes nothing ahead."""
-    return not isinstance(study.sampler, AheadSampler) or study.sampler.ready(study)
-
-
-def inform(study: optuna.Study) -> None:
-    """Let the study's sampler, if it makes suggestions ahead, know what the ledger has now."""
-    if isinstance(study.sampler, AheadSampler):
-        study.sampler.inform(study)
-
-
-def reported(study: optuna.Study, trial_id: int, step: int) -> None:
-    """Keep, if the study's sampler makes suggestions ahead, when the trial came to a rung."""
-    if isinstance(study.sampler, AheadSampler):
-        study.sampler.reported(study, trial_id, step)
+    return AheadSampler(recipe, make_sampler(Random(name="random", seed=sampler.seed), space))
 
 
 class AheadSampler(BaseSampler):

@@ -17,7 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.halving import Halving
 from hpo.search.pruners import Asha, ParkedHalving, PrunerConfig
+from hpo.search.samplers.config import SamplerConfig, make_sampler
 from hpo.search.samplers.rebuilt import Delegate
+from hpo.search.space import Space
 from storage import Reason
 
 ENOUGH = 10  # trials at a rung; what samplers want to have seen before they model
@@ -31,6 +33,11 @@ def rungs_of(pruner: PrunerConfig) -> Halving | None:
     if pruner.metric is not None or pruner.unit != "steps":
         return None
     return Halving(pruner.minimum, pruner.reduction_factor)
+
+
+def make_shown_rungs(config: SamplerConfig, space: Space, pruner: PrunerConfig) -> BaseSampler:
+    """Return a study's sampler; where its pruner has rungs, it is shown the study as RungView."""
+    return at_rungs(make_sampler(config, space), rungs_of(pruner))
 
 
 def at_rungs(sampler: BaseSampler, halving: Halving | None) -> BaseSampler:

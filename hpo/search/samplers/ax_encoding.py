@@ -15,6 +15,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.trial import TrialState, create_trial
 
 Space = Mapping[str, BaseDistribution]
 
@@ -79,10 +80,11 @@ def middle(each: BaseDistribution) -> Any:
 
 def contains(each: BaseDistribution, value: Any) -> bool:
     """Whether the dimension, as it is now, has the value."""
-    try:
-        return each._contains(each.to_internal_repr(value))
-    except (ValueError, TypeError):  # of another type, or no such choice
+    try:  # Optuna holds the parameters of a trial against their distributions
+        create_trial(state=TrialState.RUNNING, params={"it": value}, distributions={"it": each})
+    except (ValueError, TypeError):  # outside the range, of another type, or no such choice
         return False
+    return True
 
 
 def quasi_random(space: Space, seed: int, number: int) -> dict[str, Any]:

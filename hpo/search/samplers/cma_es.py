@@ -7,6 +7,7 @@ were, and their values then: numbers, which a later look at the study does not c
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ class CmaEsFromTrials(CmaEsSampler):
         if told := self._replay(optimizer, trials, transform, study.direction):
             attributes[TOLD] = told
         attributes[GENERATION] = optimizer.generation
-        optimizer._rng.seed((seed or self._draw_seed()) + trial.number)
+        optimizer.reseed_rng((seed or self._draw_seed()) + trial.number)
         point = optimizer.ask()
         if self._with_margin:
             point, rounded = point
@@ -85,9 +86,8 @@ class CmaEsFromTrials(CmaEsSampler):
             optimizer.tell(
                 [(self._point(trials[n], transform), sign(direction) * y) for n, y in solutions]
             )
-            if generation in kept:  # Optuna's had it from its pickle, which rounds
-                inner = getattr(optimizer, "_cma", optimizer)  # with a margin it has another
-                inner.__setstate__(inner.__getstate__())
+            if generation in kept:  # Optuna's had it from its pickle, which rounds as a copy does
+                vars(optimizer).update(vars(copy.deepcopy(optimizer)))
 
     def _point(self, trial: FrozenTrial, transform: _SearchSpaceTransform) -> Any:
         return (

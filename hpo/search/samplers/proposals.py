@@ -219,7 +219,7 @@ def _proposal(
             if names is not None:
                 study.set_metric_names(names)
             for trial in trials:
-                study._storage.create_new_trial(study._study_id, template_trial=trial)
+                study.add_trial(trial)
             asked = study.ask()
             recipe.suggest(asked)
     except Exception as error:  # noqa: BLE001 whatever it is, it becomes a line in the log
