@@ -88,9 +88,10 @@ class Ledger(Reader):
                 with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
                     study.set_metric_names(list(metric_names))
                 self._forget_deleted(session)
+                study_id = self.storage.get_study_id_from_name(name)
                 session.add(
                     StudyRow(
-                        study_id=study._study_id,
+                        study_id=study_id,
                         uid=uuid.uuid4().hex,
                         document=document,
                         document_sha256=hashlib.sha256(document.encode()).hexdigest(),
@@ -99,7 +100,7 @@ class Ledger(Reader):
                         reserved_trials=0,
                     )
                 )
-                session.add_all(teacher_row(study._study_id, teacher) for teacher in teachers)
+                session.add_all(teacher_row(study_id, teacher) for teacher in teachers)
                 enqueue(study, points)
         except optuna.exceptions.DuplicatedStudyError:
             raise StudyExists(f"study {name} is in the ledger already") from None

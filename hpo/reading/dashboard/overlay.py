@@ -65,7 +65,7 @@ def _annotate_studies(ledger: Ledger) -> None:
     def annotated(study: Any, best: Any, trials: list[FrozenTrial], *others: Any) -> Any:
         answer = serialize(study, _feasible(ledger, study, best), trials, *others)
         for record in ledger.studies():
-            if record.study_id == study._study_id:
+            if record.name == study.study_name:
                 _annotate(answer, ledger, record, trials)
         return answer
 
@@ -74,7 +74,8 @@ def _annotate_studies(ledger: Ledger) -> None:
 
 def _feasible(ledger: Ledger, study: Any, best: list[FrozenTrial]) -> list[FrozenTrial]:
     """The best trials of a study, infeasible ones left out."""
-    if all(map(is_feasible, ledger.storage.get_all_trials(study._study_id, deepcopy=False))):
+    study_id = ledger.storage.get_study_id_from_name(study.study_name)
+    if all(map(is_feasible, ledger.storage.get_all_trials(study_id, deepcopy=False))):
         return best
     front = pareto_front(ledger, study.study_name)
     return front if len(study.directions) > 1 else front[:1]
