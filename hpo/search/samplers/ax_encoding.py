@@ -16,7 +16,6 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import TrialState, create_trial
-from optuna.trial import TrialState, create_trial
 
 Space = Mapping[str, BaseDistribution]
 
