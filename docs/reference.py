@@ -29,6 +29,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from hpo.cli import app
+from hpo.reading.cells import markdown_table
 from hpo.study.config import StudyConfig
 from trainer.config.settings import Section
 from trainer.config.train import TrainConfig
@@ -257,9 +258,7 @@ def anchor(title: str) -> str:
 
 
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [heads, ("---",) * len(heads), *rows]
-    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+    return markdown_table(heads, rows) + "\n"
 
 
 if __name__ == "__main__":

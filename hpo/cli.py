@@ -1,7 +1,7 @@
-"""The `hpo` command: its commands by name, and what it makes of an error.
+"""The `hpo` command: the names of its commands, and how errors are told.
 
-Everything heavy is imported by the command it is for. Exit status: 0 done; 1 the study could not
-reach its goal; 2 the input is wrong, said in one line; 130 interrupted.
+Each command imports itself what is heavy. Exit status: 0 done; 1 the study could not reach its
+goal; 2 the input is wrong, which one line says; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ app.add_typer(data_app, name="data")
 
 
 def main() -> NoReturn:
-    """The console script: a user's mistake is one line on standard error, status 2."""
+    """Run the console script; a user's mistake is one line on standard error, with status 2."""
     try:
         app(prog_name="hpo")
     except KeyboardInterrupt:
@@ -59,7 +59,7 @@ def main() -> NoReturn:
 
 
 def _one_line(error: Exception) -> str | None:
-    """What to tell the user of an error that is theirs or the database's; None for one of ours."""
+    """Return what to say of an error of the user's or the database's; None for a bug of ours."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -19,7 +19,7 @@ def study_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the names of the studies in the ledger that the command would open."""
     import sqlalchemy as sa
 
-    from hpo.commands.common import storage_url
+    from hpo.service.opening import storage_url
 
     try:
         url = sa.make_url(storage_url(ctx.params.get("storage")))

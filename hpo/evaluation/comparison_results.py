@@ -1,8 +1,8 @@
-"""What a comparison came to: means, deviations, and differences that are paired by seed.
+"""The results of a comparison: means, deviations, and differences that are paired by seed.
 
-It only reads the ledger, and keeps what it found on the comparison's study. A difference is between
-two recipes under one seed; its confidence interval, by Student's t over the seeds, is of that one
-difference alone: of many that are looked at, some will leave out the truth.
+They are computed from the ledger and kept on the comparison's study. A difference is between two
+recipes under one seed. Its confidence interval, by Student's t over the seeds, holds for that one
+difference alone: among many intervals, some miss the true value.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
 from hpo.evaluation.comparisons import SUFFIX, Comparison, plan_comparison
-from hpo.evaluation.phase import keep, spread
+from hpo.evaluation.phase import keep_result, spread
 from hpo.evaluation.recipes import names_in, sub_model_depths
 from hpo.reading.comparison_table import check_files
 from hpo.reading.views import View
@@ -48,10 +48,10 @@ def compare_recipes(
     train: Callable[[Comparison], None],
     say: Say,
 ) -> View:
-    """What `recipes`, joined by commas, come to in the settings of study `name`.
+    """Compare `recipes`, a list with commas, in the settings of study `name`; return the results.
 
-    `study` trains them; its tables can be written to `files`. Raises ConfigError, in one line,
-    with nothing written.
+    The study `study` is the comparison; the caller will write its tables to `files`. Raises
+    ConfigError, in one line, with nothing written.
     """
     check_files(files)
     wanted = [] if recipes is None else names_in(recipes)
@@ -69,10 +69,10 @@ def conclude_comparison(
     against: str | None = None,
     target_ppl: float | None = None,
 ) -> View:
-    """What the plan's trainings came to, by recipe; kept on the comparison's study.
+    """Return the plan's results by recipe, and keep them on the comparison's study.
 
-    Differences are to the recipe `against`, else the first. The target is `target_ppl`, else the
-    study's own, else the worst perplexity on valid that one of them ended with: all reached it.
+    Differences are to the recipe `against`, else to the first. The target is `target_ppl`, else the
+    study's own, else the worst perplexity on valid that a training ended with: all reached that.
     """
     record = ledger.study(plan.config.study)
     ended = ledger.trials(record, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -98,12 +98,12 @@ def conclude_comparison(
         ],
         "recipes": [_row(plan, recipe, runs, against, target_ppl) for recipe in plan.recipes],
     }
-    keep(ledger, record, RESULT, found)
+    keep_result(ledger, record, RESULT, found)
     return found
 
 
 def check_against(against: str | None, recipes: Iterable[str]) -> None:
-    """Raise ConfigError for a recipe to hold the others against that is none of them."""
+    """Raise ConfigError if `against`, which the others are compared to, is none of `recipes`."""
     if against is not None and against not in recipes:
         raise ConfigError(f"--against {against}: is none of the recipes{nearest(against, recipes)}")
 
@@ -113,12 +113,12 @@ class _Run:
     """One training of a recipe that has ended."""
 
     trial: FrozenTrial
-    history: list[dict[str, Any]]  # its metrics, the last ones last
+    history: list[dict[str, Any]]  # its metrics in the order of steps
     device_seconds: float
 
     @property
     def last(self) -> dict[str, Any]:
-        """Its last metrics."""
+        """The metrics of its last evaluation."""
         return self.history[-1] if self.history else {}
 
     @property
@@ -127,7 +127,7 @@ class _Run:
 
     @property
     def best(self) -> int | None:
-        """The study's trial that was its best when the comparison was begun."""
+        """Number of the trial that was the study's best when the comparison was begun."""
         number: int | None = self.trial.user_attrs["origin"].get("best")
         return number
 
@@ -162,7 +162,7 @@ def _row(
         "ended_early": Counter(
             str(run.trial.user_attrs.get("reason")) for run in runs[recipe] if not run.whole
         ),
-        **{name: _spread(name, whole) for name in MEASURED},
+        **{name: spread([run.last[name] for run in whole]) for name in MEASURED},
         "sub_models": {
             share: {
                 "depth": depth,
@@ -179,7 +179,7 @@ def _row(
 
 
 def _size(train: TrainConfig) -> dict[str, int]:
-    """What makes a step, and a model, larger than another's."""
+    """Return the settings by which a step or a model is larger than another's."""
     data, model = train.data, train.model
     return {
         "data.batch_size": data.batch_size,
@@ -189,7 +189,7 @@ def _size(train: TrainConfig) -> dict[str, int]:
 
 
 def _difference(name: str, ours: Sequence[_Run], theirs: Sequence[_Run]) -> View | None:
-    """The mean of ours less theirs, seed by seed, and its confidence interval by Student's t."""
+    """Return the mean of ours less theirs, seed by seed, and its interval by Student's t."""
     other = {run.trial.params["seed"]: run.last[name] for run in theirs if run.whole}
     pairs = [
         run.last[name] - other[seed]
@@ -208,7 +208,3 @@ def _difference(name: str, ours: Sequence[_Run], theirs: Sequence[_Run]) -> View
         "low": None if half is None else mean - half,
         "high": None if half is None else mean + half,
     }
-
-
-def _spread(metric: str, runs: Sequence[_Run]) -> View:
-    return spread([run.last[metric] for run in runs])

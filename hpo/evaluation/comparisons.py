@@ -1,8 +1,8 @@
-"""Comparisons: recipes beside each other under one budget and the same seeds, and then tested.
+"""Comparisons: recipes trained beside each other under one budget and the same seeds, then tested.
 
-A comparison is a study of its own, whose trials are pairs of a recipe and a seed (hpo/phase.py). It
-keeps each recipe's settings, so that going on with it trains what was begun, whatever the study
-that it is of has found meanwhile. What came of it, hpo/compared.py says.
+A comparison is a study of its own, whose trials are pairs of a recipe and a seed (`phase.py`). It
+keeps each recipe's settings, so that it goes on with what it began, whatever the study whose
+recipes it compares has found meanwhile. `comparison_results.py` has its results.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.control.places import study_folder
-from hpo.evaluation.phase import Plan, begun_trials, fresh_seeds, in_phase, teachers_again, tuned
+from hpo.evaluation.phase import (
+    Plan,
+    begun_trials,
+    fresh_seeds,
+    phase_config,
+    teachers_again,
+    tuned_study,
+)
 from hpo.evaluation.recipes import (
     DEFAULT,
     TEACHER,
@@ -38,13 +45,13 @@ SUFFIX = ".comparison"
 
 @dataclass(frozen=True)
 class Comparison(Plan):
-    """Each of the recipes, under each of the seeds."""
+    """A plan to train each of the recipes under each of the seeds."""
 
     recipes: dict[str, Settings]
     note: str | None  # what the person should know of them, in one line
 
     def train(self, recipe: str) -> TrainConfig:
-        """The recipe's resolved train config, under a seed."""
+        """Return the recipe's resolved train config, with the first seed."""
         params = {RECIPE: recipe, "seed": self.seeds[0]}
         document = self.config.trial_document(params, "a comparison")
         return resolve(document, f"--recipes: {recipe}")
@@ -53,12 +60,12 @@ class Comparison(Plan):
 def plan_comparison(
     ledger: Ledger, name: str, recipes: Sequence[str], seeds: int, study: str, runs: str
 ) -> Comparison:
-    """A comparison of `recipes`, in the settings of study `name`; the study `study` trains it.
+    """Plan a comparison of `recipes` in the settings of study `name`, which is the study `study`.
 
-    One that was begun has its recipes as they were then, and all of them if none is given.
-    Raises ConfigError, in one line, where there is none to be made, or not yet. Writes nothing.
+    A comparison that was begun has its recipes as they were then, and all of them if none is given.
+    Raises ConfigError, in one line, if no comparison can be made, or not yet. Writes nothing.
     """
-    record, config = tuned(ledger, name)
+    record, config = tuned_study(ledger, name)
     trials = ledger.trials(record, *TrialState)
     best = best_of(trials, config.objectives[0].direction)
     done = begun_trials(ledger, study)
@@ -71,13 +78,13 @@ def plan_comparison(
         taught, teachers = with_recipe_teachers(now, config, teachers, study_folder(runs, study))
         settings = {recipe: _with_depths(each, config) for recipe, each in taught.items()}
         choices = CategoricalDimension(type="categorical", choices=settings)
-        made = in_phase(config, study, {RECIPE: choices}, len(now) * seeds)
+        made = phase_config(config, study, {RECIPE: choices}, len(now) * seeds)
     else:
         made, settings = begun, _recipes_of(begun, recipes, study)
     origin = done[0].user_attrs["origin"] if done else _origin(name, best)
     points = [
         Point({RECIPE: recipe, "seed": seed}, origin | {"recipe": recipe})
-        for seed in fresh  # all recipes under one seed first: stopped early, their pairs are whole
+        for seed in fresh  # seed by seed, so that a comparison stopped early has whole pairs
         for recipe in recipes
     ]
     changed = [recipe for recipe in recipes if begun and not _same(now[recipe], settings[recipe])]

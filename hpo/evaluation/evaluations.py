@@ -1,6 +1,6 @@
 """Evaluations: a study's best configurations trained again under fresh seeds, and then tested.
 
-What is chosen and concluded comes from the ledger.
+Both the choice and the results come from the ledger.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from hpo.evaluation.phase import (
     Plan,
     begun_trials,
     fresh_seeds,
-    in_phase,
-    keep,
+    keep_result,
     last_metrics,
+    phase_config,
     spread,
     teachers_again,
-    tuned,
+    tuned_study,
 )
 from hpo.reading.views import View
 from hpo.search.ranking import best_trials
@@ -35,17 +35,17 @@ RESULT = "evaluation"  # user attribute of an evaluation's study: what `conclude
 
 @dataclass(frozen=True)
 class Evaluation(Plan):
-    """Each of the `chosen` trials, under each of the seeds."""
+    """A plan to train each of the `chosen` trials again under each of the seeds."""
 
     chosen: list[FrozenTrial]
 
 
 def plan_evaluation(ledger: Ledger, name: str, top: int, seeds: int) -> Evaluation:
-    """An evaluation of the `top` best trials of study `name`; of several objectives, of its front.
+    """Plan an evaluation of the `top` best trials of study `name`, or of those on its Pareto front.
 
-    Raises ConfigError, in one line, where there is none to be made, or not yet. Writes nothing.
+    Raises ConfigError, in one line, if no evaluation can be made, or not yet. Writes nothing.
     """
-    record, config = tuned(ledger, name)
+    record, config = tuned_study(ledger, name)
     chosen = best_trials(optuna.load_study(study_name=name, storage=ledger.storage), top)
     if len(chosen) < top:
         raise ConfigError(
@@ -59,7 +59,7 @@ def plan_evaluation(ledger: Ledger, name: str, top: int, seeds: int) -> Evaluati
         for trial in chosen
         for seed in fresh
     ]
-    made = in_phase(config, f"{name}{SUFFIX}", config.space, len(points))
+    made = phase_config(config, f"{name}{SUFFIX}", config.space, len(points))
     for point in points[::seeds]:
         document = made.trial_document(dict(point.params), "an evaluation")
         check_data(resolve(document, f"study {name}").data, test=True)
@@ -67,15 +67,15 @@ def plan_evaluation(ledger: Ledger, name: str, top: int, seeds: int) -> Evaluati
 
 
 def conclude_evaluation(ledger: Ledger, plan: Evaluation) -> list[View]:
-    """What the plan's trainings came to, by configuration; kept on the evaluation's study.
+    """Return the results of the plan's trainings, and keep them on the evaluation's study.
 
-    The optimism gap is what tuning's own valid perplexity promised too much: the mean under fresh
-    seeds less that by which the configuration was chosen.
+    There is a row for each configuration. Its optimism gap is how much the search promised too
+    much: mean valid perplexity under fresh seeds, less the one by which it was chosen.
     """
     record = ledger.study(plan.config.study)
     complete = ledger.trials(record, TrialState.COMPLETE)
     rows = [_row(ledger, plan, trial, complete) for trial in plan.chosen]
-    keep(ledger, record, RESULT, rows)
+    keep_result(ledger, record, RESULT, rows)
     return rows
 
 

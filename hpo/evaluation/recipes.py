@@ -1,7 +1,7 @@
-"""Recipes: train settings by name, those that ship and a study's own trials, joined by `+`.
+"""Recipes: named train settings, which ship or come from a study's trials, joined by `+`.
 
-`best` is the study's best trial, `trial-7` its trial 7; the others are sections of a train config
-in configs/recipes.yaml. Later parts win. Nothing here is trained or written.
+`best` is the study's best trial and `trial-7` its trial 7. The others are sections of a train
+config in configs/recipes.yaml. A later part overrides an earlier one. This module only reads.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _SECTIONS: dict[str, type[Section]] = {
     "layerdrop": LayerDropConfig,
     "distillation": DistillationConfig,
 }
-# Every recipe has the study's own: they are the budget, and where it is looked at.
+# Every recipe has the study's own values of these: they say how long to train and when to look.
 _SAME_FOR_ALL = ("steps", "eval_every", "seed")
 
 Settings = dict[str, Any]  # train settings by dotted path
 
 
 def names_in(text: str) -> list[str]:
-    """The names in a list with commas. Raises ConfigError for one that is empty or there twice."""
+    """Return the names in a list with commas. Raises ConfigError for an empty or repeated name."""
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if not name:
@@ -59,9 +59,9 @@ def names_in(text: str) -> list[str]:
 def settings_of(
     name: str, config: StudyConfig, trials: Sequence[FrozenTrial], best: FrozenTrial | None
 ) -> Settings:
-    """What the recipe sets over the train config of the study `config`, which has these trials.
+    """Return what the recipe sets over the train config of the study `config` with these trials.
 
-    Raises ConfigError, in one line, for a recipe that is not there.
+    Raises ConfigError, in one line, for a recipe that does not exist.
     """
     known = _known()
     settings: Settings = {}
@@ -81,7 +81,7 @@ def settings_of(
 
 
 def sub_model_depths(layers: int) -> dict[str, int]:
-    """The depths of which every recipe's sub-models are measured, of `layers`, by their share."""
+    """Return the depths at which sub-models are measured, by their share of `layers`."""
     return {"3/4": math.ceil(layers * 3 / 4), "1/2": math.ceil(layers / 2)}
 
 
@@ -109,7 +109,7 @@ def _whole_sections(sections: Mapping[str, Any], train: Mapping[str, Any]) -> Se
     for section, given in sections.items():
         whole = {**_SECTIONS[section]().model_dump(mode="json"), **given}
         settings |= {f"{section}.{key}": value for key, value in whole.items()}
-    if "distillation" in sections:  # by the study's teacher, if it has one
+    if "distillation" in sections:  # with the study's teacher, if it has one
         settings[TEACHER] = get_path(train, TEACHER)
     return settings
 
@@ -124,10 +124,10 @@ def with_recipe_teachers(
     known: Sequence[TeacherRecord],
     folder: str,
 ) -> tuple[dict[str, Settings], list[TeacherRecord]]:
-    """The recipes with the run folders of their teachers, and those teachers.
+    """Return the recipes with the run folders of their teachers, and those teachers.
 
-    `known` are the teachers of the study `config`, `folder` is the comparison's. Raises ConfigError
-    for a teacher that is not there or cannot teach.
+    `known` are the teachers of the study `config`; `folder` is the folder of the comparison. Raises
+    ConfigError for a teacher that does not exist or cannot teach.
     """
     there = {teacher.folder: teacher for teacher in known}
     documents = {recipe: document_of(config, given) for recipe, given in recipes.items()}
@@ -146,7 +146,7 @@ def with_recipe_teachers(
 
 
 def document_of(config: StudyConfig, settings: Settings) -> dict[str, Any]:
-    """The study's train document, which is whole, with these settings over it."""
+    """Return the study's train document, which has every setting, with `settings` over it."""
     document = copy.deepcopy(config.train)
     for path, value in settings.items():
         set_path(document, path, value)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from hpo.reading.cells import markdown_table, spread_text
+from hpo.reading.views import View
 from trainer.config.settings import ConfigError
 
-View = dict[str, Any]
 Rows = list[list[str]]  # the first has the columns' names
 
 
 def tables(found: View) -> list[Rows]:
-    """What each recipe's model is worth, how far it is from the first's, and what it takes."""
+    """Return three tables: perplexities, differences from the recipe `against`, and costs."""
     return [_perplexities(found), _differences(found), _costs(found)]
 
 
@@ -24,7 +24,7 @@ def _perplexities(found: View) -> Rows:
     rows = [["recipe", "seeds", "valid", "test", *(f"{share} depth" for share in shares)]]
     for row in found["recipes"]:
         spreads = [row["valid_ppl"], row["test_ppl"], *(row["sub_models"][s] for s in shares)]
-        rows.append([row["recipe"], _seeds(row), *map(_spread, spreads)])
+        rows.append([row["recipe"], _seeds(row), *(spread_text(each, ",.2f") for each in spreads)])
     return rows
 
 
@@ -45,21 +45,22 @@ def _costs(found: View) -> Rows:
     for row in found["recipes"]:
         some = row["reached_target"] < len(row["seeds"])
         reached = f" ({row['reached_target']} of {len(row['seeds'])})" if some else ""
+        steps = spread_text(row["steps_to_target"], ",.0f") + reached
         rows.append(
             [
                 row["recipe"],
-                _spread(row["steps_to_target"], 0) + reached if row["reached_target"] else "never",
-                _spread(row["seconds_to_target"], 1),
-                _spread(row["tokens_per_second"], 0),
-                _spread(row["peak_memory_bytes"], 0, 2**20),
-                _spread(row["device_seconds"], 1),
+                steps if row["reached_target"] else "never",
+                spread_text(row["seconds_to_target"], ",.1f"),
+                spread_text(row["tokens_per_second"], ",.0f"),
+                spread_text(row["peak_memory_bytes"], ",.0f", 2**20),
+                spread_text(row["device_seconds"], ",.1f"),
             ]
         )
     return rows
 
 
 def remarks(found: View) -> list[str]:
-    """What the tables are to be read with."""
+    """Return the lines that a reader of the tables has to know."""
     percent = f"{found['confidence']:.0%}".replace("%", " %")
     said = [
         "perplexities: mean ± standard deviation over the seeds; sub-models without fine-tuning",
@@ -78,7 +79,7 @@ def remarks(found: View) -> list[str]:
 
 
 def _unlike(found: View) -> list[str]:
-    """Which recipes take as many steps as the others, and not of the same size."""
+    """Name each recipe whose steps or model differ in size from those of `against`."""
     own = next(row["size"] for row in found["recipes"] if row["recipe"] == found["against"])
     said = []
     for row in found["recipes"]:
@@ -95,30 +96,24 @@ def _unlike(found: View) -> list[str]:
 
 
 def check_files(files: Sequence[Path]) -> None:
-    """Raise ConfigError for a file whose ending stands for no table of ours."""
+    """Raise ConfigError for a file whose suffix is none that tables are written in."""
     for file in files:
         if file.suffix not in _WRITERS:
             raise ConfigError(f"-o {file}: must end with {', '.join(_WRITERS)}")
 
 
-def written(found: View, file: Path) -> str:
-    """What `file` is to hold, by its ending."""
+def content_for(file: Path, found: View) -> str:
+    """Return the tables in the format that the suffix of `file` names."""
     return _WRITERS[file.suffix](found)
 
 
 def _markdown(found: View) -> str:
-    parts = map(_markdown_table, tables(found))
+    parts = (markdown_table(head, body) for head, *body in tables(found))
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in remarks(found))]) + "\n"
 
 
-def _markdown_table(rows: Rows) -> str:
-    head, *body = ([cell.replace("|", "\\|") for cell in row] for row in rows)
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _latex(found: View) -> str:
-    """A `tabular` each, with booktabs' rules, and the remarks as comments."""
+    """Return a `tabular` for each table, with booktabs' rules, and the remarks as comments."""
     parts = [f"% {line}" for line in remarks(found)]
     for head, *body in tables(found):
         frame = pd.DataFrame(body, columns=head)
@@ -155,13 +150,6 @@ def _flat(row: View) -> View:
 def _seeds(row: View) -> str:
     early = ", ".join(f"{count} {reason}" for reason, count in row["ended_early"].items())
     return f"{len(row['seeds'])} ({early})" if early else str(len(row["seeds"]))
-
-
-def _spread(found: View, digits: int = 2, unit: float = 1.0) -> str:
-    if found["mean"] is None:
-        return ""
-    spread = "" if found["sd"] is None else f" ± {found['sd'] / unit:,.{digits}f}"
-    return f"{found['mean'] / unit:,.{digits}f}{spread}"
 
 
 def _interval(found: View | None) -> str:

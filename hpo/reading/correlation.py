@@ -1,7 +1,7 @@
-"""Tune small, train big: does the order of a small study's configurations hold in a big one?
+"""Tune small, train big: does a big study rank its configurations as a small study does?
 
-Ranks only: a big model's perplexities are others, and what carries over is which recipe is better.
-Reads two studies; nothing here prints or writes.
+Only ranks are compared: a big model has other perplexities, and what carries over is which
+configuration is better. This module reads two studies; it prints and writes nothing.
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ from numpy.typing import NDArray
 from optuna.trial import TrialState
 from scipy import stats
 
+from hpo.reading.views import View
 from hpo.search.space import CategoricalDimension, assignments
-from hpo.study.load import restore_study
+from hpo.study.load import config_of
 from storage import Ledger
 from trainer.config.settings import ConfigError, get_path
 
-View = dict[str, Any]
 Configuration = tuple[tuple[str, Any], ...]
 Floats = NDArray[np.float64]
 
-ENOUGH = 3  # configurations: two are always in perfect order, or perfectly reversed
+ENOUGH = 3  # configurations: two of them are always in the same or in the reverse order
 ENOUGH_FOR_AN_INTERVAL = 10
 RESAMPLES = 9_999
 
-_NOT_SEARCHED = object  # by a trial whose other values do not call for it
+_NOT_SEARCHED = object  # stands for a setting that a trial's other values leave out
 
 
 def rank_correlation(small: tuple[Ledger, str], big: tuple[Ledger, str]) -> View:
-    """Spearman's rho and Kendall's tau of each metric that both studies optimize.
+    """Return Spearman's rho and Kendall's tau of each metric that both studies optimize.
 
-    A configuration is a trial's values of the train settings that both studies search; of several
-    trials of one, the mean counts. Raises ConfigError when the studies have too little in common.
+    A configuration is a trial's values of the train settings that both studies search. Where
+    several trials have the same configuration, their mean counts. Raises ConfigError if the
+    studies have too little in common.
     """
-    one, other = _Study(*small), _Study(*big)
+    one, other = _Configurations(*small), _Configurations(*big)
     names = f"{one.name} and {other.name}"
     paths = sorted(one.paths & other.paths)
     if not paths:
@@ -74,10 +75,10 @@ def rank_correlation(small: tuple[Ledger, str], big: tuple[Ledger, str]) -> View
 
 
 def agreement(ours: list[float], theirs: list[float]) -> View:
-    """Rank correlations of paired values, None where all of one side are equal.
+    """Return the rank correlations of paired values; None where all values of a side are equal.
 
-    p values are two-sided; rho's is by permutation, all of them up to 7 pairs. The 95 % interval
-    is a percentile bootstrap over the pairs, None for so few that it would promise too much.
+    p values are two-sided. That of rho is by permutation, and exact up to 7 pairs. The 95 %
+    interval is a percentile bootstrap over the pairs; it is None below `ENOUGH_FOR_AN_INTERVAL`.
     """
     x, y = np.array(ours), np.array(theirs)
     if len(set(ours)) == 1 or len(set(theirs)) == 1:
@@ -114,7 +115,7 @@ def _interval(x: Floats, y: Floats) -> list[float]:
 
 
 def _spearman(x: Floats, y: Floats, axis: int = -1) -> Floats:
-    """Spearman's rho along `axis`; 0 where all of one side are equal, as in some resamples."""
+    """Return Spearman's rho along `axis`; 0 where a side is all equal, as in some resamples."""
     a, b = (stats.rankdata(side, axis=axis) for side in (x, y))
     a, b = (side - side.mean(axis=axis, keepdims=True) for side in (a, b))
     scale = np.sqrt((a**2).sum(axis=axis) * (b**2).sum(axis=axis))
@@ -123,18 +124,18 @@ def _spearman(x: Floats, y: Floats, axis: int = -1) -> Floats:
     return rho
 
 
-class _Study:
-    """A study's completed configurations."""
+class _Configurations:
+    """The configurations that a study has completed."""
 
     def __init__(self, ledger: Ledger, name: str) -> None:
-        self._config = restore_study(ledger.study(name).document, name)
+        self._config = config_of(ledger.study(name))
         self.name = name
         self.paths = {path for path in self._config.space for path in self._settings(path)}
         self.metrics = [objective.metric for objective in self._config.objectives]
         self._study = optuna.load_study(study_name=name, storage=ledger.storage)
 
     def values(self, paths: list[str]) -> dict[Configuration, dict[str, float]]:
-        """The metrics' mean over the trials of each configuration."""
+        """Return the mean of each metric over the trials of each configuration."""
         found: dict[Configuration, list[list[float]]] = defaultdict(list)
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             settings = self._searched(trial.params)
@@ -148,7 +149,7 @@ class _Study:
         }
 
     def _searched(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        # What a named choice leaves out is as in the train config.
+        # A setting that a named choice leaves out has its value in the train config.
         fixed = {
             setting: get_path(self._config.train, setting)
             for path in params
@@ -157,7 +158,7 @@ class _Study:
         return {**fixed, **assignments(self._config.space, params)}
 
     def _settings(self, path: str) -> list[str]:
-        """The train settings that a searched path sets: of a section, all that its choices name."""
+        """Return the train settings that a path sets; a section sets all that its choices name."""
         dimension = self._config.space.get(path)
         if not isinstance(dimension, CategoricalDimension) or not dimension.named:
             return [path]

@@ -1,6 +1,6 @@
-"""A study as a table, one row a trial, for pandas, R or a spreadsheet. Only reads the ledger.
+"""A study as a table with one row per trial, for pandas, R or a spreadsheet.
 
-Columns of the same name never meet: values, parameters and metrics have prefixes of their own.
+Values, parameters and metrics have prefixes of their own, so that no two columns share a name.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from trainer.config.settings import ConfigError
 FIXED = ("number", "state", "reason", "feasible", "attempts", "device_seconds", "started", "ended")
 
 
-def exported(ledger: Ledger, name: str, file: Path) -> str | bytes:
-    """The study's trials as the suffix of `file` says. Raises ConfigError for another suffix."""
+def content_for(file: Path, ledger: Ledger, name: str) -> str | bytes:
+    """Return the study's trials in the format that the suffix of `file` names.
+
+    Raises ConfigError for a suffix that names none.
+    """
     formats: dict[str, Callable[[pd.DataFrame], str | bytes]] = {
         ".csv": lambda frame: frame.to_csv(index=False),
         ".parquet": _parquet,
@@ -28,14 +31,13 @@ def exported(ledger: Ledger, name: str, file: Path) -> str | bytes:
             orient="records", date_format="iso", date_unit="us", indent=2
         ),
     }
-    written = formats.get(file.suffix)
-    if written is None:
+    if file.suffix not in formats:
         raise ConfigError(f"{file}: the name must end in {', '.join(formats)}")
-    return written(table(ledger, name))
+    return formats[file.suffix](table(ledger, name))
 
 
 def table(ledger: Ledger, name: str) -> pd.DataFrame:
-    """One row a trial. Times are UTC, costs device-seconds, `metric.*` its last evaluation's."""
+    """Return a row for each trial: times in UTC, and `metric.*` as last evaluated."""
     record, found = ledger.study(name), views.trial_list(ledger, name)
     trials = {trial.number: trial for trial in ledger.trials(record, *TrialState)}
     attempts, metrics = ledger.attempts(record), ledger.last_metrics(record)
@@ -64,7 +66,7 @@ def table(ledger: Ledger, name: str) -> pd.DataFrame:
 
 
 def _parquet(frame: pd.DataFrame) -> bytes:
-    """A column of Parquet has one type: choices of several are written as text."""
+    """Return the table as Parquet. A column has one type there: one of several becomes text."""
     for column in frame.columns:
         if pd.api.types.infer_dtype(frame[column], skipna=True).startswith("mixed"):
             frame[column] = frame[column].map(str, na_action="ignore")

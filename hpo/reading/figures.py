@@ -58,7 +58,7 @@ class Bar:
 
 
 def thinned(ranked: Sequence[int], most: int) -> set[int]:
-    """Return at most `most` of `ranked`, best first: the best, and others evenly over time."""
+    """Return at most `most` of `ranked`, best first: the best, and a sample of others over time."""
     if len(ranked) <= most:
         return set(ranked)
     others = sorted(ranked[BEST:])
@@ -104,7 +104,7 @@ def slices(study: optuna.Study, metric: str) -> Iterator[go.Figure]:
 
 
 def pareto_front(study: optuna.Study, metrics: Sequence[str]) -> go.Figure:
-    """Draw the trials that no other beats in all objectives. Raises ValueError for over three."""
+    """Draw the trials that no other beats in everything. Raises ValueError above 3 objectives."""
     return drawn_by_optuna.plot_pareto_front(study, target_names=[*map(escape, metrics)])
 
 

@@ -1,7 +1,7 @@
-"""A learned schedule: the path of a trial through its ancestors, as a train config from step 0.
+"""A learned schedule: what a trial and its ancestors trained with, as one config from step 0.
 
-Read from the ledger alone. The config trains, on one process or a gang, through the same learning
-rates and drop probabilities, step by step, as the trials of the path did one after the other.
+It is read from the ledger alone. A training with that config, on one process or a gang, has at
+each step the learning rate and the drop probability that the path's trials had at that step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainer.config.train import resolve
 
 @dataclass(frozen=True)
 class Segment:
-    """The part of a path that one trial trained: from a step on, up to the next one's."""
+    """The part of a path that one trial trained, up to the first step of the next segment."""
 
     first_step: int  # 0-based
     trial: int
@@ -30,7 +30,7 @@ class Segment:
 
 
 def path_to(trials: Sequence[FrozenTrial], number: int) -> list[Segment]:
-    """The segments that lead to the end of trial `number`, first to last."""
+    """Return the segments that lead to the end of trial `number`, in the order of training."""
     trial = trials[number]
     segment = Segment(trial.user_attrs.get("parent_step", 0), number, trial.params)
     parent = trial.user_attrs.get("parent")
@@ -38,10 +38,10 @@ def path_to(trials: Sequence[FrozenTrial], number: int) -> list[Segment]:
 
 
 def points(path: Sequence[Segment], setting: str, steps: int) -> list[list[float]]:
-    """`setting` along `path`, as [fraction of the run's `steps`, value].
+    """Return `setting` along `path`, as points [fraction of the run's `steps`, value].
 
-    Straight lines through them have each segment's value at each of its steps, to the last bit: a
-    change is a line between two steps that follow one another.
+    Straight lines through the points have exactly the segment's value at each of its steps,
+    because every change lies between two successive steps.
     """
     found = []
     ends = [segment.first_step for segment in path[1:]] + [steps]
@@ -52,7 +52,7 @@ def points(path: Sequence[Segment], setting: str, steps: int) -> list[list[float
 
 
 def learned_schedule(ledger: Ledger, name: str) -> str:
-    """The train config of the best trial's path, YAML. Raises ConfigError if there is none."""
+    """Return the train config of the best trial's path, YAML. Raises ConfigError without one."""
     record = ledger.study(name)
     config = config_of(record)
     if config.schedule is None:

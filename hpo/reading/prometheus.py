@@ -65,7 +65,7 @@ class StudyCollector(Collector):
         self._config = config
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all metrics; if the ledger cannot be read, only that `hpo_ledger_up` is 0."""
+        """Yield all metrics, or only `hpo_ledger_up` with 0 if the ledger cannot be read."""
         reads = GaugeMetricFamily("hpo_ledger_up", "1 if the ledger could be read, else 0.")
         try:
             metrics = list(self._read())

@@ -1,7 +1,7 @@
 """A study on one HTML page that opens without a network: how it stands, its figures, its file.
 
-It reads the ledger and writes nothing. Whatever the ledger says is escaped by the template
-(`report.html`), and by `figures.py` where Plotly shows it; the page forbids itself every load.
+The page is made from the ledger. Text from there is escaped by the template (`report.html`), and by
+`figures.py` where Plotly shows it. The page's security policy forbids it to load anything.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ LIBRARIES = ("layerdrop-hpo", "optuna", "ray", "torch", "deepspeed", "plotly")
 
 
 @dataclass(frozen=True)
-class Section:
-    """A heading, what to know of what is below it, and figures as HTML."""
+class PageSection:
+    """A heading, a note about what is below it, and figures as HTML."""
 
     title: str
     says: str
@@ -45,8 +45,8 @@ class Section:
 
 
 @dataclass
-class _Study:
-    """What the page says of a study, read once. `trials` are by number."""
+class _PageData:
+    """What the page says of a study, read from the ledger once. `trials` are in order of number."""
 
     ledger: Ledger
     name: str
@@ -56,7 +56,7 @@ class _Study:
         self.document: dict[str, Any] = parse_document(self.record.document, f"study {self.name}")
         self.metrics = [objective["metric"] for objective in self.document["objectives"]]
         self.directions = [objective["direction"] for objective in self.document["objectives"]]
-        # In this order: of a study that runs, what is read later knows all that was read before.
+        # The order matters while a study runs: what is read later knows all that was read before.
         self.best = views.best_trials(self.ledger, self.name)
         of_trials = self.ledger.attempts(self.record)
         self.trials = self.ledger.trials(self.record, *TrialState)
@@ -67,11 +67,11 @@ class _Study:
         )
 
     def end(self, attempt: Attempt) -> float:
-        """When the attempt ended; of one that has not, when its controller was last seen."""
+        """Return when the attempt ended or, if it has not, when its controller was last seen."""
         return attempt.ended_at or self.controllers[attempt.controller_id].seen_at
 
     def curves(self, metric: str) -> dict[int, dict[int, float]]:
-        """A metric by optimizer step, by trial number."""
+        """Return the values of a metric by trial number and optimizer step."""
         both = [
             self.ledger.curves(self.record.study_id, metric, finished=finished)
             for finished in (True, False)
@@ -81,8 +81,8 @@ class _Study:
 
 
 def page(ledger: Ledger, name: str) -> str:
-    """The page. Raises StudyNotFound."""
-    study = _Study(ledger, name)
+    """Return the page as HTML. Raises StudyNotFound."""
+    study = _PageData(ledger, name)
     best_trials = [study.trials[best["trial"]] for best in study.best]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
@@ -106,13 +106,13 @@ def page(ledger: Ledger, name: str) -> str:
 
 
 def at_edges(best: Sequence[FrozenTrial]) -> list[str]:
-    """A sentence for each end of a dimension at which the best trial lies, or many of them."""
+    """Return a sentence for each end of a dimension at which the best trial, or many, lie."""
     found: dict[tuple[str, str, float], list[FrozenTrial]] = defaultdict(list)
     for trial in best:
         for path, value in trial.params.items():
             dimension = trial.distributions[path]
             if path == "seed":
-                continue  # none is better for being larger
+                continue  # a larger seed is not better
             if isinstance(dimension, (FloatDistribution, IntDistribution)):
                 where = _position(value, dimension)
                 if where <= EDGE:
@@ -133,13 +133,13 @@ def _share(some: int, best: int) -> str:
 
 
 def _position(value: float, dimension: FloatDistribution | IntDistribution) -> float:
-    """Where in its range a value lies, from 0 to 1, by its logarithm where that is searched."""
+    """Return where a value lies in its range, from 0 to 1, by logarithms if `dimension.log`."""
     scale = math.log if dimension.log else float
     low, high = scale(dimension.low), scale(dimension.high)
     return (scale(value) - low) / (high - low) if high > low else 0.5
 
 
-def _sections(study: _Study, best: Sequence[int]) -> Iterator[Section]:
+def _sections(study: _PageData, best: Sequence[int]) -> Iterator[PageSection]:
     for position, metric in enumerate(study.metrics):
         yield from _of_objective(study, position, metric)
     for position, metric in enumerate(study.metrics):
@@ -155,7 +155,7 @@ def _sections(study: _Study, best: Sequence[int]) -> Iterator[Section]:
     yield _time_line(study)
 
 
-def _of_objective(study: _Study, position: int, metric: str) -> Iterator[Section]:
+def _of_objective(study: _PageData, position: int, metric: str) -> Iterator[PageSection]:
     direction = study.directions[position]
 
     def draw(most: int | None) -> Any:
@@ -164,7 +164,7 @@ def _of_objective(study: _Study, position: int, metric: str) -> Iterator[Section
 
     ranked = figures.ranking(study.trials, position, direction)
     if not ranked:
-        yield Section(metric, f"No trial is complete with a finite {metric} yet.")
+        yield PageSection(metric, f"No trial is complete with a finite {metric} yet.")
         return
     everything, lines, points = draw(None), draw(figures.MOST_LINES), draw(figures.MOST_POINTS)
     yield _section(
@@ -189,10 +189,10 @@ def _of_objective(study: _Study, position: int, metric: str) -> Iterator[Section
 
 def _learning_curves(
     curves: dict[int, dict[int, float]], ranked: Sequence[int], metric: str
-) -> Section:
+) -> PageSection:
     title = f"{metric}: learning curves"
     if not curves:
-        return Section(title, f"No trial has reported {metric} yet.")
+        return PageSection(title, f"No trial has reported {metric} yet.")
     by_end = sorted(curves.keys() - set(ranked))
     chosen = figures.thinned([*(n for n in ranked if n in curves), *by_end], figures.MOST_LINES)
     shown = {number: curve for number, curve in curves.items() if number in chosen}
@@ -204,10 +204,10 @@ def _learning_curves(
     )
 
 
-def _time_line(study: _Study) -> Section:
+def _time_line(study: _PageData) -> PageSection:
     newest = study.attempts[-figures.MOST_BARS :]
     if not newest:
-        return Section("Time line", "Nothing has been trained yet.")
+        return PageSection("Time line", "Nothing has been trained yet.")
     bars = [
         figures.Bar(
             str(study.controllers[attempt.controller_id]),
@@ -228,14 +228,16 @@ def _time_line(study: _Study) -> Section:
     )
 
 
-def _section(title: str, says: str, draw: Callable[[], go.Figure | Iterator[go.Figure]]) -> Section:
-    """What `draw` draws; where it cannot, why."""
+def _section(
+    title: str, says: str, draw: Callable[[], go.Figure | Iterator[go.Figure]]
+) -> PageSection:
+    """Return a section with the figures of `draw`, or with the reason why it cannot draw them."""
     try:
         drawn = draw()
         parts = [drawn] if isinstance(drawn, go.Figure) else list(drawn)
     except (ValueError, RuntimeError) as error:
-        return Section(title, f"Left out: {error}.")
-    return Section(title, says, tuple(map(figures.as_html, parts)))
+        return PageSection(title, f"Left out: {error}.")
+    return PageSection(title, says, tuple(map(figures.as_html, parts)))
 
 
 def _thinned(have: int, most: int) -> str:
@@ -250,8 +252,8 @@ def _reason(attempt: Attempt) -> str:
     return attempt.reason.value if attempt.reason else "finished"
 
 
-def _failures(study: _Study) -> list[Mapping[str, Any]]:
-    """Attempts that went wrong, the newest first."""
+def _failures(study: _PageData) -> list[Mapping[str, Any]]:
+    """Return the attempts that went wrong, the newest first."""
     return [
         {
             "trial": study.numbers[attempt.trial_id],
@@ -265,8 +267,8 @@ def _failures(study: _Study) -> list[Mapping[str, Any]]:
     ]
 
 
-def _cost(study: _Study) -> list[Mapping[str, Any]]:
-    """Attempts and device-seconds by reason, the dearest first."""
+def _cost(study: _PageData) -> list[Mapping[str, Any]]:
+    """Return attempts and device-seconds by reason, the most expensive reason first."""
     rows: dict[str, dict[str, Any]] = {}
     for attempt in study.attempts:
         row = rows.setdefault(_reason(attempt), {"attempts": 0, "device_seconds": 0.0})
@@ -279,7 +281,7 @@ def _cost(study: _Study) -> list[Mapping[str, Any]]:
 
 
 def _program() -> dict[str, str]:
-    """Versions of what made the page, and the git commit where it runs from a clone."""
+    """Return the versions of what made the page, and the git commit if it runs from a clone."""
     found = {"python": platform.python_version()}
     found |= {library: version(library) for library in LIBRARIES}
     root, git = Path(__file__).parents[2], shutil.which("git")

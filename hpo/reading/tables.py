@@ -8,22 +8,23 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hpo.reading.cells import spread_text
+from hpo.reading.views import View
 from hpo.search.constraints import OUT_OF_MEMORY
-
-View = dict[str, Any]
 
 
 def studies(found: list[View]) -> None:
     """The table of `hpo list`."""
     table = _table("study", "trials", "states", "run by")
     for study in found:
-        table.add_row(study["study"], _progress(study), _states(study), study["controller"] or "-")
+        begun = _begun_of_budget(study)
+        table.add_row(study["study"], begun, _states(study), study["controller"] or "-")
     _print(table if found else "no study yet: `hpo start` makes one")
 
 
 def status(found: View) -> None:
     """The lines of `hpo status`."""
-    _print(f"{found['study']}: {_progress(found)} trials, {_states(found) or 'none yet'}")
+    _print(f"{found['study']}: {_begun_of_budget(found)} trials, {_states(found) or 'none yet'}")
     unfinished = found["trials"] < found["budget"] or "RUNNING" in found["states"]
     more = f"; `hpo resume {found['study']}`" if unfinished else ""
     _print(f"run by: {found['controller'] or f'nobody{more}'}")
@@ -42,7 +43,7 @@ def status(found: View) -> None:
 
 
 def trials(found: list[View]) -> None:
-    """The table of `hpo trials`: a column a parameter, or all in one where those have no room."""
+    """The table of `hpo trials`: a column for each parameter, or one for all if room is short."""
     table = _trials(found, columns=True)
     terminal = Console()
     if terminal.is_terminal and Console(width=10_000).measure(table).maximum > terminal.width:
@@ -122,9 +123,9 @@ def evaluation(name: str, found: list[View]) -> None:
             str(row["trial"]),
             " ".join(map(str, row["seeds"])) or "none trained",
             "" if row["tuned_valid_ppl"] is None else f"{row['tuned_valid_ppl']:.2f}",
-            _spread(row["valid_ppl"]),
+            spread_text(row["valid_ppl"]),
             _signed(row["optimism_gap"]),
-            _spread(row["test_ppl"]),
+            spread_text(row["test_ppl"]),
             _signed(row["test_minus_valid"]),
         )
     _print(f"evaluation of {name}: perplexities, mean and standard deviation over fresh seeds")
@@ -188,14 +189,14 @@ def _table(*columns: str) -> Table:
 
 
 def _print(what: Table | str) -> None:
-    # On a pipe a table is as wide as it needs to be: nothing is cut.
-    # Text is what it is: rich would make a picture of the `:train:` in a function's name.
+    # On a pipe a table is as wide as it needs to be, so that nothing is cut. With `emoji`, rich
+    # would make a picture of the `:train:` in a function's name.
     wide = None if Console().is_terminal else 10_000
     console = Console(width=wide, highlight=False, markup=False, emoji=False)
     console.print(what, soft_wrap=isinstance(what, str))
 
 
-def _progress(study: View) -> str:
+def _begun_of_budget(study: View) -> str:
     return f"{study['trials']}/{study['budget']}"
 
 
@@ -216,18 +217,12 @@ def _values(trial: View, *, names: bool = True) -> str:
     )
 
 
-def _spread(found: View) -> str:
-    if found["mean"] is None:
-        return ""
-    return f"{found['mean']:.2f}" + (f" ± {found['sd']:.2f}" if found["sd"] is not None else "")
-
-
 def _signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.2f}"
 
 
 def _feasible(trial: View) -> str:
-    """`yes`, or which constraints are broken and by how much."""
+    """Return `yes`, or which constraints are broken and by how much."""
     if trial["feasible"] is None:
         return ""
     missed = ", ".join(
@@ -238,7 +233,7 @@ def _feasible(trial: View) -> str:
 
 
 def _names(paths: list[str]) -> dict[str, str]:
-    """By path its last part, which a terminal has room for; all of it where two have the same."""
+    """Return a short name for each path: its last part, or the whole path if two end alike."""
     last = [path.rpartition(".")[2] for path in paths]
     return {p: end if last.count(end) == 1 else p for p, end in zip(paths, last, strict=True)}
 

@@ -1,4 +1,4 @@
-"""What the reading commands say, as plain data: the same for people and for `--json`."""
+"""What the reading commands found, as plain data, for the tables and for `--json` alike."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.search.constraints import Constraint, broken
 from hpo.search.population import fork_of
 from hpo.search.ranking import best_in_ledger, pareto_front
-from hpo.study.config import StudyConfig
-from hpo.study.load import restore_study
+from hpo.study.load import config_of
 from storage import Attempt, Ledger, StudyRecord, TeacherRecord
 from storage.points import known_params
 from trainer.config.settings import ConfigError, parse_document
 
-View = dict[str, Any]
+View = dict[str, Any]  # what a command found, as `--json` prints it
 
 
 def study_list(ledger: Ledger) -> list[View]:
-    """A line for each study."""
-    return [_Study(ledger, record).summary() for record in ledger.studies()]
+    """Return the summary of each study."""
+    return [_StudyViews(ledger, record).summary() for record in ledger.studies()]
 
 
 def study_status(ledger: Ledger, name: str) -> View:
-    """How far the study is, who runs it, its best trial, and its trials that run."""
-    study = _Study(ledger, ledger.study(name))
+    """Return how far the study is, who runs it, its best trial, and the trials that run now."""
+    study = _StudyViews(ledger, ledger.study(name))
     running = ledger.trials(study.record, TrialState.RUNNING)
     return {
         **study.summary(),
@@ -38,8 +37,8 @@ def study_status(ledger: Ledger, name: str) -> View:
 
 
 def trial_list(ledger: Ledger, name: str) -> list[View]:
-    """A line for each trial of the study."""
-    study = _Study(ledger, ledger.study(name))
+    """Return the view of each trial of the study."""
+    study = _StudyViews(ledger, ledger.study(name))
     attempts = ledger.attempts(study.record)
     return [
         study.view(trial, attempts.get(trial._trial_id, []))
@@ -48,8 +47,8 @@ def trial_list(ledger: Ledger, name: str) -> list[View]:
 
 
 def trial_details(ledger: Ledger, name: str, number: int) -> View:
-    """Everything about one trial. Raises ConfigError if the study has none of that number."""
-    study = _Study(ledger, ledger.study(name))
+    """Return everything about one trial. Raises ConfigError if the study has no such trial."""
+    study = _StudyViews(ledger, ledger.study(name))
     trial = _trial(ledger, study.record, number)
     trial_id = trial._trial_id
     attempts = ledger.trial_attempts(trial_id)
@@ -76,9 +75,10 @@ def trial_details(ledger: Ledger, name: str, number: int) -> View:
 
 
 def trial_config(ledger: Ledger, name: str, number: int) -> str:
-    """A trial's train config, YAML: `python -m trainer` trains it again, in a folder of its own.
+    """Return a trial's train config as YAML, with which `python -m trainer` trains it again.
 
-    Raises ConfigError if the study has no such trial, or it has no parameters yet.
+    That training gets a folder of its own. Raises ConfigError if the study has no such trial, or
+    the trial has no parameters yet.
     """
     record = ledger.study(name)
     trial = _trial(ledger, record, number)
@@ -93,17 +93,12 @@ def trial_config(ledger: Ledger, name: str, number: int) -> str:
 
 
 def best_trials(ledger: Ledger, name: str) -> list[View]:
-    """The best trial, or the Pareto front when there are several objectives."""
-    study = _Study(ledger, ledger.study(name))
+    """Return the best trial, or the Pareto front when there are several objectives."""
+    study = _StudyViews(ledger, ledger.study(name))
     if len(study.objectives) > 1:
         return [study.view(trial) for trial in pareto_front(ledger, name)]
     best = study.best()
     return [best] if best else []
-
-
-def config_of(record: StudyRecord) -> StudyConfig:
-    """The study's settings, as the ledger keeps them."""
-    return restore_study(record.document, record.name)
 
 
 def _trial(ledger: Ledger, record: StudyRecord, number: int) -> FrozenTrial:
@@ -129,15 +124,15 @@ def _teacher(teacher: TeacherRecord) -> View:
     }
 
 
-class _Study:
-    """One study: of a big one, no more is read than is said."""
+class _StudyViews:
+    """Makes the views of one study, which may be big: it reads only the rows that a view shows."""
 
     def __init__(self, ledger: Ledger, record: StudyRecord) -> None:
         self.record = record
         self._ledger = ledger
         document = parse_document(record.document, f"study {record.name}")
         self.objectives: list[View] = document["objectives"]
-        # An older version's document has none.
+        # A document of an older version has no constraints.
         self.constraints = [Constraint(**each) for each in document.get("constraints", [])]
 
     def summary(self) -> View:

@@ -1,7 +1,7 @@
-"""Who may open the dashboard: a file of users as `htpasswd -B` writes it, asked for each answer.
+"""Who may open the dashboard: each request is checked against a file that `htpasswd -B` wrote.
 
-Passwords are only ever compared as bcrypt hashes, in a time that tells neither user nor password;
-none is kept, logged or taken from a command line. The connection itself is not encrypted here.
+Passwords are compared as bcrypt hashes only, in a time that reveals neither user nor password. None
+is kept, logged or taken from a command line. This module does not encrypt the connection.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _MAKE = "make it with: htpasswd -B -c"
 
 
 def read_users(path: Path) -> dict[bytes, bytes]:
-    """The bcrypt hash of each user in the htpasswd file `path`.
+    """Return the bcrypt hash of each user in the htpasswd file `path`.
 
-    Raises ConfigError, in one line and showing nothing of it, unless it is such a file and no other
-    account can read it.
+    Raises ConfigError, in one line that shows nothing of the file, unless it is such a file and no
+    other account can read it.
     """
     try:
         with path.open("rb") as file:
@@ -55,16 +55,16 @@ def read_users(path: Path) -> dict[bytes, bytes]:
 
 
 def guarded(application: Application, users: Mapping[bytes, bytes]) -> Application:
-    """`application`, answering 401 to whoever does not say the password of one of `users`."""
+    """Return `application` for `users` only: without a right password the answer is 401."""
     from bottle import parse_auth
 
-    someone = next(iter(users.values()))  # compared with for a user that does not exist
+    someone = next(iter(users.values()))  # the hash that stands in for that of an unknown user
 
     def known(header: str) -> bool:
         user, password = (part.encode() for part in parse_auth(header) or ("", ""))
         try:
             matches = bcrypt.checkpw(password, users.get(user, someone))
-        except ValueError:  # longer than bcrypt takes, or with a NUL
+        except ValueError:  # the password is longer than bcrypt takes, or has a NUL
             return False
         return matches and user in users
 

@@ -1,7 +1,7 @@
 """What the ledger says of a study and of its trials, as Markdown for the dashboard's notes.
 
-Whatever may be anybody's text stands in fences that it cannot close, or spelt as character
-references, which are never syntax. Nothing here is written anywhere.
+Text that anybody may have written stands in a fence that it cannot close, or as character
+references, which are never syntax. The notes are made here and stored nowhere.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo.control.messages import last_line
+from hpo.reading.cells import markdown_table
 from hpo.search.constraints import Constraint, broken
 from hpo.study.config import StudyConfig
 from hpo.study.tracking import run_id
@@ -22,7 +23,7 @@ _YOURS = "*Made from the ledger. What you write here replaces it; empty it, and 
 
 
 def study_note(ledger: Ledger, record: StudyRecord, stop: str) -> str:
-    """How far the study is, how to stop it (at the path `stop`) or to go on, and its study file."""
+    """Tell how far the study is, how to stop it (at the path `stop`) or go on, and its file."""
     counts = ledger.trial_counts(record)
     states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(counts.items()))
     alive = [plain(controller) for controller in ledger.controllers(record) if controller.alive]
@@ -49,14 +50,14 @@ def trial_note(
     record: StudyRecord,
     config: StudyConfig,
 ) -> str:
-    """How the trial came to its end, at what cost, what it breaks, and where its run is."""
+    """Tell how the trial ended, at what cost, what constraints it breaks, and where its run is."""
     reason = trial.user_attrs.get("reason") or attempts[-1].reason
     cost = sum(attempt.device_seconds for attempt in attempts)
     parts = [
         f"**{trial.state.name}**{f', {plain(reason)}' if reason else ''}: "
         f"{len(attempts)} attempt{'s'[: len(attempts) != 1]}, {cost:.1f} device-seconds",
         *_missed(config.constraints, trial),
-        table(
+        _table(
             ("attempt", "steps", "reason", "device-seconds"),
             (
                 (
@@ -93,7 +94,7 @@ def _steps(attempt: Attempt) -> str:
 
 
 def _depths(front: Sequence[Mapping[str, Any]]) -> str:
-    return table(
+    return _table(
         ("depth", "layers", "found by", "valid_ppl", "parameters", "µs/token"),
         (
             (
@@ -110,7 +111,7 @@ def _depths(front: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _places(trial: FrozenTrial, record: StudyRecord, config: StudyConfig) -> str:
-    """Where the run and its tracking are: browsers follow no link from a page to a folder."""
+    """Tell where the run and its tracking are; no browser would follow a link to a folder."""
     lines = [
         f"run folder  {trial.user_attrs.get('run_dir', '')}",
         f"all of it   hpo show {record.name} {trial.number}",
@@ -127,18 +128,16 @@ def _places(trial: FrozenTrial, record: StudyRecord, config: StudyConfig) -> str
     return text
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table whose cells are shown as they are."""
-    lines = [head, ["---"] * len(head), *([plain(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    return markdown_table(head, ([plain(cell) for cell in row] for row in rows))
 
 
 def plain(text: object) -> str:
-    """`text` in one line, as Markdown that shows it: at most an address in it becomes a link."""
+    """Return Markdown that shows `text` as it is, in one line; only an address becomes a link."""
     return re.sub(r"[^\w ,.-]|_", lambda c: f"&#{ord(c[0])};", " ".join(str(text).split()))
 
 
 def fenced(text: str, language: str = "") -> str:
-    """`text` as a block of code, in a fence longer than any that it has."""
+    """Return `text` as a block of code, in a fence longer than any inside it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

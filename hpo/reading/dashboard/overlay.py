@@ -1,9 +1,9 @@
-"""The dashboard's application, with what the ledger knows beside what Optuna knows.
+"""The dashboard's application: optuna-dashboard, with what the ledger knows added to it.
 
-Notes and pictures are made when they are asked for: looking writes nothing, and a note that
-somebody has typed stays his. Infeasible trials are left out of the best: optuna-dashboard 0.21
-does so in its charts alone, and neither in its API nor on the card that shows what that says. All
-that may be asked for here, and not of optuna-dashboard, is that a study be stopped.
+Notes and pictures are made when they are asked for, so looking writes nothing, and a note that
+somebody has typed is kept. Infeasible trials are not among the best: optuna-dashboard 0.21 leaves
+them out of its charts, but not out of its API, nor of the card that shows the API's answer. Beyond
+optuna-dashboard's own actions, a person can only stop a study here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ value="{token}"><button style="font: inherit">Stop {name}</button></form>"""
 
 
 def application(ledger: Ledger) -> Bottle:
-    """optuna-dashboard's application on `ledger`, annotated. One at a time in a process."""
+    """Return optuna-dashboard's application on `ledger`, annotated; a process can have only one."""
     from optuna_dashboard import wsgi
 
     _annotate_studies(ledger)
@@ -45,7 +45,7 @@ def application(ledger: Ledger) -> Bottle:
 
 
 class _NoFiles:
-    """An artifact store that has nothing and takes nothing: with none, no picture is shown."""
+    """An empty artifact store that takes nothing: without a store, no picture would be shown."""
 
     def open_reader(self, artifact_id: str) -> NoReturn:
         raise HTTPError(404, _KEEPS_NONE)
@@ -60,7 +60,7 @@ class _NoFiles:
 def _annotate_studies(ledger: Ledger) -> None:
     from optuna_dashboard import _app
 
-    serialize = _app.serialize_study_detail  # what it answers about a study goes through here
+    serialize = _app.serialize_study_detail  # every answer about a study goes through it
 
     def annotated(study: Any, best: Any, trials: list[FrozenTrial], *others: Any) -> Any:
         answer = serialize(study, _feasible(ledger, study, best), trials, *others)
@@ -73,7 +73,7 @@ def _annotate_studies(ledger: Ledger) -> None:
 
 
 def _feasible(ledger: Ledger, study: Any, best: list[FrozenTrial]) -> list[FrozenTrial]:
-    """The best trials of a study, infeasible ones left out."""
+    """Return the best trials of a study without infeasible ones."""
     study_id = ledger.storage.get_study_id_from_name(study.study_name)
     if all(map(is_feasible, ledger.storage.get_all_trials(study_id, deepcopy=False))):
         return best
@@ -84,13 +84,13 @@ def _feasible(ledger: Ledger, study: Any, best: list[FrozenTrial]) -> list[Froze
 def _annotate(
     answer: dict[str, Any], ledger: Ledger, record: StudyRecord, trials: list[FrozenTrial]
 ) -> None:
-    """Add notes where nobody has typed any, and tell which pictures there are."""
+    """Add a note where nobody has typed one, and the list of the pictures that there are."""
     if not answer["note"]["body"]:
         answer["note"]["body"] = study_note(ledger, record, f"/stop/{record.study_id}")
     try:
         config = config_of(record)
     except ConfigError:
-        return  # another version's study: what Optuna knows of its trials is shown all the same
+        return  # a study of another version: only what Optuna knows of its trials is shown
     attempts, fronts = ledger.attempts(record), ledger.depth_fronts(record)
     evaluated = ledger.last_metrics(record)
     for shown, trial in zip(answer["trials"], trials, strict=True):
@@ -108,7 +108,7 @@ def _annotate(
 
 
 def _add_pictures(app: Bottle, ledger: Ledger) -> None:
-    # In the place of optuna-dashboard's own route, which asks Optuna's tables for artifacts.
+    # This replaces optuna-dashboard's own route, which looks for artifacts in Optuna's tables.
     @app.get("/artifacts/<study_id:int>/<trial_id:int>/<artifact_id:re:[0-9a-fA-F-]+>")  # type: ignore[untyped-decorator]
     def picture(study_id: int, trial_id: int, artifact_id: str) -> Any:
         if artifact_id not in PICTURES:

@@ -1,6 +1,6 @@
-"""Pictures of one trial for the dashboard, as PNG: its learning curve, its depth front.
+"""Pictures of one trial for the dashboard, as PNG: its learning curve and its depth front.
 
-Drawn from the ledger whenever somebody looks; none is kept. Nothing here opens a window.
+They are drawn from the ledger whenever somebody looks, and are not kept. No window is opened.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 from storage import Ledger
 
-Series = Mapping[str, list[tuple[int, float]]]  # points by their legend
+Series = Mapping[str, list[tuple[int, float]]]  # the points of each line, by its legend
 
 
 def learning_curve(ledger: Ledger, trial_id: int) -> Series:
-    """Valid perplexity by optimizer step; empty before the first evaluation."""
+    """Return valid perplexity by optimizer step; empty before the first evaluation."""
     found = [
         (step, metrics["valid_ppl"])
         for step, metrics in ledger.metrics(trial_id).items()
@@ -27,7 +27,7 @@ def learning_curve(ledger: Ledger, trial_id: int) -> Series:
 
 
 def depth_front(ledger: Ledger, trial_id: int) -> Series:
-    """Valid perplexity by layers kept, for each way in which they were found."""
+    """Return valid perplexity by layers kept, for each search that chose the layers."""
     found = defaultdict(list)
     for point in ledger.depth_front(trial_id):
         if math.isfinite(point["valid_ppl"]):
@@ -35,7 +35,7 @@ def depth_front(ledger: Ledger, trial_id: int) -> Series:
     return found
 
 
-# By the ids that their addresses have, of which optuna-dashboard wants hexadecimal digits.
+# By the id in a picture's address, in which optuna-dashboard allows hexadecimal digits only.
 PICTURES: dict[str, tuple[str, str, Callable[[Ledger, int], Series]]] = {
     "c": ("learning-curve.png", "optimizer step", learning_curve),
     "d": ("depth-front.png", "layers kept", depth_front),
@@ -43,8 +43,8 @@ PICTURES: dict[str, tuple[str, str, Callable[[Ledger, int], Series]]] = {
 
 
 def drawn(series: Series, title: str, along: str) -> bytes:
-    """`series` as a PNG, perplexity on a logarithmic axis."""
-    from matplotlib.figure import Figure  # not pyplot, which is for one thread
+    """Return a PNG of `series`, with perplexity on a logarithmic axis."""
+    from matplotlib.figure import Figure  # not pyplot, which only one thread may use
     from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
     figure = Figure(figsize=(6, 3.6), dpi=110, layout="constrained")

@@ -1,6 +1,6 @@
-"""The optuna-dashboard, its own program, on the ledger: of this machine, or behind a password.
+"""Serving optuna-dashboard on the ledger, for this machine alone or behind a password.
 
-It may change and delete studies, and has no log-in of its own (hpo/access.py is one).
+optuna-dashboard can change and delete studies and has no log-in; `access.py` adds one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trainer.config.settings import ConfigError
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    # A client that says nothing holds up itself alone.
+    # A client that says nothing holds up neither the other clients nor the end of the program.
     daemon_threads = True
 
 
@@ -34,8 +34,8 @@ def serve(
 ) -> None:
     """Serve until interrupted, on `port` or a free one; `say` is told the address first.
 
-    Raises ConfigError for an address that cannot be had, and for one that others reach without a
-    file of `users`.
+    Raises ConfigError for an address that cannot be had, and for one that other machines reach if
+    there is no file of `users`.
     """
     known = None if users is None else read_users(users)
     family, address = _resolved(host)
@@ -59,13 +59,13 @@ def serve(
 
 
 def on_a_desktop() -> bool:
-    """Whether somebody sits here who would see a browser open."""
+    """Return whether somebody sits at this machine who would see a browser open."""
     display = sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & {*os.environ}
     return sys.stdout.isatty() and bool(display) and "SSH_CONNECTION" not in os.environ
 
 
 def _resolved(host: str) -> tuple[int, str]:
-    """The family and the numeric address of `host`."""
+    """Return the family and the numeric address of `host`. Raises ConfigError without any."""
     try:
         found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -74,7 +74,7 @@ def _resolved(host: str) -> tuple[int, str]:
 
 
 def _bound(family: int, address: str, host: str, port: int | None) -> _Server:
-    """A server that has the address already: who is told of it may come at once."""
+    """Return a server that has the address already, so that a browser may connect at once."""
     kind = type("_Server", (_Server,), {"address_family": family})
     try:
         server: _Server = kind((address, port or 0), WSGIRequestHandler)
