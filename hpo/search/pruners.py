@@ -1,6 +1,7 @@
 """Pruners by name. Optuna's keep what they need in the ledger, so they survive a restart.
 
-What they compare, and at which resource, is hpo/pruning.py's to say.
+`make` builds Optuna's pruner for trials of at most `max_resource` steps or tokens. What a pruner
+compares, and at which resource, is decided in hpo/control/pruning.py.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Comparison(Section):
     """What a pruner looks at: a metric, at equal optimizer steps or at equal tokens."""
 
     metric: str | None = None  # null: the study's one objective
-    direction: Direction | None = None  # null: the objective's; minimize
+    direction: Direction | None = None  # null: as in objectives, or minimize if it is not there
     unit: Literal["steps", "tokens"] = "steps"  # tokens: step x batch_size x context of a trial
     min_steps: Steps | None = None  # no trial is pruned before this optimizer step
     min_tokens: Tokens | None = None  # the same for `unit: tokens`
@@ -60,32 +61,29 @@ class NoPruner(Section):
     name: Literal["none"]
 
     def make(self, max_resource: int) -> BasePruner:
-        """Optuna's pruner."""
         return NopPruner()
 
 
 class Percentile(Comparison):
-    """Stops a trial whose best value is outside the best `percentile` of the others there."""
+    """Stops a trial whose best value is not within the best `percentile` percent at that point."""
 
     name: Literal["percentile"]
-    percentile: Annotated[float, Field(gt=0, lt=100)] = 25.0  # so many percent go on
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 25.0  # percent of the trials that go on
     startup_trials: Trials = 5  # trials finished before it prunes
 
     def make(self, max_resource: int) -> BasePruner:
-        """Optuna's pruner."""
         return PercentilePruner(
             self.percentile, n_startup_trials=self.startup_trials, n_warmup_steps=self.minimum - 1
         )
 
 
 class Median(Comparison):
-    """Stops a trial whose best value is worse than the median of the others there."""
+    """Stops a trial whose best value is worse than the median of the others at that point."""
 
     name: Literal["median"]
     startup_trials: Trials = 5  # trials finished before it prunes
 
     def make(self, max_resource: int) -> BasePruner:
-        """Optuna's pruner."""
         return MedianPruner(n_startup_trials=self.startup_trials, n_warmup_steps=self.minimum - 1)
 
 
@@ -105,7 +103,6 @@ class Threshold(Comparison):
         return self
 
     def make(self, max_resource: int) -> BasePruner:
-        """Optuna's pruner."""
         return ThresholdPruner(self.lower, self.upper, n_warmup_steps=self.minimum - 1)
 
 
@@ -120,7 +117,6 @@ class Wilcoxon(Comparison):
     startup_evaluations: Annotated[int, Field(ge=0)] = 2  # pairs before it prunes
 
     def make(self, max_resource: int) -> BasePruner:
-        """Optuna's pruner."""
         return WilcoxonPruner(
             p_threshold=self.p_threshold, n_startup_steps=self.startup_evaluations
         )
@@ -142,30 +138,28 @@ class Asha(Comparison):
         return self.min_tokens or self.min_steps or 100
 
     def make(self, max_resource: int) -> BasePruner:
-        """Optuna's pruner."""
         return SuccessiveHalvingPruner(
             min_resource=self.minimum, reduction_factor=self.reduction_factor
         )
 
 
 class Hyperband(Asha):
-    """Several `asha` beside each other, which begin at other rungs (Li et al. 2018, JMLR 18).
+    """Several `asha` side by side, each with another first rung (Li et al. 2018, JMLR 18).
 
-    A trial's bracket comes from the study's name and the trial's number; tpe learns from the
-    trials of a trial's own bracket.
+    The study's name and a trial's number decide which of these brackets the trial belongs to; tpe
+    learns only from trials of the same bracket.
     """
 
     name: Literal["hyperband"]  # type: ignore[assignment]
 
     def make(self, max_resource: int) -> BasePruner:
-        """Optuna's pruner, its brackets built."""
         pruner = HyperbandPruner(
             min_resource=self.minimum,
             max_resource=max(max_resource, self.minimum),
             reduction_factor=self.reduction_factor,
         )
-        # Optuna builds them when it first prunes, and until then takes all trials for one bracket:
-        # a resumed study would propose something else.
+        # Optuna builds its brackets when it first prunes, and takes all trials for one bracket
+        # until then: a resumed study would make other proposals.
         pruner._try_initialization(None)  # type: ignore[arg-type]
         return pruner
 
@@ -173,28 +167,26 @@ class Hyperband(Asha):
 class ParkedHalving(Asha):
     """As `asha`, but a trial that is not among the best is parked, and may go on later.
 
-    What it trained is never trained again; hpo/halving.py decides.
+    What it has trained is never trained again.
     """
 
     name: Literal["parked_halving"]  # type: ignore[assignment]
 
     def make(self, max_resource: int) -> BasePruner:
-        """None of Optuna's stops a trial."""
-        return NopPruner()
+        return NopPruner()  # hpo/search/halving.py decides instead
 
 
 class Patient(Section):
-    """Lets another pruner decide only where a trial has stopped to improve."""
+    """Lets another pruner stop a trial only after the trial has stopped improving."""
 
     name: Literal["patient"]
-    patience: Annotated[int, Field(ge=0)] = 2  # evaluations more, after its best
+    patience: Annotated[int, Field(ge=0)] = 2  # evaluations without improvement that are allowed
     min_delta: Annotated[float, Field(ge=0)] = 0.0  # what counts as an improvement
     pruner: Annotated[  # the other, with options of its own
         Percentile | Median | Threshold | Wilcoxon | Asha | Hyperband, Field(discriminator="name")
     ]
 
     def make(self, max_resource: int) -> BasePruner:
-        """Optuna's pruner around the other."""
         return PatientPruner(self.pruner.make(max_resource), self.patience, self.min_delta)
 
 
@@ -213,7 +205,7 @@ PrunerConfig = Annotated[
 
 
 def comparison(pruner: PrunerConfig) -> Comparison | None:
-    """What the pruner compares; None where none of Optuna's is at work."""
+    """Return what the pruner compares, or None if there is no pruner."""
     if isinstance(pruner, Patient):
         return pruner.pruner
     return pruner if isinstance(pruner, Comparison) else None

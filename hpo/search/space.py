@@ -19,13 +19,13 @@ from trainer.config.train import check_path, check_setting, is_section
 # The service sets these itself for every trial.
 RESERVED = ("output_dir", "threads")
 
-# Of a comparison: the dimension whose named choices set train settings of any section.
+# A comparison's dimension, whose named choices set train settings of any section.
 RECIPE = "recipe"
 
-MOST_EXACT = 2**53  # the largest integer up to which the database keeps all of them exactly
+MOST_EXACT = 2**53  # the database keeps all integers up to this one exactly
 Exact = Annotated[int, Field(ge=-MOST_EXACT, le=MOST_EXACT)]
 
-_FEW = 64  # values of an integer dimension that are all tried at the start
+_FEW = 64  # an integer dimension with no more values has all of them tried at the start
 
 
 class FloatDimension(Conditional):
@@ -43,24 +43,24 @@ class FloatDimension(Conditional):
         return self
 
     def suggest(self, trial: optuna.Trial, path: str) -> float:
-        """The trial's value of `path`."""
+        """Return the trial's value of `path`."""
         return trial.suggest_float(path, self.low, self._top, log=self.log, step=self.step)
 
     def probes(self) -> list[Scalar]:
-        """Values that the train setting must accept: both ends, and one that is no integer."""
+        """Return values that the setting must accept: both ends, and one that is no integer."""
         inside = self.low + (self.high - self.low) * 0.41421356
         return [self.low, self._top, *([inside] if self.step is None else [])]
 
     @property
     def _top(self) -> float:
-        # The largest value on the grid, if there is one.
+        # The largest value: of the grid, if there is a step.
         if self.step is None:
             return self.high
         low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))
         return float(low + (high - low) // step * step)
 
     def example(self, random: Random) -> float:
-        """Any value."""
+        """Return any value."""
         return random.uniform(self.low, self.high)
 
 
@@ -79,20 +79,19 @@ class IntDimension(Conditional):
         return self
 
     def suggest(self, trial: optuna.Trial, path: str) -> int:
-        """The trial's value of `path`."""
+        """Return the trial's value of `path`."""
         return trial.suggest_int(path, self.low, self._values[-1], log=self.log, step=self.step)
 
     def probes(self) -> list[Scalar]:
-        """Values that the train setting must accept: all if they are few, else both ends."""
+        """Return values that the setting must accept: all if they are few, else both ends."""
         values = self._values
         return [*values] if len(values) <= _FEW else [values[0], values[-1]]
 
     def example(self, random: Random) -> int:
-        """Any value."""
+        """Return any value."""
         return random.choice(self._values)
 
     def can_be(self, value: Scalar) -> bool:
-        """Whether a trial may have this value."""
         return isinstance(value, int) and not isinstance(value, bool) and value in self._values
 
     @property
@@ -134,19 +133,18 @@ class CategoricalDimension(Conditional):
         return self.choices if isinstance(self.choices, dict) else {}
 
     def suggest(self, trial: optuna.Trial, path: str) -> Scalar:
-        """The trial's value of `path`, or the name of its choice."""
+        """Return the trial's value of `path`, or the name of its choice."""
         return trial.suggest_categorical(path, self.probes())
 
     def probes(self) -> list[Scalar]:
-        """Values that the train setting must accept: all of them; of a section, their names."""
+        """Return values that the setting must accept: all choices; for a section, their names."""
         return [*self.choices]
 
     def example(self, random: Random) -> Scalar:
-        """Any value."""
+        """Return any value."""
         return random.choice(self.probes())
 
     def can_be(self, value: Scalar) -> bool:
-        """Whether a trial may have this value."""
         return any(same(value, choice) for choice in self.choices)
 
 
@@ -175,7 +173,7 @@ def check_space(space: Space, source: str) -> None:
 
 
 def check_overlap(space: Space, source: str) -> None:
-    """Raise ConfigError where one dimension's path lies in another's."""
+    """Raise ConfigError if the path of one dimension lies inside that of another."""
     for path in space:
         inside = next((other for other in space if other.startswith(f"{path}.")), None)
         if inside is not None:
@@ -205,7 +203,7 @@ def _check_section(path: str, dimension: Dimension, what: str) -> None:
 
 
 def suggest(space: Space, trial: optuna.Trial) -> dict[str, Any]:
-    """The trial's value for every active path, drawn now or read back from the ledger."""
+    """Return the trial's value for every active path, drawn now or read back from the ledger."""
     params: dict[str, Any] = {}
     for path in in_order(space):
         if is_active(space, path, params):
@@ -214,12 +212,12 @@ def suggest(space: Space, trial: optuna.Trial) -> dict[str, Any]:
 
 
 def is_complete(space: Space, params: Mapping[str, Any]) -> bool:
-    """Whether `params` leaves nothing of a trial to be drawn."""
+    """Return whether `params` has every active path, so that nothing is left to draw."""
     return all(path in params or not is_active(space, path, params) for path in in_order(space))
 
 
 def assignments(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The train settings that a trial's `params` stand for, by dotted path."""
+    """Return the train settings that a trial's `params` stand for, by dotted path."""
     found: dict[str, Any] = {}
     for path, value in params.items():
         dimension = space.get(path)
@@ -232,9 +230,9 @@ def assignments(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def values_of(space: Space, train: Mapping[str, Any], path: str) -> list[Any]:
-    """What trials may have for the train setting `path`; of a range, its ends.
+    """Return the values that trials may have for the train setting `path`; of a range, its ends.
 
-    Where not every trial searches it, the value in `train` is among them.
+    If a condition keeps some trials from searching it, the value in `train` is one of them.
     """
     section, _, key = path.rpartition(".")
     searched = space.get(path) or space.get(section)
@@ -247,7 +245,7 @@ def values_of(space: Space, train: Mapping[str, Any], path: str) -> list[Any]:
 
 
 def with_values(space: Space, path: str, change: Callable[[Any], Any]) -> dict[str, Dimension]:
-    """The space with `change` made to every value that it names for the train setting `path`."""
+    """Return the space with `change` made to each value that it has for the setting `path`."""
     section, _, key = path.rpartition(".")
     changed = {**space}
     for other, dimension in space.items():

@@ -33,9 +33,9 @@ Document = dict[str, Any]
 
 
 def checked(study: StudyConfig, path: Path, train_path: Path) -> StudyConfig:
-    """The study of the file `path` as it is kept, its train config resolved.
+    """Return the study of the file `path` as it is kept, with its train config resolved.
 
-    `train_path` is the file that its train config stands in: perhaps the same. Raises ConfigError,
+    `train_path` is the file that has the train config, perhaps the same file. Raises ConfigError,
     in one line that names file and key.
     """
     rules = study.rules
@@ -45,7 +45,7 @@ def checked(study: StudyConfig, path: Path, train_path: Path) -> StudyConfig:
 
 
 def _checked_for_ours(study: StudyConfig, path: Path, train_path: Path) -> StudyConfig:
-    """The study with its train config resolved. Raises ConfigError, naming file and key."""
+    """Return the study with its train config resolved. Raises ConfigError."""
     source, train_source = str(path), str(train_path)
     prefix = "train: " if path == train_path else ""
     study = _with_anchored_teachers(study, path.parent)
@@ -77,7 +77,7 @@ def _checked_for_ours(study: StudyConfig, path: Path, train_path: Path) -> Study
 def _checked_for_own(
     rules: OwnTrainer, study: StudyConfig, path: Path, train_path: Path
 ) -> StudyConfig:
-    """The study, if its function is there. Raises ConfigError, naming file and key."""
+    """Return the study with the keys of `train` that the service reads. Raises ConfigError."""
     source = str(path)
     train_source = f"{source}: train" if path == train_path else str(train_path)
     if "output_dir" in study.train:
@@ -110,7 +110,7 @@ def check_pruner(config: StudyConfig, evaluation: EvaluationConfig, source: str)
 
 
 def _with_anchored_teachers(study: StudyConfig, folder: Path) -> StudyConfig:
-    """The study with absolute paths for searched teachers, which are relative to `folder`."""
+    """Return the study with absolute paths of searched teachers, which are relative to `folder`."""
 
     def anchored(name: Any) -> Any:
         return train_config.absolute(name, folder) if isinstance(name, str) else name

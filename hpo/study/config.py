@@ -1,4 +1,4 @@
-"""A study: all settings of a study file, and those rules that need nothing but the file."""
+"""The settings of a study file, and the rules for them that need nothing but the file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _study_name(name: str) -> str:
 
 
 class StudyConfig(Section):
-    """One study."""
+    """All settings of one study."""
 
     # its name in the ledger: letters, digits, . _ -
     study: Annotated[str, AfterValidator(_study_name)]
@@ -45,7 +45,7 @@ class StudyConfig(Section):
     sampler: SamplerConfig = TPE()  # what proposes the next trial's values
     pruner: PrunerConfig = NoPruner(name="none")  # what ends trials that are not worth their steps
     schedule: ScheduleConfig | None = None  # learned by population-based training; null: none
-    repeats: Count = 1  # trainings, under other seeds, of a trial before it may be the best
+    repeats: Count = 1  # trainings of a trial, under other seeds, before it may be the best
     budget: Budget = Budget()
     resources: Resources = Resources()
     failures: Failures = Failures()
@@ -108,12 +108,12 @@ class StudyConfig(Section):
         return self
 
     def to_document(self) -> str:
-        """The resolved study as YAML, to be kept in the ledger: no storage URL, nothing secret."""
+        """Return the resolved study as YAML for the ledger: no storage URL, nothing secret."""
         hidden: dict[str, Any] = {"storage": True, "warm_start": {"storage"}}
         return yaml.safe_dump(self.model_dump(mode="json", exclude=hidden), sort_keys=False)
 
     def trial_document(self, params: dict[str, Any], output_dir: str) -> dict[str, Any]:
-        """The train config of a trial with `params`, as a document."""
+        """Return the train config of a trial with `params`, as a document."""
         document = copy.deepcopy(self.train)
         for path, value in assignments(self.space, params).items():
             set_path(document, path, value)
@@ -124,12 +124,12 @@ class StudyConfig(Section):
         self.rules.check_trial(self.trial_document(params, "a trial"), self.resources)
 
     def placed(self, document: dict[str, Any], output_dir: str) -> dict[str, Any]:
-        """The train `document` with what the service sets itself."""
+        """Return the train `document` with what the service sets itself."""
         return self.rules.placed(document, output_dir, self.resources)
 
     @property
     def rules(self) -> OurTrainer | OwnTrainer:
-        """What the study's trainer asks of it."""
+        """The rules of the study's trainer."""
         return rules_of(self.trainer)
 
     @property
@@ -147,13 +147,13 @@ class StudyConfig(Section):
 
     @property
     def own_function(self) -> OwnFunction | None:
-        """The user's own training function, if it has one, and what that must yield."""
+        """The user's own training function with the metrics that it must yield, if there is one."""
         if self.trainer is None:
             return None
         return OwnFunction(self.trainer, tuple({name: None for _, name in self._metrics()}))
 
     def _metrics(self) -> Iterator[tuple[str, str]]:
-        """Every metric that the study names, after its key."""
+        """Yield every metric that the study names, after its key."""
         for position, objective in enumerate(self.objectives):
             yield f"objectives.{position}.metric", objective.metric
         for position, constraint in enumerate(self.constraints):
@@ -164,5 +164,5 @@ class StudyConfig(Section):
 
 
 def rules_of(trainer: str | None) -> OurTrainer | OwnTrainer:
-    """The rules of the training function called `trainer`, or of our trainer."""
+    """Return the rules of the training function called `trainer`, or of our trainer."""
     return OurTrainer() if trainer is None else OwnTrainer(trainer)

@@ -1,7 +1,7 @@
-"""Training functions of users' own: found by their names, `package.module:function`.
+"""Users' own training functions, found by their names: `package.module:function`.
 
-Imported by workers: it imports nothing heavy. A ledger names a function and never a folder, so that
-what is imported comes from where the command was typed, or from what is installed there.
+Workers import this module, so it imports nothing heavy. The ledger has a function's name and never
+a folder: the function comes from where the command was typed, or from an installed package.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 @dataclass(frozen=True)
 class OwnFunction:
-    """A training function, and what each of its evaluations must have."""
+    """A training function, and the metrics that each of its evaluations must have."""
 
     name: str
     metrics: tuple[str, ...]
 
 
 def function_name(name: str) -> str:
-    """`name`, as pydantic validates it."""
+    """Return `name`. Raises ValueError, for pydantic, unless it could name a function."""
     if not _NAME.fullmatch(name):
         raise ValueError(f"must be package.module:function, not {name!r}")
     return name
 
 
 def check_function(name: str, what: str) -> None:
-    """Raise ConfigError, beginning with `what`, unless there is such a function, here."""
+    """Raise ConfigError, beginning with `what`, unless this process can import the function."""
     if name.startswith("__main__:"):
         raise ConfigError(
             f"{what}: {name}: workers cannot import what is typed or run as a script; put the "
             "function into a module of its own"
         )
     here = os.getcwd()
-    if here not in sys.path:  # as `python -m` has it, and Ray's workers
+    if here not in sys.path:  # `python -m` and Ray's workers have it there
         sys.path.insert(0, here)
     try:
         find_function(name)
@@ -51,7 +51,7 @@ def check_function(name: str, what: str) -> None:
 
 
 def find_function(name: str) -> Any:
-    """The training function of that name. Raises ConfigError, in one line, if there is none."""
+    """Return the function of that name. Raises ConfigError, in one line, if there is none."""
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)

@@ -1,4 +1,4 @@
-"""Reading a study: from its file, with everything checked, and from the ledger as it was kept."""
+"""Loading of a study: from its file, with everything checked, or as the ledger has kept it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from trainer.config.settings import (
 
 
 def shipped(kind: str) -> Path:
-    """The folder of the YAML files that ship with the program: `studies` or `train`."""
+    """Return the path of what ships with the program: `studies`, `train` or `recipes.yaml`."""
     installed = Path(__file__).parents[1] / "configs"
     root = installed if installed.is_dir() else Path(__file__).parents[2] / "configs"
     return root / kind
 
 
 def find_study_file(given: str | None) -> Path:
-    """A study file by path, or by the name of one that ships. Raises ConfigError."""
+    """Return the study file at a path, or the one that ships by a name. Raises ConfigError."""
     given = given or "quickstart"
     path = Path(given)
     if path.is_file():
@@ -44,7 +44,7 @@ def find_study_file(given: str | None) -> Path:
 def load_study(
     path: Path, *, settings: Sequence[str] = (), name: str | None = None, trials: int | None = None
 ) -> StudyConfig:
-    """The study in the file `path`, with `path=value` train settings over it, checked whole.
+    """Load the study in the file `path`, with `settings` (path=value) for its train config.
 
     Raises ConfigError, one line, for anything wrong: the study, its train config, a searched path,
     a bound, missing data, ranks that cannot share the batch. Writes nothing.
@@ -60,7 +60,7 @@ def study_of(
     name: str | None = None,
     trials: int | None = None,
 ) -> StudyConfig:
-    """The study that a file at `path` has, were this in it. Raises as `load_study` does."""
+    """Load the study `document` as if a file at `path` had it. Raises as `load_study` does."""
     train = document.get("train")
     if isinstance(train, str):
         source = path.parent / train
@@ -83,18 +83,18 @@ def study_of(
 
 
 def restore_study(document: str, name: str) -> StudyConfig:
-    """The study as the ledger keeps it. Raises ConfigError if this version cannot run it."""
+    """Return the study that the ledger kept. Raises ConfigError if this version cannot run it."""
     source = f"study {name}"
     return validated(StudyConfig, parse_document(document, source), source)
 
 
 def config_of(record: StudyRecord) -> StudyConfig:
-    """The study's settings, as the ledger keeps them."""
+    """Return the settings of a study in the ledger. Raises as `restore_study` does."""
     return restore_study(record.document, record.name)
 
 
 def _check_seen(space: Space, settings: Sequence[str], source: str) -> None:
-    """Raise ConfigError for a setting that every trial would have another value of."""
+    """Raise ConfigError for a setting that no trial would have: every trial searches it."""
     for path, _ in map(parse_assignment, settings):
         fixed, train = object(), dict[str, Any]()
         set_path(train, path, fixed)

@@ -1,6 +1,6 @@
-"""What our own trainer asks of a study's train config.
+"""The rules of studies that our own trainer trains.
 
-`own_trainer.py` has the same methods for a training function of the user's own.
+`own_trainer.py` has the same methods for studies of a user's own training function.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class OurTrainer:
     """The rules of studies that have no `trainer` key."""
 
     def check_metric(self, metric: str) -> None:
-        """Raise ValueError unless a training can report `metric`."""
+        """Raise ValueError unless our trainer can report `metric`."""
         check_known(metric)
 
     def override(self, train: Document, settings: Sequence[str], folder: Path) -> None:
@@ -38,14 +38,14 @@ class OurTrainer:
         config.check_ranks(resources.ranks)
 
     def placed(self, document: Document, output_dir: str, resources: Resources) -> Document:
-        """The train `document` with what the service sets itself."""
+        """Return the train `document` with what the service sets itself."""
         placed = {**document, "output_dir": output_dir}
-        if document.get("phase") != "evaluation":  # then its worker is not told where the test is
+        if document.get("phase") != "evaluation":  # others do not know where the test is
             placed["data"] = {**placed.get("data", {}), "test": None}
         if not resources.gpus_per_rank:
             placed["threads"] = resources.cpus_per_rank
         return placed
 
     def printed(self, document: Document, source: str) -> str:
-        """A trial's `document` as YAML that `python -m trainer` trains."""
+        """Return a trial's `document` as YAML that `python -m trainer` trains."""
         return train_config.resolve(document, source).to_yaml()

@@ -1,7 +1,7 @@
-"""What a training function of a user's own asks of a study: little, for `train` is the function's.
+"""The rules of studies that a user's own training function trains.
 
-Any mapping will do that has `steps`, and any dotted path can be searched in it. The methods are
-those of `our_trainer.py`.
+They are few, because `train` belongs to the function: it is any mapping that has `steps`, and any
+dotted path can be searched in it. The methods are those of `our_trainer.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Document = dict[str, Any]
 
 
 class _Known(Section):
-    """The keys of `train` that the service reads; the others are the function's."""
+    """The keys of `train` that the service reads; the others belong to the function."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -48,7 +48,7 @@ class OwnTrainer:
             raise ValueError(f"{metric!r} is no metric; name one that {self.name} yields")
 
     def override(self, train: Document, settings: Sequence[str], folder: Path) -> None:
-        """Set each `path=value` that `train` has already: a misspelt one would be a new one."""
+        """Set each `path=value`; `train` must have the path already, or it may be misspelt."""
         for assignment in settings:
             path, value = parse_assignment(assignment)
             there = {"seed", *_paths(train)}
@@ -57,7 +57,7 @@ class OwnTrainer:
             set_path(train, path, value)
 
     def known(self, train: Document, source: str) -> Document:
-        """`train` with the keys that the service reads. Raises ConfigError, naming `source`."""
+        """Return `train` with all keys that the service reads. Raises ConfigError."""
         return validated(_Known, train, source).model_dump()
 
     def check_trial(self, document: Document, resources: Resources) -> None:
@@ -65,11 +65,11 @@ class OwnTrainer:
         self.known(document, "train")
 
     def placed(self, document: Document, output_dir: str, resources: Resources) -> Document:
-        """The `document` with what the service sets itself."""
+        """Return the `document` with what the service sets itself."""
         return {**document, "output_dir": output_dir}
 
     def printed(self, document: Document, source: str) -> str:
-        """A trial's `document` as YAML: what the function was called with."""
+        """Return a trial's `document` as YAML: what the function was called with."""
         config = yaml.safe_dump(document, sort_keys=False)
         return f"# For {self.name}; `python -m trainer` does not train it.\n{config}"
 

@@ -16,7 +16,7 @@ class Budget(Section):
 
     trials: Annotated[int, Field(ge=1, le=10**9)] = 20  # in all, pruned and failed ones too
     hours: Positive | None = None  # the controllers' wall-clock time, over all resumes
-    device_hours: Positive | None = None  # of all ranks of all attempts
+    device_hours: Positive | None = None  # the time of all ranks of all attempts
 
 
 class Resources(Section):
@@ -25,18 +25,19 @@ class Resources(Section):
     ranks: Count = 1  # processes that train one trial together
     cpus_per_rank: Count = 1  # cores, each rank's own
     gpus_per_rank: Annotated[int, Field(ge=0)] = 0  # 0: on the CPU
-    concurrent_trials: Count = 1  # at a time, by each controller
+    concurrent_trials: Count = 1  # trials at a time, by each controller
 
 
 class Failures(Section):
-    """How much goes wrong before the service gives up."""
+    """How much may go wrong before the service gives up."""
 
-    max_retries: Annotated[int, Field(ge=0)] = 2  # attempts more, after a trial's worker was lost
+    max_retries: Annotated[int, Field(ge=0)] = 2  # further attempts after a trial's worker was lost
     max_failures: Count = 3  # failed trials in a row that stop the study
-    hang_seconds: Positive = 600.0  # without any progress, a gang is killed
-    outage_seconds: Positive = 600.0  # the database or the disk away: after that the service leaves
+    hang_seconds: Positive = 600.0  # a gang without any progress for so long is killed
+    # the database or the disk may be away for so long; then the service leaves
+    outage_seconds: Positive = 600.0
 
 
 def local_cpus() -> int:
-    """CPU cores that this process may use."""
+    """Return how many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,21 +1,18 @@
 """Experiment tracking: what a study file may ask for.
 
-Tracking is a copy for people to look at, made by the controller, and is never believed: nothing is
-read back from it, and nothing that happens to it touches a trial.
+Tracking is a copy that the controller makes for people to look at. Nothing is read back from it,
+and nothing that happens to it touches a trial.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from trainer.config.settings import ConfigError, Section
-
-if TYPE_CHECKING:
-    pass
 
 Tag = Annotated[str, Field(min_length=1, max_length=64)]
 
@@ -48,10 +45,10 @@ def check_tracking(config: TrackingConfig) -> None:
 
 
 def run_id(study_uid: str, trial: int) -> str:
-    """What wandb knows a trial's run by, in whatever process it goes on."""
+    """Return wandb's id of a trial's run, the same in every process that continues the trial."""
     return hashlib.sha256(f"{study_uid}/{trial}".encode()).hexdigest()[:16]
 
 
 def asks_for_wandb(config: TrackingConfig) -> bool:
-    """Whether a study wants runs of wandb, of whatever mode."""
+    """Return whether a study wants wandb's runs, in any mode."""
     return config.wandb is not None and config.wandb.mode != "disabled"

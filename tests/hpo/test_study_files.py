@@ -33,9 +33,8 @@ def depth_objective(metric: str, **changes: Any) -> dict[str, Any]:
 def test_every_study_that_ships_loads(
     file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(
-        "hpo.study.our_trainer.check_data", lambda config: None
-    )  # PTB is not in the package
+    # PTB is not in the package.
+    monkeypatch.setattr("hpo.study.checks.check_data", lambda config: None)
     study = load_study(find_study_file(file.stem))
     assert restore_study(study.to_document(), study.study) == study
 

@@ -1,9 +1,9 @@
-"""What a sampler learns from trials that were stopped or parked early: curves cut at one rung.
+"""What a sampler learns from trials that were stopped or parked early: their values at one rung.
 
-Samplers look at final values, which most trials of a halving study never have: Optuna's GP ignores
-pruned trials, and all ignore parked ones or take them for bad. As in BOHB (Falkner et al. 2018,
-arXiv 1807.01774) a sampler is shown the values of the highest rung that enough trials have
-reached, all of the same number of steps. Nothing is written: the ledger keeps what happened.
+Samplers look at final values, which most trials of a halving study never have. Optuna's GP ignores
+pruned trials, and every sampler ignores parked ones or takes them for bad. As in BOHB (Falkner et
+al. 2018, arXiv 1807.01774) a sampler is shown the values at the highest rung that enough trials
+have reached, all after the same number of steps. The ledger itself stays as it is.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from hpo.search.samplers.rebuilt import Delegate
 from hpo.search.space import Space
 from storage import Reason
 
-ENOUGH = 10  # trials at a rung; what samplers want to have seen before they model
+ENOUGH = 10  # trials at a rung: samplers want to have seen so many before they model
 
 
 def rungs_of(pruner: PrunerConfig) -> Halving | None:
-    """The rungs at which samplers compare trials: of a pruner by the objective, at equal steps."""
-    # Not `hyperband`, whose brackets have rungs of their own.
+    """Return the rungs of a pruner that compares the objective at equal steps, else None."""
+    # `hyperband` has none in common: each of its brackets has rungs of its own.
     if not isinstance(pruner, Asha) or type(pruner) not in (Asha, ParkedHalving):
         return None
     if pruner.metric is not None or pruner.unit != "steps":
@@ -41,12 +41,12 @@ def make_shown_rungs(config: SamplerConfig, space: Space, pruner: PrunerConfig) 
 
 
 def at_rungs(sampler: BaseSampler, halving: Halving | None) -> BaseSampler:
-    """`sampler`, shown a study as RungView does, if there are rungs."""
+    """Return `sampler`, which is shown a RungView of each study if there are rungs."""
     return sampler if halving is None else _AtRungs(sampler, halving)
 
 
 class RungView(Study):
-    """A study on one objective as if its trials ended at one rung. Only to be read."""
+    """A study with one objective, as if its trials ended at one rung. It can only be read."""
 
     def __init__(self, study: Study, halving: Halving, enough: int = ENOUGH) -> None:
         self.__dict__.update(vars(study))
@@ -71,13 +71,13 @@ class RungView(Study):
         return [trial for trial in shown if states is None or trial.state in states]
 
     def _values(self, trial: FrozenTrial) -> list[float]:
-        # At each rung, and at the end.
+        # The trial's value at each rung, and its final one.
         at_rungs = self._halving.rung_values(trial.intermediate_values)
         return [*at_rungs, *(trial.values if trial.state is TrialState.COMPLETE else ())]
 
     def _shown(self, trial: FrozenTrial, value: float | None, width: int) -> FrozenTrial:
         pending = not trial.state.is_finished() and trial.last_step is None
-        # Whatever it had reached, one that diverged or ran out of memory is no good.
+        # A trial that diverged or ran out of memory is bad, whatever rung it had reached.
         ended_badly = trial.user_attrs.get("reason", Reason.PRUNED) != Reason.PRUNED
         if pending or ended_badly or trial.state is TrialState.FAIL:
             return trial
@@ -85,17 +85,17 @@ class RungView(Study):
         shown.state = TrialState.PRUNED if value is None else TrialState.COMPLETE
         shown.values = None if value is None else [value]
         if trial.state is not TrialState.COMPLETE:
-            # It took less than a whole training does.
+            # These seconds are less than what a whole training takes.
             shown.user_attrs = {**trial.user_attrs}
             shown.user_attrs.pop("device_seconds", None)
-            # Constraints are written at a trial's end; samplers want them of all complete ones.
+            # Constraints are written at a trial's end, but samplers want all complete trials'.
             if width:
                 shown.system_attrs = {"constraints": [0.0] * width, **trial.system_attrs}
         return shown
 
 
 class _AtRungs(Delegate):
-    """Another sampler, shown the view of each study."""
+    """A sampler that lets another one propose, which is shown a RungView of each study."""
 
     def __init__(self, sampler: BaseSampler, halving: Halving) -> None:
         self._other = sampler
@@ -106,5 +106,5 @@ class _AtRungs(Delegate):
 
     def _shown(self, study: Study) -> Study:
         if len(study.directions) > 1:
-            return study  # whose trials have no curves in Optuna's tables
+            return study  # then Optuna's tables have no curves
         return RungView(study, self._halving)

@@ -5,16 +5,15 @@ and the trials that the study shows. What the trials become in Ax:
 
 - COMPLETE: observed. Perplexities are modelled as their logarithms. Where some trials have a
   standard error, the others get that of a single training, pooled over those that have one.
-- RUNNING: pending. PRUNED and FAIL: abandoned. Ax counts both as taken, and learns no value.
-- COMPLETE with a value that is not finite, a perplexity without a logarithm, or a constraint
-  missing: abandoned too. With a parameter outside the space as it is now: left out.
-- A conditional parameter is modelled in the union of all trials' spaces; where a trial lacks it,
-  at the middle of its range. Ax so sees such trials as equal in it, and proposes a value which
-  the trial may leave unused.
+- RUNNING: pending. PRUNED and FAIL: abandoned. Ax counts both as taken and learns no value.
+- COMPLETE with a value that is not finite, a perplexity without a logarithm, or a missing
+  constraint: abandoned too. With a parameter outside the space as it is now: left out.
+- A conditional parameter is modelled for all trials: one that lacks it has the middle of its range.
+  So Ax sees such trials as equal in it, and proposes a value that a trial may leave unused.
 - Each constraint that differs between trials is an outcome constraint, a violation of at most 0.
 
-Ax itself is imported with the first model, some seconds' work. One proposal takes seconds: see
-`hpo.search.samplers.ahead` for who waits.
+The first model imports Ax itself, which takes some seconds, as every proposal does. So proposals
+are made ahead of their trials: `hpo.search.samplers.ahead`.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ from hpo.search.samplers.ax_encoding import (
 
 
 class AxSampler(BaseSampler):
-    """Quasi-random for the first `startup_trials` complete trials, then Ax's Gaussian processes."""
+    """Proposes quasi-random points until `startup_trials` are complete, then by Ax's models."""
 
     def __init__(self, seed: int = 0, startup_trials: int = 10) -> None:
         self._seed = seed
@@ -59,7 +58,7 @@ class AxSampler(BaseSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """The union of all trials' spaces, each parameter with its latest bounds."""
+        """Return the union of all trials' spaces, each parameter with its latest bounds."""
         latest: dict[str, BaseDistribution] = {}
         for other in study.get_trials(deepcopy=False):
             latest.update(other.distributions)
@@ -68,7 +67,7 @@ class AxSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """A value for every parameter of `search_space`. Raises what Ax raises."""
+        """Return a value for every parameter of `search_space`. Raises what Ax raises."""
         space = {name: each for name, each in search_space.items() if not each.single()}
         if not space:
             return {}
@@ -86,7 +85,7 @@ class AxSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Random: for the first trial, or a parameter that no trial has had yet."""
+        """Draw at random: for the first trial, or a parameter that no trial has had yet."""
         seed = self._seed_of(trial, *param_name.encode())
         return RandomSampler(seed=seed).sample_independent(
             study, trial, param_name, param_distribution
@@ -108,7 +107,7 @@ class _Point:
 
 
 def _read(study: Study, number: int, space: Space) -> list[_Point]:
-    """The study's trials other than `number`, without those that say nothing about `space`."""
+    """Return the trials other than `number` that say something about `space`."""
     trials = [
         trial
         for trial in study.get_trials(deepcopy=False)
@@ -138,7 +137,7 @@ def _read(study: Study, number: int, space: Space) -> list[_Point]:
 def _outcomes(
     trial: FrozenTrial, logs: Sequence[bool], constraints: Sequence[str]
 ) -> dict[str, float] | None:
-    """All outcomes of a COMPLETE trial, by Ax's names; None if any cannot be modelled."""
+    """Return a COMPLETE trial's outcomes by Ax's names; None if one cannot be modelled."""
     if trial.state is not TrialState.COMPLETE:
         return None
     outcomes: dict[str, float] = {}
@@ -164,7 +163,7 @@ def _differing_constraints(trials: Sequence[FrozenTrial]) -> list[str]:
 
 
 def _errors(trial: FrozenTrial, logs: Sequence[bool]) -> list[float] | None:
-    """The trial's standard errors on the scale on which its objectives are modelled."""
+    """Return the trial's standard errors, if any, on the scale of the modelled objectives."""
     errors = trial.user_attrs.get("standard_errors")
     if errors is None or trial.state is not TrialState.COMPLETE:
         return None
@@ -175,7 +174,7 @@ def _errors(trial: FrozenTrial, logs: Sequence[bool]) -> list[float] | None:
 
 
 def _spread(trials: Sequence[FrozenTrial], logs: Sequence[bool]) -> list[float] | None:
-    """Each objective's standard deviation from one training to the next, None if unknown."""
+    """Return each objective's standard deviation between trainings, or None if unknown."""
     known = [
         [error * math.sqrt(trial.user_attrs.get("repeats", 1)) for error in errors]
         for trial in trials
@@ -192,14 +191,14 @@ def _sems(
 
 
 def _all_tried(space: Space, past: Sequence[_Point]) -> bool:
-    """Whether no point is left, which Ax takes half a minute to find out."""
+    """Return whether no point is left to try; Ax takes half a minute to find that out."""
     return len({tuple(point.parameters.values()) for point in past}) >= points_in(space)
 
 
 def _propose(
     space: Space, past: Sequence[_Point], directions: Sequence[StudyDirection], seed: int
 ) -> dict[str, Any] | None:
-    """The point that Ax would try next; None if it finds none that was not tried."""
+    """Return the point that Ax would try next, or None if it finds none that is new."""
     with _silence():
         from ax.api.utils.generation_strategy_dispatch import choose_generation_strategy
         from ax.api.utils.structs import GenerationStrategyDispatchStruct
@@ -207,7 +206,7 @@ def _propose(
         from ax.utils.common.random import with_rng_seed
 
         experiment = _experiment(space, past, directions)
-        # The model alone: without a budget for it, Ax begins with no points of its own.
+        # Only the model: without an initialization budget Ax adds no first points of its own.
         strategy = choose_generation_strategy(
             GenerationStrategyDispatchStruct(
                 method="fast",
@@ -225,7 +224,7 @@ def _propose(
 
 
 def _experiment(space: Space, past: Sequence[_Point], directions: Sequence[StudyDirection]) -> Any:
-    """An Ax experiment with all of `past`; its data is attached in bulk, one by one takes long."""
+    """Return an Ax experiment with `past`, whose data is attached at once: one by one is slow."""
     import pandas as pd
     from ax.core.arm import Arm
     from ax.core.data import Data
@@ -242,7 +241,7 @@ def _experiment(space: Space, past: Sequence[_Point], directions: Sequence[Study
     for index, point in enumerate(past):
         trial = experiment.new_trial()
         trial.add_arm(Arm(point.parameters))
-        arm = trial.arm.name  # another trial's, if that had the same parameters
+        arm = trial.arm.name  # an earlier one, if that has the same parameters
         trial.mark_running(no_runner_required=True)
         if point.values is not None:
             trial.mark_completed()
@@ -267,7 +266,7 @@ def _optimization(outcomes: Sequence[str], directions: Sequence[StudyDirection])
 
 
 def _parameters(space: Space) -> list[Any]:
-    """`space` in Ax's terms: a stepped range by the index of its steps, choices by their index."""
+    """Return `space` in Ax's terms: steps of a range, and choices, stand as their indices."""
     from ax.core.parameter import ChoiceParameter, ParameterType, RangeParameter
 
     parameters: list[Any] = []
@@ -288,14 +287,14 @@ def _parameters(space: Space) -> list[Any]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep Ax's talk, and its libraries' warnings, off the terminal while the block runs."""
-    # Says at its import that it was imported.
+    """Keep Ax's log, and its libraries' warnings, off the terminal while the block runs."""
+    # This module logs its own import.
     logging.getLogger("ax.storage.sqa_store.with_db_settings_base").disabled = True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import ax.utils.common.logger  # noqa: F401 (its handlers are there then)
+        import ax.utils.common.logger  # noqa: F401 (it makes the handlers)
 
-        # Theirs alone: `logging.disable` is everybody's, and two threads leave it set.
+        # Only Ax's: `logging.disable` is global, and two threads may leave it set.
         for handler in logging.getLogger("ax").handlers:
             handler.setLevel(logging.CRITICAL)
         yield

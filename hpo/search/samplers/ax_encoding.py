@@ -1,6 +1,6 @@
-"""Search spaces and values in a model's terms: numbers on even scales, choices by their index.
+"""Search spaces and values in Ax's terms: numbers on even scales, and choices by their index.
 
-A stepped range is counted by its steps. Nothing here imports the model.
+A value of a stepped range is the number of its steps from the lowest. Ax is not imported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Space = Mapping[str, BaseDistribution]
 
 
 def range_of(each: BaseDistribution) -> tuple[float, float, bool]:
-    """Lowest and highest value in Ax's terms, and whether the scale is logarithmic."""
+    """Return the lowest and highest value in Ax's terms, and whether the scale is logarithmic."""
     assert isinstance(each, FloatDistribution | IntDistribution)
     if _stepped(each):
         assert each.step is not None
@@ -34,7 +34,7 @@ def _stepped(each: FloatDistribution | IntDistribution) -> bool:
 
 
 def points_in(space: Space) -> float:
-    """How many points there are; infinitely many where a range has no steps."""
+    """Return how many points `space` has: infinitely many if a range has no steps."""
     points = 1.0
     for each in space.values():
         if isinstance(each, CategoricalDistribution):
@@ -46,7 +46,7 @@ def points_in(space: Space) -> float:
 
 
 def encoded(each: BaseDistribution, value: Any) -> Any:
-    """Optuna's value in Ax's terms."""
+    """Return Optuna's value in Ax's terms."""
     internal = each.to_internal_repr(value)
     if isinstance(each, CategoricalDistribution):
         return str(int(internal))
@@ -58,7 +58,7 @@ def encoded(each: BaseDistribution, value: Any) -> Any:
 
 
 def decoded(each: BaseDistribution, value: Any) -> Any:
-    """Ax's value in Optuna's terms, inside the bounds."""
+    """Return Ax's value in Optuna's terms, inside the bounds."""
     if isinstance(each, CategoricalDistribution):
         return each.choices[int(value)]
     assert isinstance(each, FloatDistribution | IntDistribution)
@@ -70,7 +70,7 @@ def decoded(each: BaseDistribution, value: Any) -> Any:
 
 
 def middle(each: BaseDistribution) -> Any:
-    """The middle of the range, in Ax's terms; the first choice."""
+    """Return the middle of the range in Ax's terms, or the first choice."""
     if isinstance(each, CategoricalDistribution):
         return "0"
     low, high, log = range_of(each)
@@ -79,7 +79,7 @@ def middle(each: BaseDistribution) -> Any:
 
 
 def contains(each: BaseDistribution, value: Any) -> bool:
-    """Whether the dimension, as it is now, has the value."""
+    """Return whether the dimension, as it is now, has the value."""
     try:  # Optuna holds the parameters of a trial against their distributions
         create_trial(state=TrialState.RUNNING, params={"it": value}, distributions={"it": each})
     except (ValueError, TypeError):  # outside the range, of another type, or no such choice
@@ -88,7 +88,7 @@ def contains(each: BaseDistribution, value: Any) -> bool:
 
 
 def quasi_random(space: Space, seed: int, number: int) -> dict[str, Any]:
-    """Point `number` of the scrambled Sobol sequence of `seed` over `space`."""
+    """Return point `number` of the scrambled Sobol sequence of `seed` over `space`."""
     from scipy.stats import qmc
 
     engine = qmc.Sobol(len(space), scramble=True, rng=seed)
@@ -99,12 +99,12 @@ def quasi_random(space: Space, seed: int, number: int) -> dict[str, Any]:
 
 
 def _at(each: BaseDistribution, share: float) -> Any:
-    """The value below which `share` of the range lies."""
+    """Return the value below which `share` of the range lies."""
     if isinstance(each, CategoricalDistribution):
         return each.choices[int(share * len(each.choices))]
     low, high, log = range_of(each)
     if isinstance(low, int):
-        # Every integer's share is the interval around it.
+        # An integer stands for the interval around it.
         low, high = low - 0.5, high + 0.5
     value = low * (high / low) ** share if log else low + (high - low) * share
     return decoded(each, round(value) if isinstance(range_of(each)[0], int) else value)

@@ -1,8 +1,8 @@
-"""Optuna's CMA-ES, its state made again from the ledger's trials for every proposal.
+"""Optuna's CMA-ES, whose state is made again from the ledger's trials for every proposal.
 
-Optuna's own keeps the optimizer in the ledger as a pickle, and so runs whatever code somebody has
-written there. Here the trial that was asked when a generation was full keeps which trials those
-were, and their values then: numbers, which a later look at the study does not change.
+Optuna's own sampler keeps the optimizer in the ledger as a pickle, and so runs whatever code
+somebody has written there. Here the first trial that is asked after a generation is full keeps the
+numbers of the generation's trials and their values then, which no later change of them touches.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.ranking import sign
 
-# System attributes of a trial, the first as Optuna's own has it.
+# System attributes of a trial; Optuna's own sampler has the first one too.
 GENERATION = "cma:generation"
-ROUNDED = "x_for_tell"  # with a margin: the point that the proposal was rounded to
+ROUNDED = "x_for_tell"  # only with a margin: the point that the proposal was rounded to
 TOLD = "cma:told"  # by generation: the numbers of its trials, each with its value
 
 Solutions = Sequence[tuple[int, float]]
 
 
 class CmaEsFromTrials(CmaEsSampler):
-    """Optuna's, built anew for one trial. It keeps no pickle and reads none.
+    """Optuna's sampler, to be built anew for each trial. It keeps no pickle and reads none.
 
-    Its proposals are those of Optuna's own that is built anew for every trial with one seed.
+    It proposes what Optuna's own would if that were built anew for every trial with one seed.
     """
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """A point of the generation that is not full yet; none while no trial is complete."""
+        """Return a point of the first generation that is not full; {} if no trial is complete."""
         trials = study.get_trials(deepcopy=False)
         if not search_space or all(t.state is not TrialState.COMPLETE for t in trials):
             return {}
         transform = _SearchSpaceTransform(
             search_space, transform_step=not self._with_margin, transform_0_1=True
         )
-        # Optuna's draws the seed first where it finds an optimizer, and not where it makes one.
+        # Optuna's own draws the seed first if it finds an optimizer; making a new one draws before.
         found = any(TOLD in t.system_attrs for t in trials if t.state is TrialState.COMPLETE)
         seed = self._draw_seed() if found else None
         optimizer: Any = self._init_optimizer(transform, study.direction)
@@ -71,7 +71,7 @@ class CmaEsFromTrials(CmaEsSampler):
         transform: _SearchSpaceTransform,
         direction: StudyDirection,
     ) -> dict[str, Solutions]:
-        """Tell every full generation, in order; those that no trial has kept yet."""
+        """Tell `optimizer` every full generation in order, and return those not kept by a trial."""
         kept: dict[str, Solutions] = {}
         for trial in reversed(trials):  # the first that kept a generation counts
             kept.update(trial.system_attrs.get(TOLD, {}))
@@ -96,7 +96,7 @@ class CmaEsFromTrials(CmaEsSampler):
 
 
 def _complete(trials: Sequence[FrozenTrial], optimizer: Any) -> Solutions:
-    """The first trials of the optimizer's generation that are complete, as many as it takes."""
+    """Return the first complete trials of the optimizer's generation, as many as it takes."""
     found = [
         (trial.number, trial.values[0])
         for trial in trials

@@ -1,12 +1,12 @@
 """Samplers by name, rebuilt from the ledger for every trial.
 
 A sampler keeps nothing between trials: its random numbers come from (seed, trial number), or from
-the seed alone where it needs one sequence for all trials, and all else from the ledger. A resumed
-study so proposes what the uninterrupted one would have. What a sampler cannot do is refused when
-the study is loaded.
+the seed alone where it needs one sequence for all trials. Everything else comes from the ledger. So
+a resumed study proposes what the uninterrupted study would have proposed. What a sampler cannot do
+is refused when the study is loaded.
 
-None is given a `constraints_func`: those that know constraints (tpe, gp, nsga2, nsga3, botorch)
-read a trial's system attribute "constraints", which its end has written.
+No sampler is given a `constraints_func`: those that know constraints (tpe, gp, nsga2, nsga3,
+botorch) read a trial's system attribute "constraints", which is written when the trial ends.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Trials = Annotated[int, Field(ge=1)]
 Population = Annotated[int, Field(ge=2)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
-MOST_LISTED = 100_000  # points, by those that list them all
+MOST_LISTED = 100_000  # points, or values of a dimension, in a sampler that lists them
 
 
 class SamplerSection(Section):
@@ -51,14 +51,14 @@ class SamplerSection(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of its random numbers
 
-    # Of several objectives, constraints, conditions (`when`), categorical dimensions and endless
-    # ones (floats without a step), what the sampler ignores or cannot take.
+    # What the sampler ignores or cannot take: several "objectives", "constraints", "conditions"
+    # (`when`), "categoricals" or "endless dimensions" (floats without a step).
     cannot: ClassVar[frozenset[str]] = frozenset()
     finite: ClassVar[bool] = False  # proposes every point of the space once, and then no other
 
     @abstractmethod
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
-        """Optuna's sampler for the trial that `trial_seed`, from (seed, trial number), is for."""
+        """Return Optuna's sampler for one trial, whose `trial_seed` is of (seed, trial number)."""
 
 
 class Random(SamplerSection):
@@ -67,14 +67,13 @@ class Random(SamplerSection):
     name: Literal["random"]
 
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
-        """Optuna's sampler."""
         return RandomSampler(seed=trial_seed)
 
 
 class TPE(SamplerSection):
     """Tree-structured Parzen estimators (Bergstra et al. 2011), seeded by trial.
 
-    Running trials count as bad ones, so that those asked side by side differ.
+    Running trials count as bad ones, so that trials asked side by side differ.
     """
 
     name: Literal["tpe"] = "tpe"
@@ -84,7 +83,6 @@ class TPE(SamplerSection):
     cost_aware: bool = False  # prefers improvement per device-second
 
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
-        """Optuna's sampler."""
         kind = CostAwareTPESampler if self.cost_aware else TPESampler
         return kind(
             seed=trial_seed,
@@ -97,28 +95,26 @@ class TPE(SamplerSection):
 
 
 class GP(SamplerSection):
-    """A Gaussian process and expected improvement, of hypervolume too; seeded by trial."""
+    """A Gaussian process and expected (hypervolume) improvement, seeded by trial."""
 
     name: Literal["gp"]
     startup_trials: Trials = 10  # finished trials before it models
     cannot = frozenset({"conditions"})
 
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
-        """Optuna's sampler."""
         return GPSampler(
             seed=trial_seed, n_startup_trials=self.startup_trials, warn_independent_sampling=False
         )
 
 
 class BoTorch(SamplerSection):
-    """BoTorch's Gaussian process, pending trials respected; seeded by trial."""
+    """BoTorch's Gaussian process, which takes running trials into account; seeded by trial."""
 
     name: Literal["botorch"]
     startup_trials: Trials = 10  # finished trials before it models
     cannot = frozenset({"conditions"})
 
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
-        """Optuna-integration's sampler."""
         # Imports torch, which the command line does without.
         from optuna_integration import BoTorchSampler
 
@@ -129,21 +125,21 @@ class BoTorch(SamplerSection):
 
 
 class Ax(SamplerSection):
-    """Ax's Bayesian optimization; seeded by trial, its quasi-random start by the seed alone."""
+    """Ax's Bayesian optimization, seeded by trial; its quasi-random start by the seed alone."""
 
     name: Literal["ax"]
     startup_trials: Annotated[int, Field(ge=2)] = 10  # complete trials before it models
 
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
-        """Our own, which draws its seeds itself."""
         from hpo.search.samplers.ax import AxSampler
 
         return AxSampler(self.seed, self.startup_trials)
 
 
 class CmaEs(SamplerSection):
-    """CMA-ES (Hansen 2016), its generations in the ledger; seeded by the seed alone, as Optuna adds
-    the trial's number itself. The first trial is drawn.
+    """CMA-ES (Hansen 2016), with its generations in the ledger. The first trial is random.
+
+    It is seeded by the seed alone, because Optuna adds the trial's number itself.
     """
 
     name: Literal["cmaes"]
@@ -152,7 +148,6 @@ class CmaEs(SamplerSection):
     cannot = frozenset({"objectives", "constraints", "conditions", "categoricals"})
 
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
-        """Optuna's sampler."""
         return CmaEsFromTrials(
             seed=self.seed,
             independent_sampler=RandomSampler(seed=trial_seed),
@@ -165,7 +160,8 @@ class CmaEs(SamplerSection):
 class QMC(SamplerSection):
     """A low-discrepancy sequence; the next place in it is kept in the ledger.
 
-    Scrambled by the seed alone, or each trial would be of another sequence. The first is drawn.
+    It is scrambled by the seed alone, or each trial would be of another sequence. The first trial
+    is random.
     """
 
     name: Literal["qmc"]
@@ -174,7 +170,6 @@ class QMC(SamplerSection):
     cannot = frozenset({"conditions"})
 
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
-        """Optuna's sampler."""
         return QMCSampler(
             qmc_type=self.sequence,
             scramble=self.scramble,
@@ -185,10 +180,10 @@ class QMC(SamplerSection):
 
 
 class Genetic(SamplerSection):
-    """Trials are generations of a population, its parents kept in the ledger; seeded by trial.
+    """Trials are generations of a population, whose parents are in the ledger; seeded by trial.
 
-    The first generation is drawn: plan trials for several. A child that is a copy of an earlier
-    trial, as Optuna would often train, is bred again.
+    The first generation is random: plan trials for several. Optuna would often train a child that
+    is a copy of an earlier trial; here it is bred again.
     """
 
     population: Population = 20  # trials in a generation
@@ -211,7 +206,6 @@ class NSGA2(Genetic):
     name: Literal["nsga2"]
 
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
-        """Optuna's sampler."""
         return NSGA2WithoutCopies(seed=trial_seed, **self._options)
 
 
@@ -221,7 +215,6 @@ class NSGA3(Genetic):
     name: Literal["nsga3"]
 
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
-        """Optuna's sampler."""
         return NSGA3WithoutCopies(seed=trial_seed, **self._options)
 
 
@@ -233,7 +226,6 @@ class Grid(SamplerSection):
     finite = True
 
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
-        """Optuna's sampler."""
         values = {path: dimension_values(dimension) for path, dimension in space.items()}
         return GridOnce(values, self.seed, RandomSampler(seed=trial_seed))
 
@@ -246,7 +238,6 @@ class BruteForce(SamplerSection):
     finite = True
 
     def make(self, trial_seed: int, space: Space) -> BaseSampler:
-        """Optuna's sampler."""
         return BruteForceOnce(seed=trial_seed)
 
 
@@ -257,7 +248,7 @@ SamplerConfig = Annotated[
 
 
 def make_sampler(config: SamplerConfig, space: Space) -> BaseSampler:
-    """The sampler of a study that searches `space`."""
+    """Return the sampler of a study that searches `space`."""
     return RebuiltSampler(lambda trial_seed: config.make(trial_seed, space), config.seed)
 
 
@@ -298,7 +289,7 @@ def check_sampler(
 
 
 def dimension_size(dimension: Dimension) -> int:
-    """How many values a dimension has; 0 for floats without a step, which have no end."""
+    """Return how many values a dimension has; 0 for floats without a step, which have no end."""
     if isinstance(dimension, CategoricalDimension):
         return len(dimension.choices)
     if dimension.step is None:
@@ -308,7 +299,7 @@ def dimension_size(dimension: Dimension) -> int:
 
 
 def dimension_values(dimension: Dimension) -> list[Any]:
-    """Every value of a dimension, in order; none for floats without a step."""
+    """Return every value of a dimension, in order; none for floats without a step."""
     if isinstance(dimension, CategoricalDimension):
         return dimension.probes()
     low, step = Decimal(str(dimension.low)), Decimal(str(dimension.step or 0))

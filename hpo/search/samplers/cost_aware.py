@@ -1,8 +1,8 @@
 """TPE that prefers improvement per device-second (`sampler: {name: tpe, cost_aware: true}`).
 
-Expected improvement per unit cost (Snoek et al. 2012, section 3.2): of TPE's candidates the one
-with the largest EI / predicted device-seconds is proposed. It knows nothing of trainings: a trial's
-cost is its user attribute `device_seconds`.
+It goes by expected improvement per unit cost (Snoek et al. 2012, section 3.2): of TPE's candidates
+it proposes the one with the largest EI / predicted device-seconds. A trial's cost is its user
+attribute `device_seconds`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Samples = dict[str, np.ndarray]  # a parameter's values in Optuna's internal rep
 
 
 class CostModel:
-    """Log-seconds as a ridge regression on every dimension by itself: costs that multiply.
+    """A ridge regression of log-seconds on every dimension by itself, so that costs multiply.
 
-    A number enters by its place in its range (of logarithms, where it is searched so), with its
-    square; a choice by an indicator. Fitted to COMPLETE trials: what ended early cost less.
+    A number enters as its place in its range (of logarithms, if it is searched so) and the square
+    of that, a choice as an indicator. Only COMPLETE trials count: what ended early cost less.
     """
 
     def __init__(self, space: dict[str, BaseDistribution], samples: Samples, seconds: Any) -> None:
@@ -36,7 +36,7 @@ class CostModel:
         )
 
     def log_seconds(self, samples: Samples) -> np.ndarray:
-        """Predicted log device-seconds of a whole trial at each of `samples`."""
+        """Return the predicted log device-seconds of a whole trial at each of `samples`."""
         return np.asarray(self._features(samples) @ self._weights + self._mean)
 
     def _features(self, samples: Samples) -> np.ndarray:
@@ -54,7 +54,7 @@ class CostModel:
 
 
 class CostAwareTPESampler(TPESampler):
-    """Optuna's TPE with another choice among its candidates."""
+    """Optuna's TPE, which chooses among its candidates by their cost too."""
 
     _costs: CostModel | None = None
     _good = 0.1  # the share of trials that TPE takes for good ones
@@ -79,7 +79,7 @@ class CostAwareTPESampler(TPESampler):
         ]
         if len(timed) < 2:
             return None
-        seconds = [  # of one training
+        seconds = [  # for one training
             trial.user_attrs["device_seconds"] / trial.user_attrs.get("repeats", 1)
             for trial in timed
         ]

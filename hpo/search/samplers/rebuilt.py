@@ -1,7 +1,4 @@
-"""Optuna's samplers as a ledger needs them: built anew for each trial, no point proposed twice.
-
-Nothing here knows a study file.
-"""
+"""Optuna's samplers as a ledger needs them: built anew for each trial, with no point twice."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from hpo.errors import HpoError
 
-BREEDINGS = 20  # before a copy is taken: a small space may have no other point
+BREEDINGS = 20  # then a copy is taken after all: a small space may have no other point
 
 
 class SpaceExhausted(HpoError):
@@ -36,7 +33,7 @@ def check_new(study: Study, trial: Trial) -> None:
     """Raise SpaceExhausted if what a finite sampler proposes for `trial` was proposed before."""
     *earlier, asked = study.get_trials(deepcopy=False)[: trial.number + 1]
     enqueued = "fixed_params" in asked.system_attrs
-    # The grid does not know of enqueued points, and comes to theirs again.
+    # The grid does not know of enqueued points, and may propose them again.
     of_grid = "grid_id" in asked.system_attrs
     proposed = [other for other in earlier if ("grid_id" in other.system_attrs) == of_grid]
     if not enqueued and any(other.params == asked.params for other in proposed):
@@ -44,26 +41,26 @@ def check_new(study: Study, trial: Trial) -> None:
 
 
 class Delegate(BaseSampler, ABC):
-    """A sampler that has another propose, and may show it the study otherwise than it is."""
+    """A sampler that lets another one propose, and may show it a changed view of the study."""
 
     @abstractmethod
     def _sampler(self, trial: FrozenTrial) -> BaseSampler:
-        """The one that proposes for `trial`."""
+        """Return the sampler that proposes for `trial`."""
 
     def _shown(self, study: Study) -> Study:
-        """The study that proposals are made from."""
+        """Return the study that proposals are made from."""
         return study
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """As the other does."""
+        """Return what the other sampler does."""
         return self._sampler(trial).infer_relative_search_space(self._shown(study), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """As the other does."""
+        """Return what the other sampler does."""
         return self._sampler(trial).sample_relative(self._shown(study), trial, search_space)
 
     def sample_independent(
@@ -73,12 +70,12 @@ class Delegate(BaseSampler, ABC):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """As the other does."""
+        """Return what the other sampler does."""
         sampler, shown = self._sampler(trial), self._shown(study)
         return sampler.sample_independent(shown, trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """As the other does, on the study itself."""
+        """Call the other sampler, with the study itself."""
         self._sampler(trial).before_trial(study, trial)
 
     def after_trial(
@@ -88,7 +85,7 @@ class Delegate(BaseSampler, ABC):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """As the other does, on the study itself."""
+        """Call the other sampler, with the study itself."""
         self._sampler(trial).after_trial(study, trial, state, values)
 
 
@@ -101,27 +98,27 @@ class RebuiltSampler(Delegate):
         self._current: tuple[int, BaseSampler] | None = None
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """As the other does, which has drawn nothing yet."""
-        self._current = None  # it may be this trial's, and have drawn in a commit that was refused
+        """Call the other sampler, which is built anew and has drawn nothing yet."""
+        self._current = None  # this trial's may have drawn already, in a commit that was refused
         super().before_trial(study, trial)
 
     def _sampler(self, trial: FrozenTrial) -> BaseSampler:
         if self._current is None or self._current[0] != trial.number:
             with warnings.catch_warnings():
-                # "Experimental", said again for every trial.
+                # Optuna says "experimental" again for every trial.
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 self._current = trial.number, self._build(trial_seed(self._seed, trial.number))
         return self._current[1]
 
 
 def trial_seed(seed: int, number: int) -> int:
-    """The seed of a trial's own random numbers."""
+    """Return the seed of a trial's own random numbers."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 class _NeverStops:
     # Optuna's exhaustive samplers end `Study.optimize`, and raise outside of it. Here the
-    # controller sees that a point comes again.
+    # controller notices that a point comes again, and ends the study.
     def after_trial(
         self,
         study: Study,
@@ -146,7 +143,7 @@ class GridOnce(_NeverStops, GridSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        # An enqueued trial is no point of the grid; what it leaves out is drawn.
+        # An enqueued trial is not on the grid; the values that it leaves out are drawn.
         source = super().sample_independent
         if "grid_id" not in trial.system_attrs:
             source = self._other.sample_independent
@@ -154,11 +151,11 @@ class GridOnce(_NeverStops, GridSampler):
 
 
 class BruteForceOnce(_NeverStops, BruteForceSampler):
-    """Optuna's, which leaves the end of the study to the controller."""
+    """Optuna's brute force, which leaves the end of the study to the controller."""
 
 
 class _NoCopies:
-    # Left of an Optuna genetic sampler, whose own random numbers go on from one child to the next.
+    # A base class before an Optuna genetic sampler, which draws new numbers for every child.
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
@@ -176,8 +173,8 @@ class _NoCopies:
 
 
 class NSGA2WithoutCopies(_NoCopies, NSGAIISampler):
-    """Optuna's, which breeds no earlier trial again."""
+    """Optuna's NSGA-II, which breeds no earlier trial again."""
 
 
 class NSGA3WithoutCopies(_NoCopies, NSGAIIISampler):
-    """Optuna's, which breeds no earlier trial again."""
+    """Optuna's NSGA-III, which breeds no earlier trial again."""
