@@ -1,4 +1,4 @@
-"""When no more trials are begun: the budget is spent, the space is, or too many fail."""
+"""Decides when no more trials begin: budget or search space are used up, or too many fail."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from storage import Ledger, StudyRecord
 
 
 class Limits:
-    """Those of one study, as one controller sees them."""
+    """The limits of one study, as one controller sees them."""
 
     def __init__(self, ledger: Ledger, record: StudyRecord, config: StudyConfig) -> None:
         self.budget = record.budget_trials
@@ -35,15 +35,15 @@ class Limits:
         return self.gave_up is not None
 
     def give_up(self, why: str) -> None:
-        """Something fails, and would fail again."""
+        """Begin nothing more, because something fails and would fail again."""
         self.gave_up, self.failing = why, True
 
     def count(self, state: TrialState) -> None:
-        """A trial has ended."""
+        """Count a trial that has ended in `state`."""
         self._failures = self._failures + 1 if state is TrialState.FAIL else 0
 
     def read_budget(self) -> bool:
-        """Read the budget of trials anew; whether `hpo resume --trials` has made it another."""
+        """Read the budget of trials again; whether `hpo resume --trials` has changed it."""
         record = self._ledger.study(self._record.name)
         before, self.budget = self.budget, record.budget_trials
         self.trials_spent = record.reserved_trials >= record.budget_trials

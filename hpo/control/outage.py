@@ -1,7 +1,6 @@
-"""Something that the service needs is away, the database or the disk: waited out, up to a limit.
+"""Waiting while the database or the disk is away, up to a limit.
 
-Says when to look again, and when it has been away for too long. Who looks, and at what, is the
-controller's affair.
+This module says when to look again, and when the wait has been too long. The controller looks.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ _PROBE_BYTES = 1 << 20
 
 
 class Lifeline:
-    """One such thing: whether it is away, when to look again, and when it was away for too long.
+    """Something that the service needs: whether it is away, for how long, and when to look again.
 
-    An answer is not the end of an outage: a disk may answer and have no room, a database may answer
-    and take no row. It ends when something was kept there; until then a new error is the old one's.
+    An answer does not end an outage: a disk may answer and have no room, a database may answer and
+    take no row. It ends when something was kept there. Until then a new error belongs to it.
     """
 
     def __init__(self, limit_seconds: float) -> None:
@@ -52,7 +51,7 @@ class Lifeline:
         return self.away and time.monotonic() >= self._next
 
     def lost(self) -> bool:
-        """It met an error: look again, later each time. Whether it has been away for too long."""
+        """Note an error, and look again later each time. Whether the outage has lasted too long."""
         self.away = True
         if self._began is None:
             self._began, self._pause = time.monotonic(), FIRST_SECONDS
@@ -64,11 +63,11 @@ class Lifeline:
         return over
 
     def answered(self) -> None:
-        """Somebody looked, and met no error."""
+        """Note that somebody looked and met no error."""
         self.away = False
 
     def kept(self) -> None:
-        """Something was kept there."""
+        """Note that something was kept there: the outage is over."""
         self.away, self._began = False, None
 
 
@@ -80,7 +79,7 @@ class Disk(Lifeline):
         self._place = place
 
     def refused(self, detail: str | None) -> DiskAway | None:
-        """It took no write. Returns why to leave, once it has been away for too long."""
+        """Note a failed write. Return the reason to leave, if the outage has lasted too long."""
         why = last_line(detail) or "it cannot be written to"
         away = DiskAway(f"the disk of {self._place}: {why}")
         if not self.away:
@@ -88,7 +87,7 @@ class Disk(Lifeline):
         return away if self.lost() else None
 
     def look(self) -> DiskAway | None:
-        """Try it, if it is away and it is time to. Returns why to leave, as `refused` does."""
+        """Try a write if the disk is away and it is time to. Return what `refused` returns."""
         if self.due:
             try:
                 check_disk(self._place)

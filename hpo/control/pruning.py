@@ -1,10 +1,10 @@
 """What a study's pruner compares: which metric, at equal optimizer steps or at equal tokens.
 
-Optuna prunes by its own intermediate values, of the one objective, by step. Here its pruners are
-shown a view of the study, made of the metrics in the ledger: one metric with one direction, and
-every trial's last value at the resources of the trial that is judged. So trials are compared where
-each has used as much, also if they were not evaluated just there. Optuna's own values stay the
-objective's by step, for the dashboard and for tpe.
+Optuna prunes by its own intermediate values, which are those of the objective, by step. Here its
+pruners see a view of the study instead, made of the metrics in the ledger: one metric with one
+direction, and for every trial its last value at the resources of the trial that is judged. So
+trials are compared after equal resources, even if they were not evaluated at the same steps.
+Optuna's own values stay as they are, for the dashboard and for tpe.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Curve = dict[int, float]  # value by resource, in order
 
 
 def make_pruner(config: StudyConfig) -> optuna.pruners.BasePruner:
-    """The study's pruner, for trials as long as its longest."""
+    """Make the study's pruner, for trials as long as the longest of the study."""
     compared = comparison(config.pruner)
     longest = int(max(values_of(config.space, config.train, "steps")))
     if compared is not None and compared.unit == "tokens":
@@ -75,7 +75,7 @@ class Pruning:
         return self._viewed.pruner.prune(self._viewed, judged)
 
     def curves(self) -> dict[int, Curve]:
-        """Every trial's values of the metric by resource, to be made small, by its number."""
+        """Return, by trial number, the metric's values by resource. A small value is good."""
         read = self._ledger.curves
         running = {} if self._told else read(self._study_id, self._metric, finished=False)
         found: dict[int, Curve] = {}
@@ -97,7 +97,7 @@ class Pruning:
         return {step * unit: curve[step] for step in steps}
 
     def _curve(self, trial: FrozenTrial, running: Mapping[int, Curve] | None) -> Curve:
-        """The metric by optimizer step, of the ledger; `running` has it of unfinished trials."""
+        """Read the metric by optimizer step; `running` has the curves of unfinished trials."""
         ended = trial.state.is_finished()
         if running is not None and not ended:
             return running.get(trial._trial_id, {})
@@ -112,7 +112,7 @@ class Pruning:
         return curve
 
     def _unit(self, trial: FrozenTrial) -> int:
-        """The resource of one optimizer step of `trial`."""
+        """Return how much resource one optimizer step of `trial` uses."""
         if self._compared is None or self._compared.unit == "steps":
             return 1
         if trial._trial_id not in self._units:
@@ -123,11 +123,11 @@ class Pruning:
 
 
 class _CompleteTrials:
-    """A study's complete trials, each read once: a pruner holds a trial against all of them.
+    """A study's complete trials, with which a pruner compares a trial. Each is read once.
 
-    Optuna's storage goes through every trial of the study whenever it is asked for some, and reads
-    all that run again. Here an evaluation costs one look at what has ended since the last one,
-    whoever ended it.
+    Optuna's storage goes through all trials of the study whenever it is asked for some of them, and
+    reads the running ones again. Here an evaluation costs one query for what has ended since the
+    last query, whoever ended it.
     """
 
     def __init__(self, ledger: Ledger, study_id: int) -> None:
@@ -137,7 +137,7 @@ class _CompleteTrials:
         self._newest = 0  # trial looked at
 
     def new(self) -> list[FrozenTrial]:
-        """Those that were not complete, or not there, when this was called before."""
+        """Return the trials that have become complete since the last call."""
         storage = self._ledger.storage
         if not self._newest:  # one after the other would take minutes in a big study
             storage.get_all_trials(self._study_id, deepcopy=False)
@@ -151,7 +151,7 @@ class _CompleteTrials:
 
 
 class _Peers:
-    """The complete trials as a pruner is shown them, with values where others were judged."""
+    """The complete trials as a pruner sees them, with values where other trials were judged."""
 
     def __init__(self, complete: _CompleteTrials, curve_of: Callable[[FrozenTrial], Curve]) -> None:
         self._complete = complete
@@ -161,7 +161,7 @@ class _Peers:
         self._resources: set[int] = set()  # they have values at, if their curves go so far
 
     def at(self, resources: Collection[int]) -> list[FrozenTrial]:
-        """All, with values at `resources`, and some. The list is not to be changed."""
+        """Return all of them, with values at `resources` at least. Do not change the list."""
         self._new += self._complete.new()
         while self._new:
             shown = copy.copy(self._new[-1])
@@ -193,11 +193,10 @@ def _lay_out(trial: FrozenTrial, resources: Collection[int]) -> None:
 
 
 class _View:
-    """A storage whose study has one direction, and whose trials have other curves.
+    """An Optuna storage that shows a pruner one direction and the curves that it compares.
 
-    They are those of the trial that is judged, and of the complete ones where it has values; from
-    trials of other states pruners want no values. Everything else, the rungs of successive halving
-    too, is the storage's own.
+    The trial that is judged and the complete trials have these curves. Pruners want no values of
+    trials in other states. Everything else, such as the rungs of successive halving, is as it is.
     """
 
     def __init__(self, storage: Any, direction: StudyDirection, peers: _Peers) -> None:

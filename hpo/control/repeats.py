@@ -1,8 +1,8 @@
 """Repeats: a promising configuration is trained again under other seeds before it may be best.
 
-One training's perplexity is one draw. A trial whose value would be the best stays RUNNING until
-`repeats` trainings agree on it; its value is then their mean, and their standard error is kept.
-One that falls behind on the way ends there, with the mean so far.
+The perplexity of one training is one random draw. A trial whose value would be the best stays
+RUNNING until it was trained `repeats` times; its value is then the mean, and the standard error is
+kept. A trial that falls behind on the way ends there, with the mean so far.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Metrics = Mapping[str, float]
 
 
 def mean_metrics(results: Sequence[Metrics]) -> dict[str, float]:
-    """Each metric's mean over `results`, of those that all of them have."""
+    """Return the mean over `results` of each metric that all of them have."""
     common = [name for name in results[0] if all(name in result for result in results)]
     return {name: statistics.fmean(result[name] for result in results) for name in common}
 
 
 def standard_errors(results: Sequence[Metrics], names: Iterable[str]) -> list[float]:
-    """Of the mean of each metric in `names`: the sample deviation over the root of n, n > 1."""
+    """Return the standard error of each metric's mean: its sample deviation over the root of n."""
     return [
         statistics.stdev(result[name] for result in results) / len(results) ** 0.5 for name in names
     ]
@@ -46,7 +46,7 @@ def promising(
 
 
 def repeat_document(document: dict[str, Any], repeat: int) -> dict[str, Any]:
-    """The train config of the `repeat`-th training (from 0) of a trial, from that of its first."""
+    """Return the train config of a trial's training number `repeat`, from that of number 0."""
     if repeat == 0:
         return document
     return {

@@ -1,8 +1,8 @@
-"""Training a study's teachers before its first trial: the controller's part of it.
+"""The controller's part of training a study's teachers, before the first trial begins.
 
-A teacher is a run of its own, on a gang like a trial's, and no trial: it has neither number nor
-cost nor place in the budget. One is trained at a time. One that another controller trains, of
-another ledger perhaps, is waited for: its run folder's lock says so.
+A teacher is a run of its own, on a gang as a trial is, but it is no trial: it has no number, no
+cost and no place in the budget. One teacher is trained at a time. If another controller, perhaps of
+another ledger, trains it already, which the lock of its run folder tells, this one waits.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Teaching:
         return not self._waiting and self.attempt is None
 
     def next(self) -> TeacherAttempt | None:
-        """The next attempt; None when there is none at the moment, or none any more."""
+        """Begin the next attempt; None if there is none at the moment, or none any more."""
         while self._waiting and self.attempt is None and self.failure is None:
             teacher = self._waiting[0]
             if is_trained(teacher.folder, teacher.steps):

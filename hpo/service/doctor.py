@@ -1,7 +1,7 @@
-"""`hpo doctor`: whether a study could be run here, and what to do where it could not.
+"""`hpo doctor`: whether a study could be run here, and what to do if not.
 
-A table of small checks, each of one thing. One that breaks is a failure like another. Nothing that
-they make stays, but for the logs that Ray keeps of every start in its temporary folder.
+It is a table of small checks, each of one thing. A check that raises counts as failed. The checks
+leave nothing behind but the logs that Ray keeps of every start in its temporary folder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LIBRARIES = ("torch", "deepspeed", "ray", "optuna", "sqlalchemy")
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check has found, in one line, and in another what to do about it."""
+    """What a check has found, in one line, and what to do about it, in another line."""
 
     level: Literal["ok", "warn", "fail"]
     says: str
@@ -43,7 +43,7 @@ class Finding:
 
 
 def examine(place: Place) -> Iterator[tuple[str, Finding]]:
-    """Each check's name and what it found, as soon as it has."""
+    """Give each check's name and finding, as soon as it is known."""
     for name, check in CHECKS.items():
         try:
             yield name, check(place)
@@ -53,7 +53,7 @@ def examine(place: Place) -> Iterator[tuple[str, Finding]]:
 
 
 def packages(_: Place) -> Finding:
-    """The libraries that trials are made of."""
+    """Check that the libraries are installed that trials need."""
     versions, missing = [f"python {platform.python_version()}"], []
     for library in LIBRARIES:
         try:
@@ -67,7 +67,7 @@ def packages(_: Place) -> Finding:
 
 
 def database(place: Place) -> Finding:
-    """The ledger's database: answers, takes writes, and tells the time."""
+    """Check that the ledger's database answers, takes writes and tells the time."""
     from storage.database import shown
     from storage.probe import probe
 
@@ -91,7 +91,7 @@ def database(place: Place) -> Finding:
 
 
 def runs_folder(place: Place) -> Finding:
-    """The disk of the run folders: takes writes, has room, keeps what it is told to."""
+    """Check that the disk of the run folders takes writes, has room and keeps what it is told."""
     if is_url(place.runs):
         check_writable(place.runs)
         return Finding("ok", f"{place.runs}: takes objects")
@@ -121,7 +121,7 @@ def _fsync_seconds(file: int) -> float:
 
 
 def data_sets(_: Place) -> Finding:
-    """Which data sets are here."""
+    """Say which data sets are on this machine."""
     from trainer.config.cache import cache_dir
     from trainer.data.corpora import CORPORA
     from trainer.data.splits import data_folder
@@ -145,7 +145,7 @@ def data_sets(_: Place) -> Finding:
 
 
 def gpus(_: Place) -> Finding:
-    """GPUs, as the driver and as torch see them."""
+    """Compare the GPUs that the driver sees with those that torch sees."""
     import torch
 
     smi = shutil.which("nvidia-smi")
@@ -167,7 +167,7 @@ def gpus(_: Place) -> Finding:
 
 
 def wandb(_: Place) -> Finding:
-    """Where the runs of a study with `tracking.wandb` would go."""
+    """Say where the runs of a study with `tracking.wandb` would go."""
     if importlib.util.find_spec("wandb") is None:
         return Finding("ok", "not installed; only tracking.wandb needs it")
     version = importlib.metadata.version("wandb")
@@ -187,7 +187,7 @@ def _key_in_netrc() -> bool:
 
 
 def ray(place: Place) -> Finding:
-    """Ray: the cluster that is to be joined, or one of our own."""
+    """Join the given Ray cluster, or start a local Ray."""
     from hpo.service.preflight import cluster_resources
     from hpo.workers import dispatch
     from trainer.terminal import Quiet

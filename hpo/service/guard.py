@@ -1,7 +1,7 @@
 """Watches over a running controller from a thread of its own, and answers signals.
 
-Looks for wishes to stop, a database that is back, what other controllers have done, and the ranks'
-progress. Decides nothing about trials.
+The guard looks for wishes to stop, for a database that is back, for what other controllers have
+done, and for the ranks' progress. It decides nothing about trials.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LOOKS_AT_OTHERS = 5  # polls from one look at what other controllers have finish
 
 
 class Guard:
-    """Watches over a running controller: signals, wishes to stop, a lost ledger, progress."""
+    """Watches for signals, wishes to stop, a lost ledger and progress."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Guard:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Hear signals while the block runs: an exception could be lost in Ray, as it starts."""
+        """Note signals while the block runs: an exception could be lost in Ray while it starts."""
         before = self._listen()
         try:
             yield
@@ -62,7 +62,7 @@ class Guard:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Answer signals, those heard before too, and follow the ranks while the block runs."""
+        """Answer signals, noted ones too, and follow the ranks' progress while the block runs."""
         self._listen()  # Ray has taken SIGTERM
         if self.signalled:
             self._stop("stopping")

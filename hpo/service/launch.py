@@ -1,6 +1,6 @@
-"""What it takes to start and resume a study, for the command line and for Python alike.
+"""Starting and resuming a study, for the command line and for Python alike.
 
-Everything is checked before a row is written. Nothing here prints: `say` tells the person.
+Everything is checked before a row is written. `say` tells the person; this module prints nothing.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ def resume(name: str, place: Place, *, trials: int | None, same_machine: bool, s
 
 
 def running(ledger: Ledger, record: StudyRecord) -> list[str]:
-    """Who runs the study."""
+    """Return who runs the study, as texts."""
     return [str(c) for c in ledger.controllers(record) if c.alive]
 
 
 def create_study(
     ledger: Ledger, config: StudyConfig, teachers: list[TeacherRecord], points: list[Point]
 ) -> StudyRecord:
-    """The study in its ledger, with its teachers and the points that it begins with."""
+    """Write the study to its ledger, with its teachers and the points that it begins with."""
     return ledger.create_study(
         config.study,
         [objective.optuna_direction for objective in config.objectives],
@@ -99,7 +99,7 @@ def create_study(
 
 
 def _named(config: StudyConfig, url: str, *, may_rename: bool) -> StudyConfig:
-    """The study under a name that its ledger does not have yet."""
+    """Return the study under a name that its ledger does not have yet."""
     from trainer.config.settings import ConfigError
 
     taken = _taken_names(url)
@@ -115,7 +115,7 @@ def _named(config: StudyConfig, url: str, *, may_rename: bool) -> StudyConfig:
 
 
 def _taken_names(url: str) -> dict[str, int]:
-    """Studies in the database, if there is one, with their numbers of trials."""
+    """Return the studies in the database, if there is one, with their numbers of trials."""
     from storage.database import has_ledger
 
     if not has_ledger(url):
@@ -124,7 +124,7 @@ def _taken_names(url: str) -> dict[str, int]:
 
 
 def _warm_points(config: StudyConfig, url: str, source: str, say: Say) -> list[Point]:
-    """What the study takes over from an earlier one, said."""
+    """Return the points that the study takes over from an earlier one, and say so."""
     if config.warm_start is None:
         return []
     from hpo.search.points import warm_points

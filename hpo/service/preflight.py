@@ -1,4 +1,4 @@
-"""Whether a study can run where it is to run: asked before anything is written to the ledger."""
+"""Checks, before anything is written to the ledger, whether a study can run in its place."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from trainer.terminal import Quiet
 
 
 def check_place(config: StudyConfig, place: Place) -> None:
-    """Raise ConfigError unless a trial fits, `runs` can be written, and what it imports is there.
+    """Raise ConfigError unless a trial fits, the runs can be written, and imports are there.
 
-    That is wandb, if it is asked for, and the user's own training function.
+    The imports are wandb, if the study asks for it, and the user's own training function.
     """
     check_tracking(config.tracking)
     if config.trainer is not None:
@@ -62,7 +62,7 @@ def _check_runs(runs: str) -> None:
 
 
 def cluster_resources(ray_address: str) -> tuple[float, float]:
-    """CPUs and GPUs of the Ray cluster at `ray_address`. Raises ConfigError if it is not ours."""
+    """Return the CPUs and GPUs of a Ray cluster. Raises ConfigError if none of ours answers."""
     from hpo.workers import dispatch
 
     with _visited(ray_address):
@@ -110,9 +110,9 @@ def _local_gpus(config: StudyConfig) -> int:
 
 
 def check_run_folders(ledger: Ledger, record: StudyRecord, runs: str) -> None:
-    """Raise ConfigError unless the study's runs go on where the ledger says that they are.
+    """Raise ConfigError unless the study's runs are where the ledger says that they are.
 
-    A study whose runs were moved together with the runs folder goes on in the new one.
+    A study whose runs were moved together with the runs folder goes on in the new folder.
     """
     folder = study_folder(runs, record.name)
     for trial in ledger.trials(record, TrialState.RUNNING):

@@ -1,4 +1,4 @@
-"""Running a study in this process: ledger, lease, Ray, live view and guard, put together."""
+"""Runs a study in this process: puts together lease, Ray, controller, live view and guard."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class Ending:
 def run_study(launch: Launch, *, exits: bool = True) -> Ending:
     """Run a study until it is done, stopped or given up.
 
-    Beside its other controllers, if it is to join them; else raises LeaseHeld while there is one.
+    It runs beside other controllers if the launch says to join them. Else LeaseHeld is raised while
+    another controller lives.
     A second signal `exits` this process at once, or else raises KeyboardInterrupt.
     """
     config = config_of(launch.record)
@@ -67,7 +68,7 @@ def run_study(launch: Launch, *, exits: bool = True) -> Ending:
 
 
 def _run_under(launch: Launch, config: StudyConfig, lease: Lease, *, exits: bool) -> Ending | None:
-    """Run the study under one lease; None if that was lost."""
+    """Run the study under one lease; None if the lease was lost."""
     ledger, runs = launch.ledger, launch.place.runs
     record = ledger.study(launch.record.name)  # its budget may be another now
     # A controller's own files stay here: its log, and its trackers'.
@@ -148,9 +149,9 @@ def _run(
 
 
 def _acquire(launch: Launch, trials: int | None, *, join: bool) -> Lease:
-    """A lease on the study; waits for a dead controller's to run out. Raises LeaseHeld if it lives.
+    """Take a lease on the study, after waiting for a dead controller's lease to run out.
 
-    To `join` others waits for none.
+    Raises LeaseHeld if the other controller lives. With `join` there is nothing to wait for.
     """
     held: LeaseHeld | None = None
     while True:

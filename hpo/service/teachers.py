@@ -1,7 +1,7 @@
-"""The teachers that a study names: found and checked before anything is written.
+"""Finds and checks the teachers that a study names, before anything is written.
 
-A study keeps the run folder of each, which its content names, so that a config which is changed
-later changes no study. Training them is not done here.
+A study keeps the run folder of each teacher, whose name follows from the teacher's content. So a
+config that is changed later changes no study. `control/teaching.py` trains the teachers.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _PATH = "distillation.teacher"
 def with_teachers(
     study: StudyConfig, source: str, runs: str = "runs"
 ) -> tuple[StudyConfig, list[TeacherRecord]]:
-    """The study with each teacher's run folder for its name, and those that it is to train.
+    """Return the study with run folders in place of teachers' names, and the teachers to train.
 
-    Where `runs` is a URL, these are trained there, since nodes do not see each other's caches.
+    Where `runs` is a URL, teachers are trained there, since nodes do not see each other's caches.
 
     Raises ConfigError, naming the study file `source`, for a teacher that is not there or cannot
     teach all of the study's trials.

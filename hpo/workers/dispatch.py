@@ -1,7 +1,7 @@
-"""Ray Tune runs the attempts: an adapter that asks the controller for them, and one that tells it.
+"""Has Ray Tune run attempts, by two adapters: one asks the controller, the other one tells it.
 
-A Tune trial is one attempt. Tune places it, keeps its actors for the next one, and runs several at
-a time; what to run and what became of it is the controller's, and nothing that Tune keeps is read.
+A Tune trial is one attempt. Tune places it, keeps its actors for the next attempt, and runs several
+at a time. The controller decides what runs and what becomes of it; what Tune keeps is never read.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ class _Adapter:
 
 
 class ControllerSearcher(_Adapter, Searcher):  # type: ignore[misc]
-    """Tune asks it for a configuration, and it asks the controller for an attempt."""
+    """The adapter that Tune asks for a configuration. It asks the controller for an attempt."""
 
     def __init__(self, controller: Controller) -> None:
         super().__init__()
         self._controller = controller
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next attempt as a Tune configuration, None for not now, FINISHED for no more."""
+        """Return the next attempt as Tune's config, None for not now, FINISHED for no more."""
         attempt = self._controller.next()
         if attempt is None:
             finished: str = Searcher.FINISHED
@@ -94,40 +94,40 @@ class ControllerSearcher(_Adapter, Searcher):  # type: ignore[misc]
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing: the scheduler adapter hears it first."""
+        """Do nothing: the scheduler adapter hears it first."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger has it."""
+        """Do nothing: the ledger has it."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger has it."""
+        """Do nothing: the ledger has it."""
 
 
 class ControllerScheduler(_Adapter, FIFOScheduler):  # type: ignore[misc]
-    """Passes every message to the controller, and its answer back to Tune."""
+    """The adapter that passes every message to the controller, and the answer back to Tune."""
 
     def __init__(self, controller: Controller) -> None:
         super().__init__()
         self._controller = controller
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """An evaluation: does it go on?"""
+        """Pass on an evaluation; the answer says whether the attempt goes on."""
         decision: str = TrialScheduler.STOP
         if self._handle(trial, result["message"]):
             decision = TrialScheduler.CONTINUE
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """The attempt's last message, or an evaluation again after which it was stopped."""
+        """Pass on the last message: perhaps an evaluation again, after which it was stopped."""
         self._handle(trial, result["message"])
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """The gang is lost, or the actor that drives it, its node with it perhaps."""
+        """Pass on that the gang is lost, or its actor, perhaps with the whole node."""
         why = Path(trial.error_file).read_text().rpartition(f"{GangFailure.__name__}: ")[2]
         self._handle(trial, Message("worker_lost", detail=why.strip()))
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """In the order they came. Once the study stops, none waits for a place any more."""
+        """Choose in the order they came. Once the study stops, no attempt waits for a place."""
         if self._controller.stopping:
             for trial in tune_controller.get_trials():
                 if trial.status == trial.PENDING:
@@ -135,7 +135,7 @@ class ControllerScheduler(_Adapter, FIFOScheduler):  # type: ignore[misc]
         return super().choose_trial_to_run(tune_controller)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """It was stopped before it had a place."""
+        """Pass on that an attempt was stopped before it had a place."""
         self._handle(trial, Message("stopped"))
 
     def _handle(self, trial: Any, message: Message) -> bool:
@@ -144,7 +144,7 @@ class ControllerScheduler(_Adapter, FIFOScheduler):  # type: ignore[misc]
 
 
 def run_attempts(controller: Controller, scratch: Path) -> None:
-    """Run attempts until the controller is exhausted. `scratch` holds Tune's own files."""
+    """Run attempts until the controller has no more. `scratch` holds Tune's own files."""
     tuner = tune.Tuner(
         tune.with_resources(GangTrainable, _bundles(controller.config.resources)),
         tune_config=tune.TuneConfig(
@@ -199,13 +199,13 @@ def ray_session(address: str | None, namespace: str) -> Iterator[None]:
 
 
 def cluster_size() -> tuple[float, float]:
-    """CPUs and GPUs of the Ray that this process has joined."""
+    """Return the numbers of CPUs and GPUs of the Ray that this process has joined."""
     resources = ray.cluster_resources()
     return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
 
 
 def places(resources: Resources) -> int:
-    """Ranks for which the nodes of that Ray have room, each rank on one of them."""
+    """Return for how many ranks the nodes of that Ray have room, each rank on one node."""
     wanted = {"CPU": resources.cpus_per_rank, "GPU": resources.gpus_per_rank}
     return sum(
         min(int(node["Resources"].get(kind, 0) // n) for kind, n in wanted.items() if n)

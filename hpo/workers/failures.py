@@ -1,4 +1,4 @@
-"""What ranks raise, as the ledger's reasons have it. Imported by workers; torch only when asked."""
+"""Which reason of the ledger an exception in a rank stands for. Imports torch only when asked."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Failure:
 
 
 def typed(work: Callable[[], T]) -> T | Failure:
-    """What `work` returns, or a Failure typed by what it raised."""
+    """Return what `work` returns, or a Failure whose kind follows from what it raised."""
     try:
         return work()
     except Exception as error:  # noqa: BLE001 - each becomes a typed reason in the ledger
@@ -34,7 +34,7 @@ def typed(work: Callable[[], T]) -> T | Failure:
 
 
 def kind_of(error: BaseException) -> Kind:
-    """The one kind of end that an exception means."""
+    """Return the kind of end that an exception means."""
     import torch
     from torch.distributed import DistError
 
@@ -71,7 +71,7 @@ def _is_of_the_disk(error: BaseException) -> bool:
 
 
 def first_cause(failures: list[Failure]) -> Failure:
-    """The first cause among what the ranks said: one that lost its peer only suffers from it."""
+    """Return the first cause among the ranks' failures: a rank that lost its peer is a victim."""
 
     def rank(failure: Failure) -> int:
         order: list[Kind] = ["out_of_memory", "disk", "error", "busy", "worker_lost"]

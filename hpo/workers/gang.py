@@ -1,8 +1,8 @@
 """The gang: the ranks of one trial, one process each, kept warm for the next trial.
 
-`Rank` is the actor that holds one rank's process; `Gang` drives all of them in step and turns
-whatever goes wrong into a typed `GangFailure`. A gang that failed is killed whole and built again
-for its next trial; a dead or hung rank never holds up the rest.
+`Rank` is the actor that holds one rank's process. `Gang` drives all ranks in step and turns
+whatever goes wrong into a typed `GangFailure`. A gang that failed is killed as a whole, and built
+again for the next trial. A dead or hung rank never holds up the others.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class GangFailure(HpoError):
 
 @ray.remote(concurrency_groups={"control": 1})
 class Rank:
-    """One rank's process. Trials run on its main group; `control` answers meanwhile."""
+    """One rank's process. Trials run in its main concurrency group; `control` answers meanwhile."""
 
     def __init__(self, rank: int, ranks: int) -> None:
         self._rank, self._ranks = rank, ranks
@@ -61,7 +61,7 @@ class Rank:
         self._progress = RankProgress(None, 0, None, 0)
 
     def meet(self) -> tuple[str, int]:
-        """An address and a free port of this rank's node, for the process group."""
+        """Return an address and a free port of this rank's node, for the process group."""
         from trainer.engine.distributed import free_port
 
         return ray.util.get_node_ip_address(), free_port()
@@ -78,7 +78,7 @@ class Rank:
         return typed(enter)
 
     def start(self, assignment: Assignment) -> tuple[int, list[Any]] | Failure:
-        """Build the run of an assignment; the step it begins at and what it measured before.
+        """Build the run of an assignment; return its first step and what it measured before.
 
         It is a run of our trainer, or of the user's own function.
         """
@@ -107,7 +107,7 @@ class Rank:
         return Run(config, self._world, self._stepped, self._tick, self._note, attempt)
 
     def advance(self) -> Any:
-        """Train to the next evaluation; the run's report."""
+        """Train to the next evaluation; return the run's report."""
         return self._logged(lambda: self._run.advance())
 
     def close(self) -> Failure | None:
@@ -122,7 +122,7 @@ class Rank:
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def progress(self) -> RankProgress:
-        """How far this rank has come."""
+        """Return how far this rank has come."""
         return self._progress
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
@@ -173,12 +173,12 @@ class Gang:
         self._all("join", *places[0], spans_nodes)
 
     def start(self, assignment: Assignment) -> tuple[int, list[Any]]:
-        """Build the run on every rank; rank 0's answer. Raises GangFailure."""
+        """Build the run on every rank; return rank 0's answer. Raises GangFailure."""
         first: tuple[int, list[Any]] = self._all("start", assignment)[0]
         return first
 
     def advance(self) -> Any:
-        """Train to the next evaluation; rank 0's report. Raises GangFailure."""
+        """Train to the next evaluation; return rank 0's report. Raises GangFailure."""
         return self._all("advance")[0]
 
     def close(self) -> None:
@@ -191,7 +191,7 @@ class Gang:
             ray.kill(rank, no_restart=True)
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
-        """`method` on every rank at once; a failure of any is one of the gang."""
+        """Call `method` on every rank at once. A failure of one rank is a failure of the gang."""
         futures = [getattr(rank, method).remote(*arguments) for rank in self._ranks]
         answers = self._wait(futures)
         failures = [answer for answer in answers if isinstance(answer, Failure)]
@@ -202,7 +202,7 @@ class Gang:
         return answers
 
     def _wait(self, futures: list[Any]) -> list[Any]:
-        """The answers of all ranks, or Failures once one has failed or all have hung."""
+        """Return the answers of all ranks, or Failures once one has failed or all hang."""
         answers: dict[Any, Any] = {}
         watch = _Watch(self._ranks[0], self._hang_seconds)
         deadline: float | None = None
@@ -221,7 +221,7 @@ class Gang:
 
 
 class _Watch:
-    """Notices that a gang makes no progress. One rank will do: a collective holds up all."""
+    """Notices a gang without progress. It asks one rank, since a collective holds up all ranks."""
 
     def __init__(self, rank: Any, hang_seconds: float) -> None:
         self._rank = rank
@@ -230,7 +230,7 @@ class _Watch:
         self._since = time.monotonic()
 
     def hung(self) -> Failure | None:
-        """A failure once there has been no progress for too long."""
+        """Return a failure once there has been no progress for too long."""
         try:
             progress = ray.get(self._rank.progress.remote(), timeout=POLL_SECONDS)
         except (GetTimeoutError, RayError):
@@ -243,7 +243,7 @@ class _Watch:
 
 
 def progress() -> dict[Job, RankProgress]:
-    """The progress of each running job, by a rank that has a note if any has.
+    """Return the progress of each running job, from a rank that has a note if there is one.
 
     Ranks that do not answer are left out.
     """

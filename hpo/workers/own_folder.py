@@ -1,8 +1,8 @@
-"""The run's folder of a user's own training function: its evaluations and its checkpoints agree.
+"""The run folder of a user's own training function, whose evaluations and checkpoints agree.
 
 A checkpoint is what the function wrote, with the evaluations up to its step. It is put in place
-together with the evaluation of that step, so that an attempt that goes on from it neither repeats
-a line of `metrics.jsonl` nor leaves one out. Only rank 0 has one.
+together with the evaluation of that step. So an attempt that goes on from it neither repeats a line
+of `metrics.jsonl` nor leaves one out. Only rank 0 has such a folder.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class OwnFolder(LockedFolder):
         self.history: list[dict[str, float]] = []
 
     def resume(self) -> Saved | None:
-        """The newest checkpoint that reads, with `metrics.jsonl` cut back to it; None if none.
+        """Return the newest readable checkpoint, if any, and cut `metrics.jsonl` back to it.
 
         Raises ConfigError if it was written with another config, and CheckpointError if there are
-        checkpoints and none reads.
+        checkpoints and none of them can be read.
         """
         found = newest(self._checkpoints, _read)
         if found is not None:
@@ -67,7 +67,7 @@ class OwnFolder(LockedFolder):
 
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[Path]:
-        """A folder to be filled; it is in place from the next evaluation or checkpoint on."""
+        """Give a folder to fill, which counts from the next evaluation or checkpoint on."""
         if step < self._step:
             raise ConfigError(f"a checkpoint of step {step} after the evaluation of {self._step}")
         self.place()
@@ -114,7 +114,7 @@ class OwnFolder(LockedFolder):
 
 
 def _synced(files: Path) -> dict[str, str]:
-    """The digest of every file in `files`, by its path there, once all are on the disk."""
+    """Sync all of `files` to the disk; return the digest of each file by its path there."""
     found = sorted(files.rglob("*"))
     for path in (files, *found):
         sync(path)

@@ -1,7 +1,8 @@
-"""A user's own training function, driven from evaluation to evaluation as trainer.run.Run is.
+"""Drives a user's own training function from evaluation to evaluation, as trainer/run.py does ours.
 
-It is pulled: between two yields it trains, and where it is closed (pruned, stopped, parked) it
-stands at a yield. What it yields is checked here; what is kept of it is hpo/own_folder.py's.
+The function is a generator. It trains between two yields. When it is closed, because its trial is
+pruned, stopped or parked, it stands at a yield. This module checks what it yields, and
+`own_folder.py` keeps it.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class OwnRun:
 
     @property
     def step(self) -> int:
-        """Of the last evaluation."""
+        """The step of the last evaluation."""
         return self._step
 
     def history(self) -> list[Metrics]:
@@ -106,7 +107,7 @@ class OwnRun:
         return self._folder.resume()
 
     def _next(self) -> Any:
-        """What the function yields next; None at its end."""
+        """Return what the function yields next; None at its end."""
         try:
             yielded = next(self._evaluations)
         except StopIteration:
@@ -134,7 +135,7 @@ class OwnRun:
         return step
 
     def _checked_metrics(self, yielded: Mapping[str, Any]) -> Metrics | None:
-        """The metrics that are numbers; None where one that the study needs is none any more."""
+        """Return the finite metrics; None if one that the study needs is not finite any more."""
         metrics: Metrics = {}
         for name, value in yielded.items():
             if name == "step":

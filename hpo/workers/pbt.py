@@ -1,8 +1,8 @@
-"""Who exploits whom, and with which parameters: asked of Ray Tune's PopulationBasedTraining.
+"""Asks Ray Tune's PopulationBasedTraining who exploits whom, and with which parameters.
 
-Tune's scheduler is made anew for every comparison and told each member's value as the result of a
-trial, all at one step. What it decides is taken down, and not done: a Tune trial is one attempt
-here, and checkpoints are in run folders, so that nothing of it is needed after a restart.
+Tune's scheduler is made anew for every comparison, and is told each member's value as the result of
+a trial, all at one step. Its decisions are only noted: a Tune trial is one attempt here, and
+checkpoints are in run folders. So nothing of the scheduler is needed after a restart.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hpo.search.space import Dimension, FloatDimension
 
 
 def make_explore(schedule: ScheduleConfig, space: Mapping[str, Dimension], seed: int) -> Explore:
-    """Compares members at a step, with random numbers from (`seed`, step) alone."""
+    """Return a function that compares members at a step; its randomness is (`seed`, step)."""
     dimensions = {p: d for p, d in space.items() if isinstance(d, FloatDimension)}
 
     def explore(step: int, members: Sequence[Member]) -> list[Exploit]:
@@ -43,7 +43,7 @@ def make_explore(schedule: ScheduleConfig, space: Mapping[str, Dimension], seed:
 
 
 class _Scheduler(pbt.PopulationBasedTraining):  # type: ignore[misc]
-    """Tune's own, in its synchronous kind, at one step. Notes exploits where Tune would do them."""
+    """Tune's synchronous scheduler at one step, which notes exploits instead of doing them."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class _Scheduler(pbt.PopulationBasedTraining):  # type: ignore[misc]
 
 
 class _Tune:
-    """As much of Tune's controller as the scheduler asks at a comparison."""
+    """The part of Tune's controller that the scheduler asks at a comparison."""
 
     search_alg = None
 
@@ -79,11 +79,11 @@ class _Tune:
         self._trials = trials
 
     def get_trials(self) -> list[Trial]:
-        """All members."""
+        """Return all members."""
         return self._trials
 
     def get_live_trials(self) -> list[Trial]:
-        """All members: one whose trial ended early takes part, as the worst."""
+        """Return all members: a member whose trial ended early takes part as the worst."""
         return self._trials
 
     def _schedule_trial_save(self, trial: Trial, result: dict[str, Any]) -> str:

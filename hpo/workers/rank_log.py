@@ -1,8 +1,8 @@
-"""What a rank's process prints, libraries above all, kept with its run.
+"""Keeps with a run what its ranks' processes print, above all what libraries print.
 
-In the run's folder it is one file for all attempts. Where that is at a URL, the output goes to a
-file without a name, which cannot outlive the process, and is uploaded whenever the rank says so. No
-trial fails for its log.
+In a run folder the log of a rank is one file for all attempts. Where the run is at a URL, the
+output goes to a file without a name, which cannot outlive the process, and is uploaded whenever the
+rank says so. No trial fails because of its log.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class RankLog:
     """The log of one rank in one attempt at the run in `output_dir`."""
 
     def __init__(self, output_dir: str, rank: int, attempt: int) -> None:
-        """From now on all that this process prints goes there."""
+        """Send all that this process prints from now on there."""
         self._name = f"rank-{rank}.log"
         self._store: Store | None = None
         if is_url(output_dir):
@@ -35,7 +35,7 @@ class RankLog:
                 send_output_to(file.fileno())
 
     def keep(self) -> None:
-        """Have what was printed so far where the run is kept."""
+        """Upload what was printed so far, if the run is at a URL."""
         if self._store is not None:
             flush_output()
             with contextlib.suppress(StoreError):

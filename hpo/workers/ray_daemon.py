@@ -1,6 +1,6 @@
-"""Ray's daemon on this machine, without which nothing can be placed: a run of Tune ends with it.
+"""Ends a run of Tune when Ray's daemon on this machine dies, for nothing can be placed then.
 
-Tune itself would wait for a place for ever. Nothing here starts a daemon.
+Tune itself would wait for a place without end.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One gang as a Ray Tune Trainable, in an actor of its own: what it says, a message a step.
+"""A gang as a Ray Tune Trainable, in an actor of its own. Each Tune step returns one message.
 
-Knows nothing of the controller and its libraries, so that the actor is there a second sooner.
+This module imports neither the controller nor its libraries: so the actor is there a second sooner.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ logger = logging.getLogger("hpo.trainable")
 
 
 class GangTrainable(tune.Trainable):  # type: ignore[misc]
-    """One gang, kept by Tune from trial to trial. A step is one message to the controller."""
+    """One gang, which Tune keeps from trial to trial. A step is one message to the controller."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Tune made this actor for its first trial."""
+        """Prepare for the first trial of this actor, which Tune has just made."""
         self._gang: Gang | None = None
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Tune gives this actor its next trial."""
+        """Take the next trial from Tune."""
         self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """The attempt's next message."""
+        """Return the attempt's next message."""
         try:
             message = self._next()
         except GangFailure as failure:
@@ -44,7 +44,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         return {"message": message, "done": message.kind != "evaluated"}
 
     def cleanup(self) -> None:
-        """Tune lets this actor go."""
+        """Kill the gang: Tune lets this actor go."""
         if self._gang is not None:
             self._gang.kill()
 

@@ -1,14 +1,13 @@
-"""Suggestions made ahead of their trials, in a process of their own: an ask waits for no model.
+"""Suggestions made ahead of their trials in another process, so that asking waits for no model.
 
-Knows nothing of Ax: a `Recipe` says which sampler proposes. What a proposal may know is fixed and
-can be read back from the ledger, so that a resumed controller proposes what a dead one would have
-(docs/decisions/0009): of the trials below its number, those finished when the trial
-`concurrent_trials` before it was asked, and the parameters of all others, with the values at the
-rungs that they had come to. So work at it begins that early, and goes on beside the trainings. A
-trial whose proposal is not ready in time gets one that came too late for a trial before it, or else
-random parameters; its user attribute `suggested_by` says which it was.
-
-Nothing here writes to the ledger but user attributes of the trials that are asked and told.
+A `Recipe` says which sampler proposes; this module does not know Ax. What a proposal may know is
+fixed and can be read back from the ledger, so that a resumed controller proposes what a dead one
+would have proposed (docs/decisions/0009). The proposal for a trial may know, of the trials with
+lower numbers: which had finished when the trial `concurrent_trials` before it was asked, and of
+all others their parameters and their values at the rungs that they had reached by then. Work at a
+proposal begins that early, beside the trainings. A trial whose proposal is not ready in time gets
+one that came too late for an earlier trial, or else random parameters; the trial's user attribute
+`suggested_by` says which. This module writes nothing but user attributes of trials.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ def make_ahead(
 
 
 class AheadSampler(BaseSampler):
-    """Hands out a recipe's proposals, or what `fallback` draws where there is none in time."""
+    """Hands out a recipe's proposals, or draws from `fallback` if none is there in time."""
 
     def __init__(self, recipe: Recipe, fallback: BaseSampler) -> None:
         self._recipe = recipe
@@ -92,7 +91,7 @@ class AheadSampler(BaseSampler):
         self._last_late = -1  # the last trial that took another's proposal
 
     def inform(self, study: optuna.Study) -> None:
-        """Send what is new; starts the process, again if it died. Waits for nothing."""
+        """Send what is new to the process, and start it if it is not alive. Waits for nothing."""
         if self._maker is None or not self._maker.alive:
             names = None if study.metric_names is None else list(study.metric_names)
             try:
@@ -119,7 +118,7 @@ class AheadSampler(BaseSampler):
         return time.monotonic() - self._started >= START_SECONDS
 
     def reported(self, study: optuna.Study, trial_id: int, step: int) -> None:
-        """Keep, in the transaction that reports it, whether the trial has come to a new rung."""
+        """Keep on the trial when it has come to a new rung, in the transaction that reports it."""
         halving, trial = self._recipe.halving, study._storage.get_trial(trial_id)
         if halving is None or step not in halving.reached_at(trial.intermediate_values):
             return
@@ -139,7 +138,7 @@ class AheadSampler(BaseSampler):
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """The proposal's, if there is one; what it is goes on the trial."""
+        """Return the proposal's search space, if there is a proposal, and note its origin."""
         trials = _trials(study)
         proposal, by = self._find(trials, trial.number), self._recipe.name
         if proposal is None or proposal.error:
@@ -153,7 +152,7 @@ class AheadSampler(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The proposal, if there is one."""
+        """Return the proposal, if there is one."""
         number, proposal = self._given
         return {} if proposal is None or number != trial.number else proposal.params
 
@@ -164,11 +163,11 @@ class AheadSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """What the fallback draws."""
+        """Return what the fallback draws."""
         return self._fallback.sample_independent(study, trial, param_name, param_distribution)
 
     def _find(self, trials: Sequence[FrozenTrial], number: int) -> Proposal | None:
-        """The proposal for trial `number` from what the ledger has, if it has come."""
+        """Return the proposal for trial `number`, if it has come and fits the ledger."""
         for came in self._maker.received() if self._maker else ():
             self._delivered = True
             self._proposals[came.number] = came
@@ -178,7 +177,7 @@ class AheadSampler(BaseSampler):
         return proposal if proposal and self._fits(trials, proposal) else None
 
     def _late(self, trials: Sequence[FrozenTrial], number: int) -> Proposal | None:
-        """The latest proposal that came too late for its own trial and knew all taken so since."""
+        """Return the newest proposal that came too late for its own trial and was not taken yet."""
         for earlier in range(number - 1, self._last_late, -1):
             proposal = self._proposals.get(earlier)
             by = trials[earlier].user_attrs.get(SUGGESTED_BY)
@@ -192,7 +191,7 @@ class AheadSampler(BaseSampler):
         return None
 
     def _fits(self, trials: Sequence[FrozenTrial], proposal: Proposal) -> bool:
-        """Whether it was made from what the ledger has."""
+        """Whether the proposal was made from what the ledger has."""
         made_from = known(trials, proposal.number, self._recipe.concurrent_trials)
         return proposal.fingerprint == fingerprint(made_from)
 

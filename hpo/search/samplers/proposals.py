@@ -1,6 +1,6 @@
-"""Proposals made in another process, from trials that it is sent; and what one may know.
+"""The process that makes proposals from trials that it is sent, and what a proposal may know.
 
-What a proposal may know is in docs/decisions/0009. Nothing here reads or writes a ledger.
+docs/decisions/0009 has the rule. The process never opens the ledger.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RUNGS_AT = "rungs_at"  # when it came to each rung: [[step, asked], ...]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a study's proposals are made. It travels to another process."""
+    """How a study's proposals are made. A recipe travels to another process."""
 
     name: str
     make: Callable[[], BaseSampler]  # a sampler that needs nothing but the study's trials
@@ -55,10 +55,10 @@ class Proposal:
 
 
 def known(trials: Sequence[FrozenTrial], number: int, concurrent: int) -> list[FrozenTrial]:
-    """`trials` below `number`, in order, as its proposal may see them.
+    """Return the trials below `number`, in order, as the proposal for trial `number` may see them.
 
-    What had ended when trial `number` - `concurrent` was asked is as it is. All others are RUNNING,
-    with the values of the rungs that they had come to by then.
+    A trial that had ended when trial `number` - `concurrent` was asked is shown as it is. All others
+    are shown RUNNING, with their values at the rungs that they had reached by then.
     """
     horizon = number - concurrent
     return [
@@ -74,7 +74,7 @@ def _told_at(trial: FrozenTrial) -> float:
 
 
 def fingerprint(trials: Sequence[FrozenTrial]) -> str:
-    """Tells apart what `known` gives for one trial. What is finished changes no more."""
+    """Return a digest of what `known` gives for one trial. Finished trials no longer change."""
     facts = [
         None
         if trial.state.is_finished()
@@ -85,7 +85,7 @@ def fingerprint(trials: Sequence[FrozenTrial]) -> str:
 
 
 class Maker:
-    """The other process, seen from the controller. It ends when this object or its process does."""
+    """The controller's side of the other process, which ends with this object or its process."""
 
     def __init__(
         self, recipe: Recipe, directions: Sequence[StudyDirection], names: list[str] | None
@@ -104,7 +104,7 @@ class Maker:
         return self._process.is_alive()
 
     def send(self, trials: Sequence[FrozenTrial]) -> None:
-        """Those of `trials` that it does not know as they are now."""
+        """Send the trials that the other process does not know as they are now."""
         new = [trial for trial in trials if self._sent.get(trial.number) != _state(trial)]
         try:
             self._connection.send(new)
@@ -113,7 +113,7 @@ class Maker:
         self._sent.update({trial.number: _state(trial) for trial in new})
 
     def received(self) -> list[Proposal]:
-        """What has come from it since the last call."""
+        """Return the proposals that have come since the last call."""
         proposals = []
         try:
             while self._connection.poll():
@@ -134,7 +134,7 @@ def _make(
     directions: Sequence[StudyDirection],
     names: list[str] | None,
 ) -> None:
-    """The other process: proposals, until the pipe closes."""
+    """Make proposals in the other process until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's, which stops us
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other cores train
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -152,7 +152,7 @@ def _make(
 
 
 class _Inbox:
-    """The ledger's trials as far as they were sent; kept up to date by a thread of its own."""
+    """The trials that were sent so far. A thread of its own keeps them up to date."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -163,13 +163,13 @@ class _Inbox:
         threading.Thread(target=self._receive, daemon=True).start()
 
     def trials(self) -> list[FrozenTrial]:
-        """All of them, by number."""
+        """Return all of them, in the order of their numbers."""
         with self._news:
             self._seen = self._received
             return sorted(self._trials.values(), key=lambda trial: trial.number)
 
     def wait(self) -> None:
-        """Until there are others than `trials` last gave."""
+        """Wait until something has come since `trials` was called."""
         with self._news:
             self._news.wait_for(lambda: self._received > self._seen)
 
@@ -188,10 +188,10 @@ class _Inbox:
 def _task(
     trials: list[FrozenTrial], recipe: Recipe, done: dict[str, Proposal]
 ) -> tuple[int, list[FrozenTrial]] | None:
-    """The first trial to come without a proposal, and what that may be made from.
+    """Return the first coming trial that has no proposal, and the trials it may be made from.
 
-    Proposals for the trials before it count as asked: where one of them turns out otherwise, the
-    fingerprint changes and the proposal is made again.
+    The proposals for the trials before it count as asked. If one of those trials turns out
+    otherwise, the fingerprint changes and the proposal is made again.
     """
     first = len(trials)
     for number in range(first, min(first + recipe.concurrent_trials, recipe.trials)):
@@ -212,7 +212,7 @@ def _proposal(
     directions: Sequence[StudyDirection],
     names: list[str] | None,
 ) -> Proposal:
-    """The parameters of trial `number`, which is asked in a study of `trials` alone."""
+    """Propose parameters for trial `number` in a study that has only `trials`."""
     study = optuna.create_study(directions=list(directions), sampler=recipe.make())
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -230,7 +230,7 @@ def _proposal(
 
 
 def _running(trial: FrozenTrial, horizon: int) -> FrozenTrial:
-    """`trial` as if it were not finished, and had come as far as it had at the `horizon`."""
+    """Return `trial` as it was when `horizon` trials had been asked, and unfinished."""
     seen = create_trial(
         state=TrialState.RUNNING,
         params=trial.params,
