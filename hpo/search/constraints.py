@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from optuna.trial import FrozenTrial
 from pydantic import FiniteFloat, model_validator
 
-from hpo.search.objectives import check_measured
-from trainer.config.sections import EvaluationConfig
 from trainer.config.settings import Section
 
 OUT_OF_MEMORY = "out_of_memory"
@@ -45,14 +43,6 @@ class Constraint(Section):
         if self.max is not None:
             return f"{self.metric} <= {self.max:.6g}"
         return f"{self.metric} >= {self.min:.6g}"
-
-
-def check_constraints(
-    constraints: Sequence[Constraint], evaluation: EvaluationConfig, source: str
-) -> None:
-    """Raise ConfigError unless `evaluation` measures every constraint's metric."""
-    for position, constraint in enumerate(constraints):
-        check_measured(constraint.metric, evaluation, f"{source}: constraints.{position}.metric")
 
 
 def violations(

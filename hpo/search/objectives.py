@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Literal
 
 from optuna.study import StudyDirection
@@ -52,14 +51,6 @@ class Objective(Section):
     def optuna_direction(self) -> StudyDirection:
         """The direction as Optuna has it."""
         return StudyDirection[self.direction.upper()]
-
-
-def check_objectives(
-    objectives: Sequence[Objective], evaluation: EvaluationConfig, source: str
-) -> None:
-    """Raise ConfigError unless `evaluation` measures the objectives."""
-    for position, objective in enumerate(objectives):
-        check_measured(objective.metric, evaluation, f"{source}: objectives.{position}.metric")
 
 
 def comes_late(metric: str, evaluation: EvaluationConfig) -> bool:

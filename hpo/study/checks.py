@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.search.conditions import check_conditions
-from hpo.search.constraints import check_constraints
-from hpo.search.objectives import HYPERVOLUME, check_measured, check_objectives, comes_late
+from hpo.search.objectives import HYPERVOLUME, check_measured, comes_late
 from hpo.search.population import check_schedule
 from hpo.search.probing import check_trainable
 from hpo.search.pruners import comparison
@@ -61,9 +60,9 @@ def _checked_for_ours(study: StudyConfig, path: Path, train_path: Path) -> Study
     if not study.space.keys() & {"data", "data.batch_size", "optim", "optim.accumulation"}:
         config.check_ranks(study.resources.ranks)
     check_trainable(study.space, study.check_params, source)
-    check_objectives(study.objectives, config.evaluation, source)
+    for key, metric in study.metrics():
+        check_measured(metric, config.evaluation, f"{source}: {key}")
     check_pruner(study, config.evaluation, source)
-    check_constraints(study.constraints, config.evaluation, source)
     if study.schedule is not None:
         check_schedule(study.schedule, study.objectives[0].metric, study.space, config, source)
     check_data(config.data)
@@ -99,7 +98,6 @@ def check_pruner(config: StudyConfig, evaluation: EvaluationConfig, source: str)
     if config.pruner.name == "none":
         return
     metric, direction = config.compared_by_pruner
-    check_measured(metric, evaluation, f"{source}: pruner.metric")
     if metric == HYPERVOLUME and direction == "minimize":
         raise ConfigError(f"{source}: pruner.direction: a larger {metric} is better; use maximize")
     if comes_late(metric, evaluation):

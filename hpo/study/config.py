@@ -60,7 +60,7 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _metrics_are_the_trainer_s(self) -> StudyConfig:
-        for key, metric in self._metrics():
+        for key, metric in self.metrics():
             try:
                 self.rules.check_metric(metric)
             except ValueError as error:
@@ -150,9 +150,9 @@ class StudyConfig(Section):
         """The user's own training function with the metrics that it must yield, if there is one."""
         if self.trainer is None:
             return None
-        return OwnFunction(self.trainer, tuple({name: None for _, name in self._metrics()}))
+        return OwnFunction(self.trainer, tuple({name: None for _, name in self.metrics()}))
 
-    def _metrics(self) -> Iterator[tuple[str, str]]:
+    def metrics(self) -> Iterator[tuple[str, str]]:
         """Yield every metric that the study names, after its key."""
         for position, objective in enumerate(self.objectives):
             yield f"objectives.{position}.metric", objective.metric

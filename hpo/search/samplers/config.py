@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -35,13 +34,12 @@ from hpo.search.samplers.rebuilt import (
     NSGA3WithoutCopies,
     RebuiltSampler,
 )
-from hpo.search.space import CategoricalDimension, Dimension, FloatDimension
+from hpo.search.space import CategoricalDimension, Dimension, FloatDimension, Space
+from trainer.config.sections import Fraction
 from trainer.config.settings import ConfigError, Section
 
-Space = Mapping[str, Dimension]
 Trials = Annotated[int, Field(ge=1)]
 Population = Annotated[int, Field(ge=2)]
-Probability = Annotated[float, Field(ge=0, le=1)]
 
 MOST_LISTED = 100_000  # points, or values of a dimension, in a sampler that lists them
 
@@ -187,35 +185,32 @@ class Genetic(SamplerSection):
     """
 
     population: Population = 20  # trials in a generation
-    crossover: Probability = 0.9  # of mixing two parents rather than taking one
-    mutation: Probability | None = None  # of each dimension; null: 1 / dimensions
+    crossover: Fraction = 0.9  # of mixing two parents rather than taking one
+    mutation: Fraction | None = None  # of each dimension; null: 1 / dimensions
     cannot = frozenset({"conditions"})
+    kind: ClassVar[type[NSGA2WithoutCopies | NSGA3WithoutCopies]]
 
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {
-            "population_size": self.population,
-            "crossover_prob": self.crossover,
-            "mutation_prob": self.mutation,
-        }
+    def make(self, trial_seed: int, space: Space) -> BaseSampler:
+        return self.kind(
+            seed=trial_seed,
+            population_size=self.population,
+            crossover_prob=self.crossover,
+            mutation_prob=self.mutation,
+        )
 
 
 class NSGA2(Genetic):
     """NSGA-II (Deb et al. 2002)."""
 
     name: Literal["nsga2"]
-
-    def make(self, trial_seed: int, space: Space) -> BaseSampler:
-        return NSGA2WithoutCopies(seed=trial_seed, **self._options)
+    kind = NSGA2WithoutCopies
 
 
 class NSGA3(Genetic):
     """NSGA-III (Deb and Jain 2014), for more than three objectives."""
 
     name: Literal["nsga3"]
-
-    def make(self, trial_seed: int, space: Space) -> BaseSampler:
-        return NSGA3WithoutCopies(seed=trial_seed, **self._options)
+    kind = NSGA3WithoutCopies
 
 
 class Grid(SamplerSection):
