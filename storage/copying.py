@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
 from storage.errors import LeaseHeld, LedgerError, StudyExists
@@ -92,7 +92,7 @@ def _copy_rows(
 @contextmanager
 def _snapshot(ledger: Ledger) -> Iterator[Connection]:
     """A connection to which the database is as it was at one moment."""
-    with _engine(ledger).connect() as connection:
+    with ledger.engine.connect() as connection:
         if connection.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN")
         else:
@@ -103,16 +103,10 @@ def _snapshot(ledger: Ledger) -> Iterator[Connection]:
 @contextmanager
 def _writing(ledger: Ledger) -> Iterator[Connection]:
     """A connection whose writes are one transaction."""
-    with _engine(ledger).begin() as connection:
+    with ledger.engine.begin() as connection:
         if connection.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         yield connection
-
-
-def _engine(ledger: Ledger) -> Engine:
-    engine = ledger._sessions().get_bind()
-    assert isinstance(engine, Engine)
-    return engine
 
 
 def _refuse_running(source: Ledger, study: StudyRecord) -> None:

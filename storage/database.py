@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.orm import scoped_session, sessionmaker
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from storage.errors import LedgerError, in_one_line
 from storage.session import JoinedSession
@@ -75,6 +75,11 @@ def clock(dialect: str) -> sa.ColumnElement[float]:
     if dialect == "sqlite":
         return sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Double())
     return sa.literal_column("extract(epoch from clock_timestamp())::float8", sa.Double())
+
+
+def time_of(session: Session) -> float:
+    """Return the time by the database's clock, in seconds since 1970."""
+    return float(session.scalar(sa.select(clock(session.get_bind().dialect.name))) or 0.0)
 
 
 def parse(url: str) -> URL:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from storage.database import clock
+from storage.database import clock, time_of
 from storage.errors import LeaseHeld, LeaseLost
 from storage.models import AttemptRow, ControllerRow, StudyRow, WaitingRow
 from storage.reasons import Reason
@@ -69,11 +69,6 @@ def take(session: Session, study: StudyRecord, seconds: float, *, join: bool) ->
     session.add(row)
     session.flush()
     return Lease(row.id, study.study_id, seconds, now)
-
-
-def time_of(session: Session) -> float:
-    """Seconds since 1970 by the database's clock."""
-    return float(session.scalar(sa.select(clock(session.get_bind().dialect.name))) or 0.0)
 
 
 def renew(session: Session, lease: Lease) -> None:

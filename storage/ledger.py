@@ -31,7 +31,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from sqlalchemy.orm import Session
 
-from storage.database import open_storage, shown
+from storage.database import open_storage, shown, time_of
 from storage.errors import BudgetSpent, LeaseLost, LedgerError, StudyExists
 from storage.leases import LEASE_SECONDS, Lease, give_back, take
 from storage.models import (
@@ -81,7 +81,7 @@ class Ledger(Reader):
         """
         check_study_name(name)
         try:
-            with joined(self._sessions) as session:
+            with joined(self.sessions) as session:
                 study = optuna.create_study(
                     study_name=name, storage=self.storage, directions=list(directions)
                 )
@@ -95,7 +95,7 @@ class Ledger(Reader):
                         uid=uuid.uuid4().hex,
                         document=document,
                         document_sha256=hashlib.sha256(document.encode()).hexdigest(),
-                        created_at=self._now(session),
+                        created_at=time_of(session),
                         budget_trials=budget_trials,
                         reserved_trials=0,
                     )
@@ -113,7 +113,7 @@ class Ledger(Reader):
         controller's yet. It becomes so in the transaction that reserves its budget, and nothing
         that a controller has written, or has read and relies on, is changed by one more.
         """
-        with joined(self._sessions) as session:
+        with joined(self.sessions) as session:
             # Our row before Optuna's, as a controller that asks has it: no deadlock.
             self._set(session, study, budget_trials=StudyRow.budget_trials)
             return enqueue(optuna.load_study(study_name=study.name, storage=self.storage), points)
@@ -131,7 +131,7 @@ class Ledger(Reader):
         Takes over from controllers whose leases have run out. Raises LeaseHeld while another's
         runs, unless this is to `join` it.
         """
-        with joined(self._sessions) as session:
+        with joined(self.sessions) as session:
             lease = take(session, study, seconds, join=join)
             if trials is not None:
                 self._set(session, study, budget_trials=trials)
@@ -139,13 +139,13 @@ class Ledger(Reader):
 
     def release(self, lease: Lease) -> None:
         """Give the lease back: its trials may be claimed at once. A lost lease is left alone."""
-        with joined(self._sessions) as session:
-            give_back(session, lease, self._now(session))
+        with joined(self.sessions) as session:
+            give_back(session, lease, time_of(session))
 
     def request_stop(self, study: StudyRecord) -> None:
         """Ask the controllers that the study has now to checkpoint its trials and leave."""
-        with joined(self._sessions) as session:
-            self._set(session, study, stop_requested_at=self._now(session))
+        with joined(self.sessions) as session:
+            self._set(session, study, stop_requested_at=time_of(session))
 
     @contextmanager
     def transaction(self, lease: Lease) -> Iterator[Transaction]:
@@ -163,8 +163,8 @@ class Ledger(Reader):
     def _writing_under(self, lease: Lease) -> Iterator[Transaction]:
         # This process' writers, the heartbeat above all, wait here and not for the database, which
         # gives up on them: a sampler may take its time within.
-        with self._writing, joined(self._sessions) as session:
-            transaction = Transaction(self, session, lease)
+        with self._writing, joined(self.sessions) as session:
+            transaction = Transaction(session, lease)
             transaction.renew()
             began = time.monotonic()
             yield transaction

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from storage.database import time_of
 from storage.models import AttemptRow, MetricsRow
 from storage.reading import TRIALS, Reader
 from storage.records import StudyRecord
@@ -33,7 +34,7 @@ def tally(ledger: Reader, study: StudyRecord) -> Tally:
         .correlate(AttemptRow)
         .scalar_subquery()
     )
-    with ledger._sessions() as session:
+    with ledger.sessions() as session:
         counted = session.execute(
             attempts.with_only_columns(AttemptRow.reason, is_open, sa.func.count()).group_by(
                 AttemptRow.reason, is_open
@@ -42,7 +43,7 @@ def tally(ledger: Reader, study: StudyRecord) -> Tally:
         heard = session.execute(
             attempts.with_only_columns(AttemptRow.started_at, reported).where(is_open)
         ).all()
-        now = ledger._now(session)
+        now = time_of(session)
     last = max((max(start, at or start) for start, at in heard), default=None)
     return Tally(
         dict(ledger.trial_counts(study)),

@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from storage.database import time_of
 from storage.errors import BudgetSpent
 from storage.leases import Lease, reap, renew
 from storage.models import (
@@ -21,7 +22,7 @@ from storage.models import (
     StudyRow,
     WaitingRow,
 )
-from storage.reading import Reader
+from storage.reading import attempt_record
 from storage.reasons import Reason
 from storage.records import Attempt
 from storage.session import UNSYNCED, changed
@@ -31,8 +32,7 @@ from storage.teachers import TeacherWriter
 class Transaction:
     """What a controller writes beside Optuna's own rows, inside `Ledger.transaction`."""
 
-    def __init__(self, ledger: Reader, session: Session, lease: Lease) -> None:
-        self._ledger = ledger
+    def __init__(self, session: Session, lease: Lease) -> None:
         self._session = session
         self._lease = lease
         self.teachers = TeacherWriter(session, lease.study_id, lease.controller_id, self._now)
@@ -73,7 +73,7 @@ class Transaction:
         )
         self._session.add(row)
         self._session.flush()
-        return self._ledger._attempt(row)
+        return attempt_record(row)
 
     def wait(self, trial_id: int, *, seconds: float = 0.0, parked: bool = False) -> None:
         """Have the RUNNING trial wait for its next attempt, `seconds` at least.
@@ -156,7 +156,7 @@ class Transaction:
         )
 
     def _now(self) -> float:
-        return self._ledger._now(self._session)
+        return time_of(self._session)
 
     def _update(self, attempt: Attempt, **values: object) -> None:
         self._session.execute(

@@ -11,7 +11,7 @@ from storage.models import ControllerRow
 def lapse(ledger: Ledger, *leases: Lease) -> None:
     """These leases have run out, or all of the database: the next controller may reap them."""
     these = [lease.controller_id for lease in leases]
-    with ledger._sessions() as session:
+    with ledger.sessions() as session:
         expired = sa.update(ControllerRow).where(ControllerRow.state == "active")
         if these:
             expired = expired.where(ControllerRow.id.in_(these))

@@ -54,7 +54,7 @@ def full_study(ledger: Ledger) -> StudyRecord:
         tx.begin_attempt(orphan._trial_id, devices=2)
         parked = loaded.ask()
         tx.wait(parked._trial_id, parked=True)
-    with ledger._sessions() as session:  # as Optuna's own heartbeat leaves it, and NSGA-II
+    with ledger.sessions() as session:  # as Optuna's own heartbeat leaves it, and NSGA-II
         heartbeat = "INSERT INTO trial_heartbeats (trial_id, heartbeat) VALUES (:id, :at)"
         at = sa.bindparam("at", datetime.now(), sa.DateTime())
         session.execute(sa.text(heartbeat).bindparams(at, id=trial._trial_id))
@@ -147,7 +147,7 @@ def test_a_copy_says_all_that_the_study_says(
     assert after == {**before, **closed}
     assert [c.state for c in target.controllers(target.study("full"))] == ["lost"]
 
-    with target._sessions() as session:
+    with target.sessions() as session:
         tables = set(sa.inspect(session.connection()).get_table_names()) - VERSIONS
     assert counts.keys() == tables, "every table is copied: its foreign keys lead to the study"
     assert min(counts.values()) > 0, f"full_study has a row in every table: {counts}"
@@ -214,7 +214,7 @@ def test_a_copy_that_fails_in_the_middle_leaves_nothing(ledger: Ledger, tmp_path
 
 def test_what_is_not_read_back_as_it_was_written_is_no_copy(ledger: Ledger, tmp_path: Path) -> None:
     to = f"sqlite:///{tmp_path}/to.db"
-    with Ledger.open(to, create=True)._sessions() as session:
+    with Ledger.open(to, create=True).sessions() as session:
         change = "UPDATE trial_params SET param_value = param_value + 1e-9"
         session.execute(
             sa.text(f"CREATE TRIGGER t AFTER INSERT ON trial_params BEGIN {change}; END")
@@ -228,15 +228,15 @@ def test_what_is_not_read_back_as_it_was_written_is_no_copy(ledger: Ledger, tmp_
 def test_a_table_that_a_later_version_adds_is_copied(ledger: Ledger, tmp_path: Path) -> None:
     to = f"sqlite:///{tmp_path}/to.db"
     for each in (ledger, Ledger.open(to, create=True)):
-        with each._sessions() as session:
+        with each.sessions() as session:
             trial_id = "trial_id INTEGER REFERENCES trials (trial_id)"
             session.execute(sa.text(f"CREATE TABLE hpo_later (id INTEGER PRIMARY KEY, {trial_id})"))
             session.execute(sa.text("INSERT INTO hpo_later SELECT 7, max(trial_id) FROM trials"))
             session.commit()
-    with Ledger.open(to)._sessions() as session:
+    with Ledger.open(to).sessions() as session:
         session.execute(sa.text("DELETE FROM hpo_later"))
         session.commit()
     assert copied(ledger, to)["hpo_later"] == 1
-    with Ledger.open(to)._sessions() as session:
+    with Ledger.open(to).sessions() as session:
         number = sa.text("SELECT number FROM hpo_later JOIN trials USING (trial_id)")
         assert session.scalar(number) == 3

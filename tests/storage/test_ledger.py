@@ -376,7 +376,7 @@ class TestManyControllers:
         for _ in range(3):
             ledger.acquire(study, join=True)
         spans = [(100.0, 200.0), (150.0, 180.0), (250.0, 300.0)]
-        with ledger._sessions() as session:
+        with ledger.sessions() as session:
             for row, (start, end) in zip(session.query(ControllerRow), spans, strict=True):
                 row.started_at, row.seen_at = start, end
             session.commit()
@@ -445,7 +445,7 @@ class TestOpening:
 
         trial = run_trial(ledger, ledger.acquire(new_study(ledger)))
         first = {"hpo_studies", "hpo_controllers", "hpo_attempts", "hpo_metrics"}
-        with ledger._sessions() as session:  # as the first version left it
+        with ledger.sessions() as session:  # as the first version left it
             for table in Base.metadata.tables.keys() - first:
                 session.execute(sa.text(f"DROP TABLE {table}"))
             session.execute(sa.text("DROP INDEX ix_hpo_attempts_open"))
@@ -458,7 +458,7 @@ class TestOpening:
     def test_a_newer_ledger_is_refused_with_what_to_do(
         self, ledger: Ledger, ledger_url: str
     ) -> None:
-        with ledger._sessions() as session:
+        with ledger.sessions() as session:
             session.execute(sa.text("UPDATE hpo_alembic_version SET version_num = '9999'"))
             session.commit()
         with pytest.raises(LedgerError, match="newer version.*upgrade"):
@@ -487,7 +487,7 @@ class TestOpening:
 
     def test_sqlite_is_kept_in_wal_mode(self, tmp_path: Path) -> None:
         ledger = Ledger.open(f"sqlite:///{tmp_path}/hpo.db", create=True)
-        with ledger._sessions() as session:
+        with ledger.sessions() as session:
             assert session.scalar(sa.text("PRAGMA journal_mode")) == "wal"
 
     def test_a_program_killed_while_it_makes_the_tables_leaves_none(self, tmp_path: Path) -> None:
@@ -514,7 +514,7 @@ Ledger.open({url!r}, create=True)
 
         from storage.models import Base
 
-        with ledger._sessions() as session:
+        with ledger.sessions() as session:
             ours = MigrationContext.configure(
                 session.connection(),
                 opts={"include_name": _is_ours, "version_table": VERSION_TABLE},
