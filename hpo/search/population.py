@@ -34,7 +34,7 @@ LEVEL = {
 
 
 class ScheduleConfig(Section):
-    """How a schedule of what is searched is learned while a population trains."""
+    """How a population learns a schedule of the searched settings while it trains."""
 
     population: Annotated[int, Field(ge=2)] = 4  # trainings; they need not all run at a time
     interval_steps: Count = 100  # optimizer steps between two comparisons

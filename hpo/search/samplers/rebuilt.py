@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from hpo.errors import HpoError
 
-BREEDINGS = 20  # then a copy is taken after all: a small space may have no other point
+BREEDINGS = 20  # tries to breed a new child; then a copy is taken, for a small space
 
 
 class SpaceExhausted(HpoError):
@@ -54,13 +54,11 @@ class Delegate(BaseSampler, ABC):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Return what the other sampler does."""
         return self._sampler(trial).infer_relative_search_space(self._shown(study), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Return what the other sampler does."""
         return self._sampler(trial).sample_relative(self._shown(study), trial, search_space)
 
     def sample_independent(
@@ -70,12 +68,11 @@ class Delegate(BaseSampler, ABC):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Return what the other sampler does."""
         sampler, shown = self._sampler(trial), self._shown(study)
         return sampler.sample_independent(shown, trial, param_name, param_distribution)
 
+    # These two get the study itself: what they write there is the sampler's own.
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Call the other sampler, with the study itself."""
         self._sampler(trial).before_trial(study, trial)
 
     def after_trial(
@@ -85,7 +82,6 @@ class Delegate(BaseSampler, ABC):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """Call the other sampler, with the study itself."""
         self._sampler(trial).after_trial(study, trial, state, values)
 
 
@@ -155,7 +151,7 @@ class BruteForceOnce(_NeverStops, BruteForceSampler):
 
 
 class _NoCopies:
-    # A base class before an Optuna genetic sampler, which draws new numbers for every child.
+    # To be inherited before an Optuna genetic sampler, which draws new numbers for every child.
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
