@@ -95,12 +95,12 @@ def _train_quietly(
 
 
 def _train_teacher(teacher: Teacher, world: World, signals: StopSignals, quiet: Quiet) -> int:
-    """Train it, or wait for another process that does; 0 once it is trained."""
+    """Train the teacher, or wait for another process that does; return 0 once it is trained."""
     from trainer.runs.folder import FolderInUse
 
     waiting = False
     while not world.on_rank_0(teacher.trained):
-        # In short waits that all ranks share: a collective does not wait for hours.
+        # All ranks wait together, for short times: a collective cannot wait for hours.
         if world.on_rank_0(lambda: in_use(teacher.folder, _LOOK_SECONDS)):
             if not waiting:
                 with Display(quiet.output, teacher.config, world.rank == 0, "teacher") as display:
@@ -152,7 +152,7 @@ def _failed(error: Exception, status: int) -> int:
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"trainer: {error}", file=sys.stderr)
     else:
-        # torchrun ends all ranks once one has: rank 0 gets to say why.
+        # torchrun ends all ranks once one has ended; rank 0 must be able to say why before.
         time.sleep(_RANK_0_SPEAKS_SECONDS)
     return status
 

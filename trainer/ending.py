@@ -1,7 +1,8 @@
-"""How a process of ours ends: soon.
+"""End a process of ours sooner.
 
-Python's own end looks for garbage several times over, each time through all that was imported: a
-second with torch. Not for a process with a database open: what an exception still holds stays open.
+At its end Python looks for garbage several times, each time through all that was imported: with
+torch that takes a second. A process with an open database must not use this, because what an
+exception still holds stays open.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import gc
 
 
 def end_soon() -> None:
-    """Have garbage looked for once, after all else that is done at the end: files get closed."""
+    """Collect garbage once at the end, after all else that is done there, so that files close."""
     atexit.register(_collect_once)
 
 

@@ -28,14 +28,14 @@ from trainer.runs.checkpoint import CheckpointError, Progress, newest_checkpoint
 from trainer.runs.remote import run_here
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.yaml"
-_OF_TRAINING = "projection"  # to a teacher's width: the trained model does without it
+_OF_TRAINING = "projection"  # to a teacher's width; the trained model does not need it
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
 def export(
     run: str | Path, depth: int | None = None, target: Path | None = None
 ) -> tuple[Path, str]:
-    """Write the newest checkpoint of `run`, a folder or URL, to `target`; where, and what, that is.
+    """Write the newest checkpoint of `run`, a folder or URL, to `target`; return where and what.
 
     `depth` asks for a sub-model of so many layers: the best of the run's depth front, or the
     "every other" one where the front has none. Raises ConfigError and CheckpointError.
@@ -118,7 +118,7 @@ def _kept(whole: int, depth: int | None, progress: Progress) -> tuple[Sequence[i
 
 
 def _weights(state: Mapping[str, Tensor], layers: Sequence[int]) -> dict[str, Tensor]:
-    """The weights of a checkpoint with its `layers` alone, counted anew."""
+    """The weights of a checkpoint with only its `layers`, numbered anew."""
     new = {str(layer - 1): index for index, layer in enumerate(layers)}
     weights = {}
     for name, value in weights_of(state).items():
@@ -129,12 +129,12 @@ def _weights(state: Mapping[str, Tensor], layers: Sequence[int]) -> dict[str, Te
 
 
 def _config_of(config: TrainConfig, layers: int) -> TrainConfig:
-    """The config of the model that is written: what speaks of layers fits those it has."""
+    """The config of the model that is written, with settings that fit its number of layers."""
     if layers == config.model.layers:
         return config
     document = config.model_dump(mode="json")
     document["model"]["layers"] = layers
-    document["layerdrop"] = {"policy": "none"}  # it speaks of the layers of the whole model
+    document["layerdrop"] = {"policy": "none"}  # the old one is about the whole model's layers
     document["evaluation"].update(depths=[], reference=None)
     return resolve(document, f"{_CONFIG} at depth {layers}")
 

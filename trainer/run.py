@@ -57,11 +57,11 @@ class StepInfo:
 
 @dataclass(frozen=True)
 class Report:
-    """Where `advance` came to, the same on every rank.
+    """How far `advance` came, the same on every rank.
 
     `step` counts optimizer steps done. `metrics` are the last evaluation's, finite numbers by the
-    names of `metrics.jsonl`; none were taken since if the run stopped or diverged. `depth_front`
-    is that of the last evaluation that took one.
+    names of `metrics.jsonl`; a run that stopped or diverged has no newer ones. `depth_front` is
+    that of the last evaluation that measured one.
     """
 
     kind: Kind
@@ -73,18 +73,19 @@ class Report:
 class Run:
     """One rank's part of a training run: built from a config, resumed from its newest checkpoint.
 
-    All ranks build it and call `advance` together, each from one thread. Metrics: `valid_ppl`, per
-    word of the text even where a word is several tokens, with `evaluation_stride` (tokens) where
-    windows overlap; `train_loss`, NLL in nats per token, mean since the last evaluation, and beside
-    it `distillation_loss`, the teacher's term; `tokens_per_second` and `step_seconds` (median) of
-    those steps; `train_seconds`, of all steps of all attempts, evaluation not counted;
-    `peak_memory_bytes`, the largest of any rank since the run was built; `parameters`, of the whole
-    model; `lr` and
-    `drop_probability` (mean over layers), of the last step; with policy `sbld`, once its analysis
-    has begun, `sensitivity_layer_N`: what the train loss rises by without layer N; those of the
-    depth front (trainer/depth.py) and of convergence (trainer/convergence.py) where they are asked
-    for; `test_ppl`, at the end of a run of phase `evaluation` alone; in fp16 `overflow_steps`, the
-    steps that were skipped because a gradient overflowed, of all attempts.
+    All ranks build it and call `advance` together, each from one thread. The metrics are
+
+    - `valid_ppl`, per word of the text even if a word is several tokens; `evaluation_stride`, in
+      tokens, if windows overlap; `test_ppl`, only at the end of a run of phase `evaluation`;
+    - `train_loss`, the NLL in nats per token, and with a teacher `distillation_loss`, its term:
+      means since the last evaluation; `tokens_per_second`, `step_seconds` (median) of those steps;
+    - `train_seconds` of all steps of all attempts, without evaluations; `peak_memory_bytes`, the
+      largest of any rank since the run was built; `parameters` of the whole model;
+    - `lr` and `drop_probability` (mean over layers) of the last step; with policy `sbld`, once its
+      analysis has begun, `sensitivity_layer_N`: how much the train loss rises without layer N;
+    - if asked for, those of the depth front and of convergence (`measuring/depth.py` and
+      `measuring/convergence.py`);
+    - in fp16 `overflow_steps`, skipped because a gradient overflowed, over all attempts.
     """
 
     def __init__(
@@ -96,9 +97,9 @@ class Run:
         say: Callable[[str], None] = print,
         attempt: int | None = None,
     ) -> None:
-        """`attempt` numbers the attempts at a run that is kept at a URL; None takes the next.
+        """`attempt` numbers the attempts at a run that is kept at a URL; None takes the next one.
 
-        Raises ConfigError, CheckpointError if the folder's checkpoints do not read, and StoreError.
+        Raises ConfigError, StoreError, and CheckpointError if the checkpoints cannot be read.
         """
         config.check_ranks(world.ranks)
         self._config = config
@@ -107,7 +108,7 @@ class Run:
         self._on_evaluation_batch = on_evaluation_batch
         self._say = say
         self._attempt = attempt
-        self._stop_requested = False  # here, by anyone
+        self._stop_requested = False  # on this rank, by anyone
         self._stop_due = False  # agreed at an evaluation, which is reported first
         self._step_seconds: list[float] = []  # since the last evaluation
         with ExitStack() as closing:
@@ -133,8 +134,8 @@ class Run:
     def advance(self) -> Report:
         """Train to the next evaluation, evaluate, checkpoint; the same report on every rank.
 
-        A run that has finished says so again; one that was stopped goes on. After `diverged`
-        there is nothing to go on from.
+        A run that has finished reports that again; a run that was stopped goes on. A run that
+        diverged cannot go on.
         """
         if self._stop_due:
             self._stop_due = False
@@ -152,7 +153,7 @@ class Run:
         return self._ended("finished")
 
     def close(self) -> None:
-        """Let engine, memory and lock go; this process is then ready for its next Run."""
+        """Free engine, memory and lock; this process can then build its next Run."""
         self._closing.close()
 
     def _build(self, closing: ExitStack) -> None:
@@ -334,7 +335,7 @@ class Run:
 
 
 def _compute_with(threads: int | None, closing: ExitStack) -> None:
-    # Denormals slow a CPU down several times as training goes on. Both settings are of a thread.
+    # Denormals slow a CPU down several times as training goes on. Both settings are per thread.
     torch.set_flush_denormal(True)
     closing.callback(torch.set_flush_denormal, False)
     if threads is not None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-_SAME_PRESS_SECONDS = 1.0  # torchrun hands a Ctrl-C on, so its ranks get the one press twice
+_SAME_PRESS_SECONDS = 1.0  # torchrun forwards a Ctrl-C, so its ranks get one press twice
 
 
 class StopSignals:
@@ -15,7 +15,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._request_stop: Callable[[], None] | None = None
-        self._received = signal.SIGTERM  # a rank may be stopped for another's signal
+        self._received = signal.SIGTERM  # a rank may stop because of another's signal
         self._first_at = 0.0
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
@@ -30,7 +30,7 @@ class StopSignals:
         self._request_stop = request_stop
 
     def release(self) -> None:
-        """From now on a signal ends the process at once, as does one that came too late."""
+        """From now on a signal ends the process at once; one that has come already ends it here."""
         self._request_stop = None
         if self._first_at:
             raise SystemExit(self.exit_status)

@@ -1,6 +1,6 @@
-"""What a person sees of a run: a progress bar on a terminal, a line an evaluation on a pipe.
+"""What a person sees of a run: a progress bar on a terminal, a line for each evaluation on a pipe.
 
-Libraries' chatter is kept off the terminal, in the run folder's `log.txt`. Nothing here trains.
+What libraries print goes to the run folder's `log.txt` instead. Nothing here trains.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Quiet:
                 undo.callback(os.dup2, copy, stream)
             self._aside = undo.enter_context(tempfile.TemporaryFile())
             self.output = undo.enter_context(os.fdopen(os.dup(1), "w", encoding="utf-8"))
-            # A notebook shows what is printed, wherever the descriptors lead.
+            # A notebook shows what is printed, whatever the file descriptors point to.
             undo.enter_context(redirect_stdout(_on(1)))
             undo.enter_context(redirect_stderr(_on(2)))
             send_output_to(self._aside.fileno())
@@ -61,7 +61,7 @@ class Quiet:
 class Display:
     """Shows the run of `config` on `output`: live where that is a terminal, else in plain lines.
 
-    Not `shown`, it shows nothing: one rank speaks for all. A run with a `name` bears it.
+    Unless `shown`, it shows nothing, because one rank speaks for all. Lines begin with `name`.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Display:
             console=self._console,
             disable=not self._console.is_terminal,
             refresh_per_second=4,
-            transient=True,  # its lines stay, and say all that it said
+            transient=True,  # the printed lines stay, and say all that the bar said
             redirect_stdout=False,  # what libraries print is kept elsewhere
             redirect_stderr=False,
         )
@@ -128,6 +128,6 @@ def send_output_to(descriptor: int) -> None:
 
 
 def flush_output() -> None:
-    """Have what was printed so far where it goes."""
+    """Flush what was printed so far."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,7 +1,7 @@
 """Reading settings: YAML documents, dotted paths, pydantic models, one-line errors.
 
-Used by train configs and study files alike. Nothing here knows a setting's name, and nothing
-here imports torch: the command line validates a study with it before any worker starts.
+Train configs and study files both use this module. It knows no setting by name, and it imports no
+torch, because the command line validates a study with it before any worker starts.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ Document = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
 
 
-MOST_SHOWN = 800  # characters of a message: what was given may be of any length
+MOST_SHOWN = 800  # characters of a message, which may quote an input of any length
 
 
 def one_line(message: str) -> str:
-    """`message` fit for a terminal: one line, no control characters, not too long."""
+    """`message` as a terminal can show it: one line, no control characters, not too long."""
     if len(message) > MOST_SHOWN:
         message = f"{message[:MOST_SHOWN]}..."
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
 
 
 class ConfigError(HpoError, ValueError):
-    """The user's input is wrong; one line says file, key, what was given and what would do."""
+    """The user's input is wrong; one line names file, key, what was given and what to do."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
@@ -60,7 +60,7 @@ _PLAIN |= {"tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"}
 
 
 class _Loader(yaml.SafeLoader):
-    """safe_load of plain data alone: no dates, sets or bytes, and aliases within bounds.
+    """A SafeLoader of plain data: no dates, sets or bytes, and a bound on what aliases expand to.
 
     It reads 1e-4 as a number (YAML 1.2) and refuses a key given twice.
     """
@@ -110,8 +110,8 @@ class _Loader(yaml.SafeLoader):
 def _measured(
     node: yaml.Node, level: int, known: dict[yaml.Node, tuple[int, int]]
 ) -> tuple[int, int]:
-    """How many values a node stands for with its aliases written out, and in how many levels."""
-    if level > MOST_LEVELS:  # a node within itself, perhaps
+    """Count the values of a node, with its aliases written out, and the levels of its nesting."""
+    if level > MOST_LEVELS:  # perhaps a node contains itself
         _refuse_size(node)
     if node not in known:
         parts = [] if isinstance(node, yaml.ScalarNode) else node.value
@@ -142,7 +142,7 @@ _Loader.add_implicit_resolver(
 
 
 def is_url(path: str) -> bool:
-    """Whether `path` is an fsspec URL, such as `s3://bucket/prefix`, and no file's."""
+    """Whether `path` is an fsspec URL, such as `s3://bucket/prefix`, and not a file's path."""
     return "://" in path
 
 
@@ -179,7 +179,7 @@ def _parse_yaml(text: str, source: str) -> Any:
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """`"optim.lr=1e-3"` as `("optim.lr", 0.001)`; the value is YAML. Raises ConfigError."""
+    """Split `"optim.lr=1e-3"` into `("optim.lr", 0.001)`; the value is YAML. Raises ConfigError."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
         raise ConfigError(f"{text!r}: must be path=value, such as optim.lr=1e-3")
@@ -187,7 +187,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def set_path(document: Document, path: str, value: Any) -> None:
-    """Set the dotted `path` in `document`, making the sections on the way."""
+    """Set the dotted `path` in `document`, creating the sections on the way."""
     *sections, key = path.split(".")
     for section in sections:
         child = document.get(section)
@@ -207,7 +207,7 @@ def get_path(document: Mapping[str, Any], path: str) -> Any:
 
 
 def validated(model: type[Model], document: Mapping[str, Any], source: str) -> Model:
-    """`document` as `model`. Raises ConfigError for its first mistake, in one line."""
+    """`document` as a `model`. Raises ConfigError, in one line, for the first mistake."""
     try:
         return model.model_validate(document)
     except ValidationError as error:
@@ -215,9 +215,9 @@ def validated(model: type[Model], document: Mapping[str, Any], source: str) -> M
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`"; did you mean lr?"` for the name closest to `name`, or the choices if few, or nothing."""
+    """`"; did you mean lr?"` with the closest of `names`, or all `names` if few, or no text."""
     choices = sorted(set(names))
-    # A bare key is compared with last parts too: `lrr` finds `optim.lr`.
+    # A bare key is compared with the last parts of paths too, so that `lrr` finds `optim.lr`.
     candidates = difflib.get_close_matches(name, choices, n=1, cutoff=0.6) or [
         choice
         for choice in choices
@@ -240,7 +240,7 @@ def leaf_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
 
 
 def check_value(model: type[BaseModel], path: str, value: Any, what: str) -> None:
-    """Raise ConfigError, beginning with `what`, unless its setting `path` accepts `value`."""
+    """Raise ConfigError, beginning with `what`, unless `path` of `model` accepts `value`."""
     try:
         _adapter(model, path).validate_python(value)
     except ValidationError as error:
@@ -260,14 +260,14 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
-    """Every settings model in an annotation, unions, lists and mappings looked into."""
+    """Every settings model in an annotation, also inside unions, lists and mappings."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for part in get_args(annotation) for section in _sections(part)]
 
 
 def _explain(model: type[BaseModel], document: Mapping[str, Any], error: ValidationError) -> str:
-    # An unknown key first: it is usually why another one is missing.
+    # An unknown key is reported first: it is usually the reason why another key is missing.
     problems = error.errors(include_url=False)
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     location = _location(problem["loc"], document, missing=problem["type"] == "missing")

@@ -1,4 +1,4 @@
-"""The train config: all settings of one training run, checked together, loaded and addressed.
+"""The train config: all settings of one training run, how they are loaded and checked together.
 
 Precedence: the defaults below, then the file, then `path=value` from the command line. This
 module imports no torch, so that a study is validated before any worker starts.
@@ -108,7 +108,7 @@ class TrainConfig(Section):
         if self.ddp.powersgd_rank is not None:
             raise ValueError("ddp.powersgd_rank: goes with engine: ddp, not engine: deepspeed")
         if self.optim.name in ("lamb", "muon") and self.deepspeed.zero_stage > 0:
-            # One scales, the other orthogonalizes, whole matrices; on pieces they run, wrongly.
+            # Lamb scales whole matrices, Muon orthogonalizes them; on pieces they run, but wrongly.
             raise ValueError(
                 f"optim.name: {self.optim.name} needs whole matrices, and deepspeed.zero_stage "
                 f"{self.deepspeed.zero_stage} gives each rank flat pieces of them; use "
@@ -155,7 +155,7 @@ class TrainConfig(Section):
             )
 
     def analysed_steps(self) -> range:
-        """The 0-based optimizer steps at which `sbld` measures sensitivities; else none."""
+        """The 0-based optimizer steps at which `sbld` measures sensitivities; empty otherwise."""
         if self.layerdrop.policy != "sbld":
             return range(0)
         first = round(self.layerdrop.analysis_start_fraction * self.steps)
@@ -167,7 +167,7 @@ class TrainConfig(Section):
 
 
 def resolve(document: Mapping[str, Any], source: str) -> TrainConfig:
-    """`document` with the defaults filled in. Raises ConfigError naming `source`."""
+    """`document` as a TrainConfig, with defaults filled in. Raises ConfigError naming `source`."""
     return validated(TrainConfig, document, source)
 
 
@@ -201,12 +201,12 @@ def anchor_runs(document: Document, folder: Path) -> None:
 
 
 def absolute(path: str, folder: Path) -> str:
-    """The path that `path`, relative to `folder`, or from a home folder, stands for, or the URL."""
+    """Make `path`, relative to `folder` or beginning with `~`, absolute; leave a URL as it is."""
     return path if is_url(path) else os.path.abspath(folder / os.path.expanduser(path))
 
 
 def absolute_data(data: DataConfig) -> DataConfig:
-    """`data` with absolute paths: a worker's working folder is not the user's."""
+    """`data` with absolute paths, because a worker's working folder is not the user's."""
     given = {name: getattr(data, name) for name in ("dir", "train", "valid", "test")}
     return data.model_copy(
         update={name: os.path.abspath(path) for name, path in given.items() if path is not None}
@@ -219,7 +219,7 @@ def is_section(path: str) -> bool:
 
 
 def check_path(path: str, what: str) -> None:
-    """Raise ConfigError, beginning with `what`, unless `path` is a train setting of the user's."""
+    """Raise ConfigError, beginning with `what`, unless users may set the train setting `path`."""
     if path == "phase":
         raise ConfigError(
             f"{what}: only `hpo evaluate` and `hpo compare` set it, and so read the test split"
@@ -241,5 +241,5 @@ def check_setting(path: str, value: Any, what: str) -> None:
 
 @cache
 def train_paths() -> list[str]:
-    """Every train setting that is the user's, as dotted paths."""
+    """The dotted path of every train setting that users may set."""
     return [path for path, _ in leaf_fields(TrainConfig) if path != "phase"]

@@ -1,7 +1,7 @@
-"""Token ids cut into batches: shuffled blocks to train on, the whole split in order to evaluate.
+"""Token ids cut into batches: shuffled blocks for training, a split in its order for evaluation.
 
-A position is a pure function of the step, so a resumed run needs no data state. Nothing here
-knows a rank's random state or the clock.
+The step alone decides the position in the data, so a resumed run needs no data state. No random
+state of a rank and no clock plays a part.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TrainBatches:
     """Contiguous blocks of the train split in an order drawn from (seed, epoch).
 
     Each epoch starts at a random token below `context`, so that blocks differ from epoch to
-    epoch. What is left over, shorter than a batch, is dropped; every epoch has as many batches.
+    epoch. A rest shorter than a batch is dropped; every epoch has the same number of batches.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class TrainBatches:
     ) -> None:
         """`tokens` has shape (tokens,). Raises ConfigError when it is shorter than a batch.
 
-        `aligned` blocks start at multiples of `context` in every epoch, so that what a teacher
-        said of a block can be kept.
+        With `aligned`, blocks start at multiples of `context` in every epoch, so that a teacher's
+        predictions for a block can be cached.
         """
-        # Counted at the largest shift, context - 1, with one more token as the last target.
+        # Counted at the largest shift, context - 1, with one token more for the last target.
         blocks = (len(tokens) - context) // context
         if blocks < batch_size:
             raise ConfigError(
@@ -72,7 +72,7 @@ class TrainBatches:
         return Batch(tokens, starts)
 
     def _draw_starts(self, epoch: int) -> npt.NDArray[np.int64]:
-        # Raw words of Philox: NumPy keeps these for ever, its shuffles only within a version.
+        # NumPy never changes the raw words of Philox, but a new version may change its shuffles.
         words = np.random.Philox(key=[self._seed, epoch]).random_raw(self._blocks + 1)
         shift = 0 if self._aligned else int(words[0] % self._context)
         order = np.argsort(words[1:], kind="stable")
@@ -83,9 +83,9 @@ class TrainBatches:
 class EvalBlocks:
     """A whole split, shape (tokens,), in windows of `context` that advance by `stride` tokens.
 
-    Every token but the very first is a target exactly once: in the first window all `context`
-    targets are, in each later one the last `stride`, and what comes before them is context only.
-    With a `stride` of `context`, which None means, windows do not overlap.
+    Every token but the very first is a target exactly once. In the first window all `context`
+    targets count; in each later window the last `stride` do, and the tokens before them are only
+    context. A `stride` of None means `context`: windows do not overlap.
     """
 
     tokens: Tokens
@@ -100,11 +100,11 @@ class EvalBlocks:
     def batches(
         self, rank: int, ranks: int, windows_per_batch: int
     ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-        """Inputs and targets of one rank: of its every `ranks`-th window, (windows, context) both.
+        """Yield inputs and targets, both (windows, context), of the windows of `rank`.
 
-        Targets that are not to be predicted are `PADDING`; after the split's last token, where
-        only its last window reaches, inputs are any token. Ranks may have unequal numbers of
-        batches, a rank of a short split none.
+        A rank has every `ranks`-th window. Targets that are not to be predicted are `PADDING`. The
+        last window may reach past the end of the split, where inputs are any token. Ranks may have
+        unequal numbers of batches; if the split is short, some ranks have none.
         """
         stride = self.stride or self.context
         last = max(0, self.targets - self.context + stride - 1)
@@ -116,6 +116,6 @@ class EvalBlocks:
                 window = self.tokens[start : start + self.context + 1]
                 row[: len(window)] = window
             inputs, targets = batch[:, :-1].clip(min=0), batch[:, 1:].copy()
-            later = 1 if rows[0] == 0 else 0  # the first row that has been predicted in part
+            later = 1 if rows[0] == 0 else 0  # the first row with targets predicted before
             targets[later:, : self.context - stride] = PADDING
             yield inputs, targets

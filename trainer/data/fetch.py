@@ -1,7 +1,7 @@
-"""Fetching the published data sets: each text is whole and right where it should be, or not there.
+"""Fetch the published data sets: afterwards each text is in its place and verified, or not there.
 
-From an archive it takes the texts that a data set has and nothing else, whatever paths the archive
-gives. It never decides where data goes.
+Only the texts of the data set are taken from an archive, whatever paths the archive gives them.
+The caller decides where data goes.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class _Target:
 def fetch(name: str, folder: Path, url: str | None, progress: Progress) -> bool:
     """Put the texts of the data set `name` into `folder`; False if they were there already.
 
-    `url` goes before the data set's own source: an archive that has the texts, or with `{file}`
-    in it the address of each. Raises ConfigError when they cannot be fetched, are not the right
-    ones, or cannot be written.
+    `url` replaces the data set's own source. It is an archive that has the texts or, with `{file}`
+    in it, the address of each text. Raises ConfigError when the texts cannot be fetched or written,
+    or are not the right ones.
     """
     try:
         wanted = bool(_missing(name, folder))
@@ -79,7 +79,7 @@ def fetch(name: str, folder: Path, url: str | None, progress: Progress) -> bool:
 
 
 def _missing(name: str, folder: Path) -> dict[str, _Target]:
-    # By name at the source. A text that is not the right one is missing too.
+    # By file name at the source. A text with a wrong checksum counts as missing.
     corpus = CORPORA[name]
     targets = {
         corpus.file_at_source(split): _Target(folder / corpus.file(split), corpus.checksums[split])
@@ -105,7 +105,7 @@ def _fetch(name: str, folder: Path, url: str, progress: Progress) -> None:
 
 @contextmanager
 def _downloaded(url: str, prefix: Path, progress: Progress) -> Iterator[Path]:
-    """What is at `url`, removed if it turns out to be of no use."""
+    """Yield the file downloaded from `url`; remove it if its content turns out to be useless."""
     part = download(url, prefix, progress)
     try:
         yield part

@@ -1,7 +1,7 @@
 """The data sets: where their texts come from, and whether they are what they should be.
 
-It reads and verifies files that are already on this machine. It never downloads one (that is
-`fetch.py`), and never decides how a split is cut into batches.
+This module reads and verifies files that are on this machine already. `fetch.py` downloads them,
+and `batches.py` cuts a split into batches.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Source:
 
 @dataclass(frozen=True)
 class _File:
-    """A split's text, the setting that says where it is, and what would do if it is not there.
+    """A split's text, the setting that says where it is, and what to do if it is missing.
 
     `checksum` is `algorithm:hex digits`, where it is known.
     """
@@ -56,18 +56,18 @@ class _File:
 
 
 def check_data(config: DataConfig, *, test: bool = False) -> None:
-    """Raise ConfigError, in one line, when the data cannot be read: fast, and builds nothing.
+    """Raise ConfigError, in one line, when the data cannot be read. It is fast and builds nothing.
 
-    Of the `test` split nothing is looked at unless asked.
+    The test split is looked at only if `test` is true.
     """
     with _cache_errors():
         _source(config, splits=SPLITS if test else TUNING)
 
 
 def fingerprint(config: DataConfig) -> str:
-    """Tells the texts of train and valid, and the vocabulary, from all others.
+    """A digest of the texts of train and valid and of the vocabulary.
 
-    Raises ConfigError as above.
+    Raises ConfigError as `check_data` does.
     """
     with _cache_errors():
         return _fingerprint(config, _source(config))
@@ -76,9 +76,9 @@ def fingerprint(config: DataConfig) -> str:
 def load_splits(config: DataConfig, on_text: OnText | None = None, *, test: bool = False) -> Splits:
     """The data set as token ids, tokenized once for all processes of this machine.
 
-    Its `test` split is read, and can be asked for, in an evaluation alone. `on_text` hears of the
-    text files that are read. Raises ConfigError when the data cannot be read, or the cache not be
-    written.
+    The test split is read, and can be asked for, only with `test`, which only evaluations set.
+    `on_text` is called as text files are read. Raises ConfigError when the data cannot be read,
+    or the cache cannot be written.
     """
     byte_pairs = config.vocabulary_size if config.tokenizer == "bpe" else None
     with _cache_errors():
@@ -161,9 +161,9 @@ def _words(file: _File, on_text: OnText | None = None) -> Iterator[list[str]]:
 
 @cache
 def _pydocs() -> dict[Split, list[list[str]]]:
-    """CPython's help topics, about 90/5/5, drawn by each paragraph's own words.
+    """CPython's help topics, split about 90/5/5 by a hash of each paragraph's words.
 
-    Topics repeat each other's paragraphs; drawn so, no paragraph is in two splits.
+    Topics repeat each other's paragraphs; the hash puts equal paragraphs into the same split.
     """
     splits: dict[Split, list[list[str]]] = {split: [] for split in SPLITS}
     by_draw: dict[int, Split] = {0: "valid", 1: "test"}
@@ -177,7 +177,7 @@ def _pydocs() -> dict[Split, list[list[str]]]:
 
 
 def _checked(file: _File) -> str:
-    """The checksum of a file that is there, is the right one, and holds a word."""
+    """The checksum of a file. Raises ConfigError if it is missing, empty or not the right one."""
     algorithm, _, wanted = (file.checksum or "sha256:").partition(":")
     digest = _digest(file, algorithm)
     if wanted not in ("", digest):
@@ -195,7 +195,7 @@ def _digest(file: _File, algorithm: str) -> str:
         stat = file.path.stat()
         identity = f"{file.path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
     memory = cache_dir() / algorithm / hashlib.sha256(identity.encode()).hexdigest()
-    # A note cut short by a kill is no note.
+    # A note that a kill has cut short does not count.
     length = 2 * hashlib.new(algorithm).digest_size
     if memory.is_file() and len(known := memory.read_text()) == length:
         return known

@@ -1,9 +1,9 @@
-"""Texts as token ids, in cache folders that all trials of a machine map.
+"""Texts as token ids, in cache folders that all trials of a machine map into memory.
 
 A cache entry is built aside under a lock and renamed into place, so it is whole or absent. Texts
-are read as a stream: memory holds the vocabulary, never a text. This file never knows where a
-text comes from, and never opens a split that nobody asked for. The test split is not even in an
-entry unless it is asked for when that is built.
+are read as a stream: memory holds the vocabulary, never a whole text. This module does not know
+where a text comes from, and opens only the splits that it is asked for. An entry has the test
+split only if it was asked for when the entry was built.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 TUNING: tuple[Split, ...] = ("train", "valid")  # what a search may read
 Tokens = npt.NDArray[np.integer[Any]]
 
-TOKENIZER_VERSION = 1  # part of every cache key: raise it when a text would give other ids
+TOKENIZER_VERSION = 1  # part of every cache key: increase it when the ids of a text change
 
 _MANIFEST = "manifest.json"
 _PIECE_WORDS = 2**16  # encoded and written at a time
@@ -51,13 +51,13 @@ class Splits:
     def tokens(self, split: Split) -> Tokens:
         """The split as a read-only memory map of shape (tokens,), uint16 or int32.
 
-        Raises SplitWithheld for one that is not `readable`.
+        Raises SplitWithheld for a split that is not `readable`.
         """
         self._check(split)
         return np.memmap(_token_file(self.folder, split), _dtype(self.vocabulary), mode="r")
 
     def words(self, split: Split) -> int:
-        """Words of the text, an `<eos>` for each line counted, whatever they were cut into."""
+        """Words of the text, with an `<eos>` for each line, however they were cut into tokens."""
         self._check(split)
         return int(json.loads((self.folder / _MANIFEST).read_text())["words"][split])
 
@@ -75,11 +75,11 @@ def cached_splits(
     byte_pairs: int | None = None,
     wanted: tuple[Split, ...] = SPLITS,
 ) -> Splits:
-    """The splits `wanted` as `folder` has them, built from `lines(split)` unless it is whole.
+    """The splits `wanted` from the cache entry `folder`, built from `lines(split)` if needed.
 
-    The vocabulary is the train split's words seen `min_count` times, or `byte_pairs` tokens
-    learned from it. Any number of processes may call this at once for one folder: one builds, the
-    others wait.
+    The vocabulary is the words seen `min_count` times in the train split, or `byte_pairs` tokens
+    learned from that split. Any number of processes may call this at once for one folder: one
+    builds, the others wait.
     """
     if not _whole(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def _build(
 
 
 def _write_tokens(path: Path, vocabulary: Vocabulary | BytePairs, lines: Lines) -> int:
-    # Returns the number of words, which byte pairs have fewer of than tokens.
+    # Returns the number of words; with byte pairs there are more tokens than words.
     words, written = words_of(lines), 0
     with path.open("wb") as file:
         while piece := list(islice(words, _PIECE_WORDS)):

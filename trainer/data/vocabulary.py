@@ -1,6 +1,6 @@
 """The words a model knows, and their ids. `bpe.py` has the same for parts of words.
 
-Neither knows where a text comes from or where its ids are kept.
+Neither module knows where a text comes from or where its ids are kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Vocabulary:
     def of(cls, lines: Lines, min_count: int = 1) -> Vocabulary:
         """Words seen at least `min_count` times in `lines`, with `<unk>` and `<eos>`.
 
-        Ids follow falling frequency, ties the word itself; rarer words count as `<unk>`.
+        Ids go by falling frequency, equal ones by the word itself; rarer words count as `<unk>`.
         """
         counts = Counter(words_of(lines))
         kept = {word: count for word, count in counts.items() if count >= min_count}
@@ -43,14 +43,14 @@ class Vocabulary:
         return cls(tuple(kept.decode().split("\n")))
 
     def to_bytes(self) -> bytes:
-        """The words in the order of their ids, a line each."""
+        """The words in the order of their ids, one on each line."""
         return "\n".join(self.words).encode()
 
     def __len__(self) -> int:
         return len(self.words)
 
     def encode(self, words: Iterable[str]) -> Iterator[int]:
-        """The id of each word, that of `<unk>` for a word that is not here."""
+        """The id of each word; a word that is not here has the id of `<unk>`."""
         unknown = self._ids[UNK]
         return (self._ids.get(word, unknown) for word in words)
 

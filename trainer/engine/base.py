@@ -1,6 +1,6 @@
-"""One training's engine, and DeepSpeed's: optimizer steps in, losses out.
+"""What all engines share: an engine takes the optimizer steps of one training, and returns losses.
 
-It decides no schedule, mask or batch, and touches no file. The plain arm is in `ddp.py`.
+It decides no schedule, mask or batch, and touches no file. The kinds are `deepspeed.py`, `ddp.py`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from trainer.teaching.distillation import Distiller
 
 
 class Engine(ABC):
-    """A model in training on this rank: its optimizer, batch shares and dropout by position.
+    """A model in training on this rank, with its optimizer, its shares of batches and its dropout.
 
-    A layer dropped in every micro step of a step has zero gradients there, not none: AdamW still
+    A layer dropped in every micro step of a step has gradients of zero there, not None: AdamW still
     decays its weights and moves them by their momentum. In fp16 a step whose gradients overflow is
-    skipped, and the next ones are scaled less. All engines take the same steps, up to rounding,
-    and each other's state.
+    skipped, and the loss scale of the next steps is smaller. All engines take the same steps, up to
+    rounding, and can load each other's state.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Engine(ABC):
         model: LanguageModel,
         distiller: Distiller | None = None,
     ) -> None:
-        """Raises ConfigError for `model.compile` where nothing compiles, and as `_wrap` does."""
+        """Raises ConfigError for `model.compile` without a compiler, and what `_wrap` raises."""
         self.model = model
         self._distiller = distiller
         self._world = world
@@ -82,7 +82,7 @@ class Engine(ABC):
     @property
     @abstractmethod
     def applied(self) -> bool:
-        """Whether the last step moved the weights: not if a gradient was not finite."""
+        """Whether the last step moved the weights. A gradient that is not finite prevents it."""
 
     @property
     def can_go_on(self) -> bool:
@@ -90,15 +90,15 @@ class Engine(ABC):
         return self.applied or (self._loss_scale is not None and not self._loss_scale.exhausted)
 
     def counts(self) -> dict[str, float]:
-        """What this engine counts over the whole run, by the names of metrics."""
+        """Counts over the whole run, by the names of their metrics."""
         return {"overflow_steps": self._loss_scale.overflow_steps} if self._loss_scale else {}
 
     def whole_weights(self) -> AbstractContextManager[Any]:
-        """Within, every rank has all weights, to evaluate with; all ranks enter together."""
+        """A context in which every rank has all weights, to evaluate; all ranks enter together."""
         return nullcontext()
 
     def state(self) -> dict[str, Tensor]:
-        """What `load_state` takes, on rank 0; all ranks ask together, after the first step."""
+        """The state for `load_state`, on rank 0; all ranks call together, after the first step."""
         if not self._optimizer.state:  # every step so far overflowed
             self._make_optimizer_state()
         state = full_state(self.model, self._optimizer, self._world)
@@ -107,7 +107,7 @@ class Engine(ABC):
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from rank 0's `state`; the other ranks' is not looked at."""
+        """Go on from rank 0's `state`; that of the other ranks is ignored."""
         self._make_optimizer_state()
         load_full_state(self.model, self._optimizer, state, self._world)
         if self._loss_scale is not None:
@@ -116,17 +116,17 @@ class Engine(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let hooks on the model and memory go."""
+        """Remove the hooks from the model, and free memory."""
 
     @abstractmethod
     def _wrap(self) -> None:
-        """Put around model and optimizer what trains them among the ranks: the end of building."""
+        """Wrap model and optimizer for training among the ranks; the constructor ends with this."""
 
     @abstractmethod
     def _learn(
         self, last: bool, inputs: Tensor, targets: Tensor, mask: Mask, lesson: Lesson | None
     ) -> Tensor:
-        """The terms of a micro step, its gradients added; after the `last`, weights are moved."""
+        """Add a micro step's gradients and return its terms; after the `last`, move the weights."""
 
     @abstractmethod
     def _prime(self) -> None:
@@ -160,7 +160,7 @@ class Engine(ABC):
 
 
 def _dropout_seed(seed: int, step: int, first_row: int) -> int:
-    # Where the share lies in the data, not who has it: two ranks then draw what two micro steps
-    # of one rank do. Hashed, because torch's CPU generator only looks at the low 32 bits.
+    # The place of the share in the data counts, not its rank: two ranks then draw what two micro
+    # steps of one rank draw. Hashed, because torch's CPU generator only uses the low 32 bits.
     position = struct.pack("<QQQ", seed, step, first_row)
     return int.from_bytes(hashlib.blake2b(position, digest_size=8).digest(), "little")

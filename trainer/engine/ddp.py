@@ -1,4 +1,4 @@
-"""The plain arm: PyTorch's DistributedDataParallel, to compare DeepSpeed against.
+"""The engine that trains under PyTorch's DistributedDataParallel, to compare DeepSpeed against.
 
 Weights, gradients and moments are whole on every rank. Nothing here knows ZeRO.
 """
@@ -21,7 +21,7 @@ from trainer.model.losses import Lesson
 
 
 class DDPEngine(Engine):
-    """Training under DistributedDataParallel; alone, of the bare model."""
+    """Training under DistributedDataParallel, or of the bare model on one rank."""
 
     def step(self, step: int, batch: Batch, masks: Sequence[Mask], lr: float) -> Tensor:
         if self._powersgd is not None:
@@ -44,8 +44,8 @@ class DDPEngine(Engine):
         del self._ddp, self._powersgd
 
     def _wrap(self) -> None:
-        # DDP waits for every parameter's gradient. It could look for those that will have none
-        # (`find_unused_parameters`), but would then throw PowerSGD's correction of them away.
+        # DDP waits for every parameter's gradient. It could look for parameters that will have none
+        # (`find_unused_parameters`), but would then discard PowerSGD's correction of them.
         self.model.touch_skipped = True
         self._applied = True
         self._ddp: DistributedDataParallel | None = None
@@ -63,8 +63,8 @@ class DDPEngine(Engine):
         if rank is not None:
             self._powersgd = PowerSGD(ddp, rank, self._config, self._world)
         self._ddp = ddp
-        # After its first backward DDP lays its buckets out anew, in the order of the gradients,
-        # and among many ranks sums depend on it: let that be the same here as after a resume.
+        # After its first backward DDP arranges its buckets anew, in the order of the gradients, and
+        # among many ranks sums depend on that. Done here, it is the same before and after a resume.
         token = torch.zeros((1, 1), dtype=torch.int64, device=self._world.device)
         torch.autograd.backward(ddp(token, token)[0] * 0.0)
         self._optimizer.zero_grad()

@@ -18,9 +18,10 @@ from trainer.engine.loss_scale import skip_overflows
 from trainer.model.layerdrop import Mask
 from trainer.model.losses import Lesson
 
-# DeepSpeed allocates this at every backward and copies gradients into it; larger ones it reduces
-# where they are. A small model alone is 3 % faster without the copies; among ranks few large
-# reductions win by 5 %, and a large model alone by some per cent too (docs/log.md).
+# DeepSpeed allocates a bucket of this size at every backward and copies gradients into it; larger
+# gradients are reduced where they are. A small model on one rank is 3 % faster without the copies.
+# Several ranks are 5 % faster with few large reductions, a large model on one rank by some per cent
+# too (docs/log.md).
 _BUCKET_NUMBERS = 5_000_000
 _SMALL_BUCKET_NUMBERS = 500_000
 _SMALL_MODEL_NUMBERS = 10_000_000
@@ -68,7 +69,7 @@ class DeepSpeedEngine(Engine):
         return terms  # type: ignore[no-any-return]
 
     def _prime(self) -> None:
-        # DeepSpeed, too, makes its way to the optimizer's state in a first step.
+        # DeepSpeed itself also prepares its access to the optimizer's state in a first step.
         token = torch.zeros((1, 1), dtype=torch.int64, device=self._world.device)
         for _ in range(self._config.optim.accumulation):
             self._deepspeed.backward(self._deepspeed(token, token)[0] * 0.0)
@@ -76,7 +77,7 @@ class DeepSpeedEngine(Engine):
 
 
 def _settings(config: TrainConfig, world: World, parameters: int) -> dict[str, Any]:
-    """What DeepSpeed is told: ours, and over it what the user's `deepspeed` section says."""
+    """The config for DeepSpeed: our settings, and over them the user's `deepspeed` section."""
     sequences, accumulation = config.data.batch_size, config.optim.accumulation
     small_alone = world.ranks == 1 and parameters < _SMALL_MODEL_NUMBERS
     ours: dict[str, Any] = {
@@ -87,11 +88,11 @@ def _settings(config: TrainConfig, world: World, parameters: int) -> dict[str, A
         "zero_optimization": {
             "stage": config.deepspeed.zero_stage,
             "reduce_bucket_size": _SMALL_BUCKET_NUMBERS if small_alone else _BUCKET_NUMBERS,
-            # gloo: reduce each gradient to the rank that owns it, instead of everywhere.
+            # With gloo, reduce each gradient to the rank that owns it, not to all ranks.
             "use_multi_rank_bucket_allreduce": world.device.type == "cuda",
         },
         "zero_force_ds_cpu_optimizer": False,  # its Adam would have to be compiled first
-        # Which optimizers fit which stage is the train config's to check.
+        # The train config checks which optimizers fit which stage.
         "zero_allow_untested_optimizer": True,
         "timers": {"throughput": {"enabled": False}},  # it waits for the GPU at every step
     }

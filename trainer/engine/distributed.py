@@ -1,7 +1,7 @@
-"""The process group: joined once in a process' life, used by all the runs it trains.
+"""The process group, which a process joins once and uses for all the runs that it trains.
 
-DeepSpeed's communication on top of torch.distributed, gloo on CPUs and nccl on GPUs. Nothing here
-knows a config, a model or a run.
+It is DeepSpeed's communication on top of torch.distributed, gloo on CPUs and nccl on GPUs. Nothing
+here knows a config, a model or a run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class World:
     device: torch.device
 
     def on_rank_0(self, work: Callable[[], T]) -> T:
-        """`work()`, done by rank 0 alone: every rank gets its value, or raises its exception."""
+        """Call `work` on rank 0 alone; every rank returns its value, or raises its exception."""
         if self.ranks == 1:
             return work()
         if self.rank > 0:
@@ -58,7 +58,7 @@ class World:
             dist.all_reduce(tensor)
 
     def stacked(self, tensor: torch.Tensor) -> torch.Tensor:
-        """`tensor` of every rank, on `device`, along a new first axis, by rank."""
+        """The `tensor` of every rank, on `device`, along a new first axis in the order of ranks."""
         if self.ranks == 1:
             return tensor[None]
         each = [torch.empty_like(tensor) for _ in range(self.ranks)]
@@ -107,7 +107,7 @@ def load_deepspeed() -> Any:
 
 
 def join(rank: int, ranks: int, local_rank: int, master_addr: str, master_port: int) -> World:
-    """Join the process group as `rank` of `ranks`; returns once all have. Once in a process.
+    """Join the process group as `rank` of `ranks`, once in a process; return when all have.
 
     Rank 0 listens on `master_port` at `master_addr`. `local_rank` is the GPU to use, if any.
     """

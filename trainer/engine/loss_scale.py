@@ -1,9 +1,9 @@
 """Dynamic loss scaling, without which small gradients vanish in fp16.
 
 Mixed-precision training (Micikevicius et al. 2018, arXiv 1710.03740) over fp32 weights: the loss
-is multiplied by a power of two, and each gradient divided by it where it reaches its weight,
-before anything adds, reduces, clips or looks at it. So nothing else knows that there is a scale:
-no ZeRO stage, no optimizer. Nothing here takes a step.
+is multiplied by a power of two, and each gradient is divided by it where it reaches its weight,
+before anything adds, reduces, clips or reads it. So nothing else, no ZeRO stage and no optimizer,
+knows that there is a scale. Nothing here takes a step.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _GROWTH_STEPS = 1000  # steps in a row without an overflow that double the scale
 
 
 class LossScale:
-    """The scale: halved by an overflow, whose step is skipped, doubled after many without one."""
+    """The scale: an overflow halves it and skips the step; many steps without one double it."""
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
         """Unscale the gradients of `weights`, which are fp32, from now on."""
         self._scale = _FIRST_SCALE
         self._clean_steps = 0  # since the scale last changed
         self.overflow_steps = 0  # of the whole run
-        self.exhausted = False  # by the last step: it overflowed at the smallest scale there is
+        self.exhausted = False  # the last step overflowed at the smallest scale
         for weight in weights:
             weight.register_hook(self._unscaled)  # type: ignore[no-untyped-call]
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """What to call backward on instead of `loss`."""
+        """The value to call backward on instead of `loss`."""
         return loss * self._scale
 
     def update(self, applied: bool) -> None:
@@ -59,9 +59,9 @@ class LossScale:
 
 
 def skip_overflows(optimizer: Optimizer) -> None:
-    """Have `optimizer` skip its step where a gradient is not finite, and DeepSpeed know that.
+    """Make `optimizer` skip its step where a gradient is not finite, and tell DeepSpeed of it.
 
-    ZeRO does so by itself. Without it (stage 0) DeepSpeed only looks for an `overflow` here.
+    ZeRO does so by itself. Without ZeRO (stage 0) DeepSpeed only reads `optimizer.overflow`.
     """
     step = optimizer.step
 

@@ -1,6 +1,6 @@
 """The peak memory of one run, in a process that may have trained others before it.
 
-Nothing here knows a run: whoever builds and closes one calls in.
+Nothing here knows a run; the code that builds and closes a run calls these functions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _RESET_PEAK = "5"  # proc(5), clear_refs
 
 
 def reset_peak(device: torch.device) -> None:
-    """Forget the peak so far. Where the system does not allow it, the process' own peak counts."""
+    """Forget the peak so far. If the system does not allow that, the process' whole peak counts."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -26,11 +26,11 @@ def reset_peak(device: torch.device) -> None:
 
 
 def release_freed(device: torch.device) -> None:
-    """Give freed memory back to the system, where the next run does not count it as its own."""
+    """Give freed memory back to the system, so that the next run does not count it as its own."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     else:
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
         if trim is not None:
             trim(0)
 

@@ -1,8 +1,8 @@
 """The optimizers that `optim.name` names, each a torch.optim.Optimizer over a model's parameters.
 
-AdamW and Muon are torch's. Lamb and Lion are written here: what DeepSpeed ships of them has to be
-compiled on the machine, Lamb for a GPU. Nothing here knows an engine; which of them are right
-under ZeRO, the train config checks.
+AdamW and Muon are torch's. Lamb and Lion are written here, because DeepSpeed's versions have to be
+compiled on the machine, and its Lamb needs a GPU. Nothing here knows an engine; the train config
+checks which optimizers are right under ZeRO.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def make_optimizer(optim: OptimConfig, model: LanguageModel) -> Optimizer:
 
 
 class _ByParameter(Optimizer, ABC):
-    """An optimizer that moves each parameter by what it knows of that one alone."""
+    """An optimizer that moves each parameter by that parameter's own gradient and state alone."""
 
     def __init__(
         self, params: Iterable[Tensor], lr: float, betas: tuple[float, float], weight_decay: float
@@ -54,14 +54,14 @@ class _ByParameter(Optimizer, ABC):
     def _move(
         self, group: Group, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor]
     ) -> None:
-        """Move `parameter` one step; `state`, empty at first, is its own."""
+        """Move `parameter` one step; `state`, empty at first, belongs to it alone."""
 
 
 class Lion(_ByParameter):
     """Evolved sign momentum (Chen et al. 2023, arXiv 2302.06675), with decoupled weight decay.
 
-    Every number moves by `lr`, so `lr` wants to be 3 to 10 times smaller than AdamW's.
-    Elementwise, so it is the same on flat pieces of parameters.
+    Every number moves by `lr`, so `lr` should be 3 to 10 times smaller than AdamW's. It works
+    elementwise, so it does the same on flat pieces of parameters.
     """
 
     def _move(
@@ -79,8 +79,8 @@ class Lion(_ByParameter):
 class Lamb(_ByParameter):
     """Adam's step, scaled by each matrix' own norm (You et al. 2020, arXiv 1904.00962).
 
-    The norm is not bounded, and vectors are not scaled, as in the authors' code: one that starts
-    at zero would hardly move.
+    As in the authors' code, the norm is not bounded, and vectors are not scaled, because a vector
+    that starts at zero would hardly move.
     """
 
     _EPSILON = 1e-6
@@ -124,7 +124,7 @@ class MuonAndAdamW(Optimizer):
         muon = Muon(matrices, lr, weight_decay, momentum, adjust_lr_fn="match_rms_adamw")
         adamw = AdamW(others, lr, betas, weight_decay=weight_decay, fused=True)
         super().__init__([*muon.param_groups, *adamw.param_groups], {})
-        # This one's groups and state are theirs: what is set here is seen there.
+        # Both parts use this optimizer's groups and state, so they see what is set here.
         muon.param_groups, adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
         muon.state = adamw.state = self.state
         self._parts = (muon, adamw)

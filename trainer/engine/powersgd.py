@@ -1,7 +1,7 @@
 """PowerSGD between the ranks of a DistributedDataParallel model: matrices sent as low-rank factors.
 
-Vogels et al. 2019, arXiv 1905.13727; PyTorch's own hook, with error feedback: what a step did not
-send, the next one adds. Here are only its settings and its place in a run's state.
+It is PyTorch's own hook (Vogels et al. 2019, arXiv 1905.13727), with error feedback: the next step
+adds what a step did not send. Here are only its settings and its place in a run's state.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _ERRORS = "powersgd_errors"
 
 
 class PowerSGD:
-    """The communication hook of `ddp`, and what it owes: (ranks, parameters) numbers.
+    """The communication hook of `ddp`, with (ranks, parameters) numbers not sent yet.
 
-    Gradients are sent whole in the warm-up, where they are least alike from step to step.
+    Gradients are sent whole in the warm-up, where they differ most from step to step.
     """
 
     # One bucket for all: without warm start the hook's buckets delete each other's factors.
@@ -38,21 +38,21 @@ class PowerSGD:
         self._hook = PowerSGDState(
             process_group=None,
             matrix_approximation_rank=rank,
-            start_powerSGD_iter=max(2, config.optim.warmup_steps),  # it takes none below 2
-            # A layer dropped in a whole step has a zero matrix: its factors would be 0/0 without
-            # an epsilon, and with warm start stay zero for ever.
+            start_powerSGD_iter=max(2, config.optim.warmup_steps),  # 2 is the least
+            # A layer dropped in a whole step has gradients of zero. Their factors would be 0/0
+            # without an epsilon, and with warm start they would stay zero for ever.
             warm_start=False,
             orthogonalization_epsilon=1e-8,
         )
         ddp.register_comm_hook(self._hook, powerSGD_hook)
 
     def begin(self, step: int) -> None:
-        """Tell the hook, which counts for itself, the step: factors are drawn from (seed, step)."""
+        """Set the hook's own count of steps, and have it draw its factors from (seed, step)."""
         self._hook.iter = step
         self._hook.rng = np.random.RandomState([self._seed, step])
 
     def state(self) -> dict[str, Tensor]:
-        """What each rank owes, on rank 0's CPU; nothing on other ranks. All ask together."""
+        """What each rank has not sent, on rank 0's CPU; empty on others. All call together."""
         owed = self._hook.error_dict.get(0)
         if owed is None:
             owed = torch.zeros(self._numbers, device=self._world.device)
@@ -60,9 +60,9 @@ class PowerSGD:
         return {_ERRORS: errors.cpu()} if self._world.rank == 0 else {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take rank 0's `state`: of as many ranks, exactly; of others, each their mean.
+        """Take over rank 0's `state`. If it has another number of ranks, all take their mean.
 
-        The mean is what reaches the gradient, which is a mean over ranks too.
+        The gradient is a mean over ranks too, so it is the mean that reaches it.
         """
         ranks = self._world.ranks
         errors = torch.empty((ranks, self._numbers), device=self._world.device)

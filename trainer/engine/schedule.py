@@ -15,7 +15,7 @@ def learning_rate(optim: OptimConfig, steps: int, step: int) -> float:
     It rises linearly from 0 and reaches `lr` in `warmup_steps` steps; then it stays there
     (`constant`) or follows half a cosine (`cosine`, Loshchilov & Hutter 2017, arXiv 1608.03983)
     that would reach `lr * lr_final_fraction` at step `steps`, the one after the last. `piecewise`
-    has straight lines through `points` in place of `lr`, from step 0 on, level outside them.
+    uses straight lines through `points` instead of `lr`, from step 0 on, and is constant outside.
     """
     peak = optim.lr
     if optim.schedule == "piecewise":

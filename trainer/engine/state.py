@@ -20,9 +20,9 @@ from trainer.runs.checkpoint import CheckpointError
 def full_state(model: nn.Module, optimizer: Optimizer, world: World) -> dict[str, Tensor]:
     """Weights, moments and the optimizer's step count, on rank 0's CPU; nothing on other ranks.
 
-    Keys are `weights/NAME`, `MOMENT/NAME` for what the optimizer keeps of a parameter, as
-    `exp_avg/NAME`, and `optimizer_steps` if it counts them. All ranks must ask together; before
-    the optimizer's first step there is nothing to ask for.
+    Keys are `weights/NAME`; `MOMENT/NAME`, as `exp_avg/NAME`, for what the optimizer keeps of a
+    parameter; and `optimizer_steps` if it counts steps. All ranks must call this together, after
+    the optimizer's first step.
     """
     state = {}
 
@@ -74,7 +74,7 @@ def load_full_state(
 
 
 def reset_step_counts(optimizer: Optimizer) -> None:
-    """Let `optimizer` forget that it ever took a step; its moments stay."""
+    """Set the step counts of `optimizer` to 0; its moments stay."""
     for count in _step_counts(optimizer):
         count.zero_()
 
@@ -98,7 +98,7 @@ def _partitioned(parameter: Tensor) -> bool:
 
 
 def _sharded(parameter: Tensor) -> bool:
-    # The same of stage 3, where a parameter itself is empty but when it is in use.
+    # The same for stage 3, where a parameter is empty except while it is in use.
     return hasattr(parameter, "ds_id")
 
 
@@ -107,14 +107,14 @@ def _shape(parameter: Tensor) -> torch.Size:
 
 
 def _shard(parameter: Tensor, value: Tensor, world: World) -> Tensor:
-    # This rank's part. DeepSpeed's own setter of whole values forgets that the last is padded.
+    # This rank's part. DeepSpeed's setter of whole values forgets that the last part is padded.
     numbers = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
     padded = F.pad(value.flatten(), (0, numbers * world.ranks - value.numel()))
     return padded[world.rank * numbers : (world.rank + 1) * numbers]
 
 
 def _moments(parameter: Tensor, optimizer: Optimizer) -> list[str]:
-    # Under ZeRO the state is of flat pieces of many parameters, all of one kind.
+    # Under ZeRO the state belongs to flat pieces of many parameters, all of one kind.
     of = parameter if parameter in optimizer.state else next(iter(optimizer.state))
     return [name for name in optimizer.state[of] if name != "step"]
 

@@ -1,7 +1,7 @@
-"""What ZeRO stage 3 needs beyond the other stages: whole weights to evaluate, and to be forgotten.
+"""What only ZeRO stage 3 needs: whole weights to evaluate with, and engines to be forgotten.
 
-At stage 3 a weight is empty on every rank but while the layer that uses it runs. Nothing here
-trains, and nothing of it is called at another stage.
+At stage 3 a weight is empty on every rank except while the layer that uses it runs. Nothing here
+trains, and nothing here is called at another stage.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from trainer.engine.distributed import load_deepspeed
 
 
 def whole_weights(engine: Any) -> AbstractContextManager[Any]:
-    """Within, every rank has all weights of DeepSpeed's `engine`; all ranks enter together.
+    """A context in which every rank has all weights of `engine`, DeepSpeed's; all enter together.
 
     They are gathered once. Ranks evaluate unequal numbers of batches, so a layer that gathered
     its own, as in training, would wait for ever on a rank that has finished.
@@ -22,7 +22,7 @@ def whole_weights(engine: Any) -> AbstractContextManager[Any]:
 
 
 def forget_engines() -> None:
-    """Let go of the models of engines that were destroyed.
+    """Release the models of engines that were destroyed.
 
     DeepSpeed 0.19.8 keeps every model of a process alive, in a list and in a method's cache.
     """

@@ -1,7 +1,7 @@
 """The depth front: what one trained model is worth at several depths, without retraining.
 
-It says which layers each sub-model keeps, and its perplexity, size and speed. It trains nothing,
-writes nothing and draws nothing at random; how a perplexity is measured is handed in.
+It finds the layers that each sub-model keeps, and its perplexity, size and speed. The caller says
+how a perplexity is measured. Nothing here trains, writes or draws at random.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trainer.model.layerdrop import Mask
 from trainer.model.transformer import LanguageModel
 from trainer.runs.checkpoint import DepthPoint
 
-_TIMINGS = 5  # forward passes, the median of which is a depth's time
+_TIMINGS = 5  # forward passes of each depth, whose median is its time
 
 Layers = tuple[int, ...]  # the layers kept, 1-based, in order
 Perplexity = Callable[[Mask], float]
@@ -27,8 +27,8 @@ Perplexity = Callable[[Mask], float]
 def every_other(layers: int, depth: int) -> Layers:
     """The `depth` of `layers` layers that "every other" pruning keeps (Fan et al. 2019).
 
-    The first and the last stay, for they matter most, and the dropped are spread evenly between
-    them: neighbours are dropped only where there is no other way. A single layer is the first.
+    The first and the last layer stay, because they matter most. The dropped layers are spread
+    evenly, so that neighbours are dropped only if they must. A depth of 1 keeps the first layer.
     """
     gaps = depth - 1
     # i * (layers - 1) / gaps, rounded half up, in integers.
@@ -36,9 +36,9 @@ def every_other(layers: int, depth: int) -> Layers:
 
 
 def greedy(layers: int, shallowest: int, perplexity: Perplexity) -> Iterator[Layers]:
-    """Ever shallower sub-models, one layer fewer each, down to `shallowest` layers.
+    """Yield sub-models with one layer fewer each time, down to `shallowest` layers.
 
-    Each time the layer goes without which `perplexity` is lowest; of equals, the first.
+    Each time that layer is dropped without which `perplexity` is lowest; of equals, the first.
     """
     kept = tuple(range(1, layers + 1))
     while len(kept) > shallowest:
@@ -60,10 +60,10 @@ def depth_front(
     search_perplexity: Perplexity,
     rows: int,
 ) -> list[DepthPoint]:
-    """`model`, whose perplexity is `whole_ppl`, at the depths of `config`, and whole.
+    """Measure `model` at the depths of `config`, and whole, where its perplexity is `whole_ppl`.
 
-    `perplexity` of a mask is taken over all of valid, `search_perplexity` over as much as a search
-    may cost. Times are of `rows` sequences at once. All ranks call it together.
+    `perplexity` of a mask covers all of valid, `search_perplexity` only as much as a search can
+    afford. Times are for `rows` sequences at once. All ranks call this together.
     """
     layers = len(model.blocks)
     whole = tuple(range(1, layers + 1))
@@ -92,7 +92,7 @@ def depth_front(
 def front_metrics(
     front: Sequence[DepthPoint], reference: DepthReference | None
 ) -> dict[str, float]:
-    """The front as flat metrics by depth; its perplexity is the better of the searches'."""
+    """The front as flat metrics by depth; a depth has the better perplexity of the searches."""
     metrics: dict[str, float] = {}
     for point in front:
         depth = f"depth_{point['depth']}"
@@ -108,8 +108,8 @@ def front_metrics(
 def hypervolume(front: Sequence[DepthPoint], reference: DepthReference) -> float:
     """The area, in layers x nats per token, that `front` dominates within `reference`.
 
-    Its axes are depth and log perplexity. Depths are whole numbers: at each below the reference's
-    it counts by how much the best model no deeper than that beats the reference.
+    Its axes are depth and log perplexity. Depths are whole numbers: each below the reference's adds
+    the nats by which the best model of at most that depth beats the reference.
     """
 
     def best_nats(depth: int) -> float:
@@ -134,8 +134,8 @@ def _chosen(
 def _seconds_per_token(
     model: LanguageModel, layers_by_depth: dict[int, Layers], rows: int
 ) -> dict[int, float]:
-    # Interleaved, so that whatever else the machine does falls on every depth alike. The time does
-    # not depend on which tokens they are.
+    # The depths take turns, so that other work of the machine slows all of them alike. Any tokens
+    # take the same time.
     masks = {d: mask_of(kept, len(model.blocks)) for d, kept in layers_by_depth.items()}
     shape = rows, len(model.positions)
     tokens = torch.zeros(shape, dtype=torch.int64, device=model.positions.device)

@@ -1,7 +1,7 @@
-"""Measuring a model on valid: its perplexity, and that of its sub-models; on test, if it may.
+"""Measure a model's perplexity, and that of its sub-models, on valid; on test if it may be read.
 
-All ranks measure together, each a share, and get the same. It writes nothing and decides nothing;
-what a perplexity means for the run is `trainer.run`'s.
+All ranks measure together, each its share, and get the same results. Nothing is written or decided
+here: `trainer/run.py` decides what a perplexity means for the run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trainer.model.layerdrop import Mask
 from trainer.model.transformer import LanguageModel
 from trainer.runs.checkpoint import DepthPoint
 
-_SEARCH_TOKENS = 16_384  # that a greedy search compares on: it takes O(layers^2) passes
+_SEARCH_TOKENS = 16_384  # a greedy search, of O(layers^2) passes, compares on these
 
 
 class Evaluator:
@@ -47,9 +47,9 @@ class Evaluator:
         self._rows = config.data.batch_size // (world.ranks * config.optim.accumulation)
 
     def measure(self, front: bool) -> tuple[float, list[DepthPoint]]:
-        """Perplexity of the whole model, and with `front` its depth front where depths are given.
+        """The whole model's perplexity and, with `front`, its depth front if depths are given.
 
-        A perplexity that is no number is inf, and then there is no front.
+        A perplexity that is not finite is inf, and then the front is empty.
         """
         whole_ppl = self._perplexity(self._blocks, self._words)
         if not (front and self._config.depths and math.isfinite(whole_ppl)):
@@ -66,7 +66,7 @@ class Evaluator:
         return whole_ppl, self._world.on_rank_0(lambda: points)  # the others' times differ
 
     def test(self) -> float:
-        """Test perplexity of the whole model, inf where that is no number.
+        """Test perplexity of the whole model, inf if it is not finite.
 
         Raises SplitWithheld unless the run is an evaluation.
         """
@@ -76,7 +76,7 @@ class Evaluator:
         return EvalBlocks(self._splits.tokens(split), self._context, self._config.stride)
 
     def _perplexity(self, blocks: EvalBlocks, words: int, keep: Mask | None = None) -> float:
-        # Of all blocks, which hold so many words; inf where that is no number.
+        # Over all blocks, per word, of which they hold `words`; inf if it is not finite.
         world = self._world
         total = torch.zeros((), dtype=torch.float64, device=world.device)
         self._model.eval()

@@ -1,7 +1,7 @@
-"""The analysis phase of policy `sbld`: what the training loss rises by when a layer is skipped.
+"""The analysis phase of policy `sbld`: how much the training loss rises when a layer is skipped.
 
-It measures, by forward passes without gradients; what follows for the drop probabilities is
-`trainer.model.layerdrop`'s. It trains nothing and draws no random number.
+It measures by forward passes without gradients, and draws no random number. What that means for
+the drop probabilities, `trainer/model/layerdrop.py` decides.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def loss_rises(
 ) -> list[float]:
     """By how much the loss on `tokens` rises without each layer: nats per token, may be negative.
 
-    `tokens` are the whole step's, (sequences, context + 1), of which each rank takes its share
-    in `micro_steps` pieces; all ranks call it together and get the same. Dropout is off.
+    `tokens` (sequences, context + 1) are those of the whole step. Each rank takes its share in
+    `micro_steps` pieces; all ranks call this together and get the same. Dropout is off.
     """
     layers = len(model.blocks)
     masks = [[1.0] * layers, *(1.0 - np.eye(layers)).tolist()]
@@ -40,7 +40,7 @@ def loss_rises(
 
 
 def with_next(mean: Sequence[float], count: int, values: Sequence[float]) -> list[float]:
-    """`mean` of `count` earlier lists of values, and now of `values` too."""
+    """The mean of `values` and of `count` earlier lists, whose mean is `mean`."""
     if count == 0:
         return list(values)
     return [old + (new - old) / (count + 1) for old, new in zip(mean, values, strict=True)]

@@ -1,7 +1,7 @@
-"""torch.compile for each block of a model, never for the whole: which blocks run changes.
+"""torch.compile for each block of a model, never for the whole, because other blocks run each time.
 
-A mask inside a compiled graph would make one graph a mask. Compiled in place, a block keeps its
-weights' names. Nothing here changes what a block computes.
+A graph of the whole model would be compiled anew for every mask. A block is compiled in place, so
+its weights keep their names. It computes the same as before.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from trainer.config.settings import ConfigError
 
 
 def compile_blocks(blocks: nn.ModuleList, device: torch.device) -> None:
-    """Have each of `blocks` compiled when it first runs. Raises ConfigError where nothing can."""
+    """Have each of `blocks` compiled when it first runs. Raises ConfigError without a compiler."""
     missing = _missing_compiler(device)
     if missing is not None:
         raise ConfigError(
             f"model.compile: true needs {missing}, which this machine lacks; "
             "install it, or use model.compile: false"
         )
-    # Graphs of the process' earlier runs count towards the few that torch allows for a function;
-    # past them it would go on without compiling.
+    # torch allows few graphs for a function and goes on without compiling when there are more. The
+    # graphs of this process' earlier runs would count too.
     torch.compiler.reset()
     for block in blocks:
         block.compile()

@@ -15,7 +15,7 @@ import numpy as np
 
 from trainer.config.train import TrainConfig
 
-# The scale of each layer's residual branches, first layer first: 0.0 skips it, 1.0 is plain.
+# The scale of each layer's residual branches, first layer first: 0.0 skips it, 1.0 changes nothing.
 Mask = tuple[float, ...]
 
 _STREAM = 0x4C415945  # keeps these numbers apart from every other use of the same seed
@@ -25,7 +25,7 @@ class DropPolicy(ABC):
     """LayerDrop (Fan et al. 2019, arXiv 1909.11556): each layer is skipped independently.
 
     Kept layers are not rescaled and at least one layer is always kept. Layers before `start_layer`
-    (1-based) are never skipped, and none more often than its entry in `caps` says. Evaluation
+    (1-based) are never skipped, and no layer more often than its entry in `caps` says. Evaluation
     knows no policy: it runs all layers.
     """
 
@@ -40,14 +40,14 @@ class DropPolicy(ABC):
 
     @abstractmethod
     def rate(self, layer: int, step: int) -> float:
-        """What the schedule asks for, in [0, 1), `start_layer` and `caps` aside."""
+        """Drop probability of the schedule, in [0, 1), before `start_layer` and `caps` apply."""
 
     def drop_probability(self, layer: int, step: int) -> float:
         """Probability that `layer` (1-based) is skipped at 0-based optimizer step `step`."""
         return min(self.rate(layer, step), self._largest[layer - 1])
 
     def residual_scale(self, layer: int, step: int) -> float:
-        """What the outputs of `layer` (1-based) are multiplied by at `step` where it is kept."""
+        """The factor for the outputs of `layer` (1-based) at `step`, where the layer is kept."""
         return 1.0
 
     def mean_probability(self, step: int) -> float:
@@ -56,9 +56,9 @@ class DropPolicy(ABC):
 
     def mask(self, step: int, micro_step: int) -> Mask:
         """The scales of micro step `micro_step` of optimizer step `step`, both 0-based."""
-        # Raw words, one more than layers: NumPy keeps these for ever, its other draws only within
-        # a version. Philox counts in the counter's first word; the position is in the others, so
-        # the numbers of two micro steps never overlap (Salmon et al. 2011).
+        # Raw words, one more than layers: NumPy never changes these, but a version may change its
+        # other draws. Philox counts in the counter's first word, and the position is in the other
+        # words, so the numbers of two micro steps never overlap (Salmon et al. 2011).
         stream = np.random.Philox(key=[self.seed, _STREAM], counter=[0, step, micro_step, 0])
         *words, spare = stream.random_raw(self.layers + 1).tolist()
         kept = [
@@ -74,7 +74,7 @@ class DropPolicy(ABC):
 
 
 class NoDrop(DropPolicy):
-    """Every layer, always: Baseline A."""
+    """Keep every layer at every step: Baseline A."""
 
     def rate(self, layer: int, step: int) -> float:
         return 0.0
@@ -84,7 +84,7 @@ class NoDrop(DropPolicy):
 
 
 class StaticDrop(DropPolicy):
-    """The same probability `p_init` at every step: Baseline B."""
+    """Drop with the same probability `p_init` at every step: Baseline B."""
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
@@ -95,7 +95,7 @@ class StaticDrop(DropPolicy):
 
 
 class AnnealedDrop(DropPolicy):
-    """From `p_init` at step 0 to `p_final` at step `decay_steps`, and there it stays."""
+    """Go from `p_init` at step 0 to `p_final` at step `decay_steps`, and stay there."""
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
@@ -109,7 +109,7 @@ class AnnealedDrop(DropPolicy):
 
     @abstractmethod
     def remaining(self, progress: float) -> float:
-        """How much of the way is still to go, from 1 at `progress` 0 to 0 at `progress` 1."""
+        """The part of the way that is left, from 1 at `progress` 0 to 0 at `progress` 1."""
 
 
 class LinearDrop(AnnealedDrop):
@@ -127,7 +127,7 @@ class CosineDrop(AnnealedDrop):
 
 
 class PiecewiseDrop(DropPolicy):
-    """Straight lines through `points` of (fraction of the run's steps, p), level outside them."""
+    """Straight lines through `points`, (fraction of the run's steps, p), and constant outside."""
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
@@ -143,8 +143,8 @@ class ProgressiveDrop(DropPolicy):
 
     theta(t) = (1 - theta_bar) exp(-gamma t) + theta_bar, and layer l of L is kept with probability
     1 - (l / L) (1 - theta(t)). A kept layer's residual is scaled by 1 / (probability to keep it),
-    so that its expectation is that of a layer which always runs. Without a `gamma` it is the
-    paper's 100 / T for a run of T steps: theta is then at theta_bar after a tenth of the run.
+    so that its expectation is that of a layer which always runs. If `gamma` is not given, it is the
+    paper's 100 / T for a run of T steps: theta then reaches theta_bar after a tenth of the run.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -165,18 +165,18 @@ class ProgressiveDrop(DropPolicy):
 class SensitivityDrop(DropPolicy):
     """SBLD-style, after Sensitivity-Based Layer Dropping (Zeng et al. 2023, AAAI 37, 26321).
 
-    Public is that a short analysis phase measures how much each layer's removal changes the
+    It is public that a short analysis phase measures how much each layer's removal changes the
     training loss, that sensitive layers are then protected and insensitive ones dropped more, and
-    that a scheduler changes the probabilities. Its metric, thresholds and formula are not, so
-    these choices are ours. No layer is dropped until the analysis is over.
-    Only the order of the sensitivities counts, because the first layer's often dwarfs the others.
-    Drop probabilities are evenly spaced along that order around their mean `p_init`: from 0, while
-    p_init <= 1/3, to at most half way from p_init to 1, so that every layer goes on being trained.
-    They rise from 0 along a line over `ramp_fraction` of the run. Caps lower the mean.
+    that a scheduler changes the probabilities. The metric, thresholds and formula are not public,
+    so these choices are ours. No layer is dropped until the analysis is over.
+    Only the order of the sensitivities counts, because the first layer's is often by far the
+    largest. Drop probabilities are evenly spaced in that order, with mean `p_init`. The smallest is
+    0 if p_init <= 1/3; the largest is at most half way from p_init to 1, so that every layer is
+    still trained. They rise linearly from 0 over `ramp_fraction` of the run. Caps lower the mean.
     """
 
     def __init__(self, config: TrainConfig, sensitivity: Sequence[float]) -> None:
-        """`sensitivity` is each layer's, first layer first; empty before the analysis."""
+        """`sensitivity` has each layer's, first layer first; it is empty before the analysis."""
         super().__init__(config)
         self.first_step = config.analysed_steps().stop
         self.ramp_steps = config.layerdrop.ramp_fraction * config.steps
@@ -210,7 +210,7 @@ _POLICIES: dict[str, type[DropPolicy]] = {
 def make_policy(config: TrainConfig, sensitivity: Sequence[float] = ()) -> DropPolicy:
     """The drop policy that `config.layerdrop` names, for the run that `config` describes.
 
-    `sensitivity` is what the analysis of `sbld` has found, once it has; the others take none.
+    `sensitivity` is what the analysis of `sbld` has measured so far; other policies ignore it.
     """
     if config.layerdrop.policy == "sbld":
         return SensitivityDrop(config, sensitivity)

@@ -1,10 +1,10 @@
-"""The output layer with its loss terms, a chunk of tokens at a time.
+"""The output layer with its loss terms, computed for one chunk of tokens at a time.
 
-Logits of a batch are by far its largest tensor: 1.6 GB for 8,192 tokens and 50,000 words. Here
-only a chunk of them lives at once, and their gradient is taken on the spot, in the forward pass
-(as Liger does; Hsu et al. 2024, arXiv 2410.10989): less memory, and faster, because a chunk stays
-in the CPU's cache. Softmaxes, logarithms and sums are in fp32, or fp64 where the input is. Nothing
-here knows a model, a step or a teacher's file.
+The logits of a batch are by far its largest tensor: 1.6 GB for 8,192 tokens and 50,000 words. Here
+only one chunk of them exists at a time, and its gradient is computed at once, in the forward pass
+(as Liger does; Hsu et al. 2024, arXiv 2410.10989). That takes less memory, and less time, because a
+chunk stays in the CPU's cache. Softmaxes, logarithms and sums are in fp32, or in fp64 if the input
+is. Nothing here knows a model, a step or a teacher's file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Logits held at once: those that fit a CPU core's cache, or a GPU with enough work to do.
+# Logits held at once: as many as fit the cache of a CPU core, or keep a GPU busy.
 _CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**27}
 
 
@@ -33,16 +33,16 @@ class Mixture:
 
 
 class Signal(ABC):
-    """What a teacher says of the next token, for every token of a batch."""
+    """What a teacher predicts for the next token, for every token of a batch."""
 
     @abstractmethod
     def divergence(
         self, logits: Tensor, normalizer: Tensor, rows: slice, mixture: Mixture
     ) -> tuple[Tensor, Tensor]:
-        """T^2 KL(teacher || student) of `rows`, summed, and a gradient by the student's logits.
+        """T^2 KL(teacher || student), summed over `rows`, and a gradient by the student's logits.
 
-        The gradient is alpha times that of the sum of the `normalizer`, logsumexp of the `logits`
-        (rows, V), plus beta times that of the divergence. It may be written over the logits.
+        The `normalizer` is logsumexp of the `logits` (rows, V). The gradient is alpha times that of
+        the normalizer's sum, plus beta times that of the divergence. It may overwrite the logits.
         """
 
 
@@ -56,7 +56,7 @@ class Live(Signal):
     def divergence(
         self, logits: Tensor, normalizer: Tensor, rows: slice, mixture: Mixture
     ) -> tuple[Tensor, Tensor]:
-        """Of softmax(logits / T) of both (Hinton et al. 2015, arXiv 1503.02531)."""
+        """Compare softmax(logits / T) of both (Hinton et al. 2015, arXiv 1503.02531)."""
         alpha, beta, temperature = mixture.alpha, mixture.beta, mixture.temperature
         theirs = F.linear(self.hidden[rows], self.embedding).to(logits.dtype)
         if temperature == 1.0:
@@ -72,7 +72,7 @@ class Live(Signal):
 
 
 def _divergence(ours: Tensor, normalizer: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    # Of two tables of logits, summed, and the second's probabilities, written over it.
+    # Returns the divergence, summed, and the probabilities of `theirs`, written over `theirs`.
     their_normalizer = theirs.logsumexp(dim=-1, keepdim=True)
     ratio = theirs - ours
     teacher = theirs.sub_(their_normalizer).exp_()
@@ -82,10 +82,10 @@ def _divergence(ours: Tensor, normalizer: Tensor, theirs: Tensor) -> tuple[Tenso
 
 @dataclass(frozen=True)
 class TopK(Signal):
-    """A teacher's `k` best tokens and what is left to all others together, the tail.
+    """A teacher's `k` best tokens, and the tail, which is all other tokens together.
 
-    `tokens` (N, k), ids; `log_probabilities` (N, k + 1), at temperature 1, the tail's last: -inf
-    where there is none. Student and teacher are compared as distributions over these k + 1
+    `tokens` (N, k) are ids. `log_probabilities` (N, k + 1) are at temperature 1, the tail's last,
+    -inf if there is no tail. Student and teacher are compared as distributions over these k + 1
     outcomes, and the temperature is applied to them. With k = V that is the live teacher's term.
     """
 
@@ -95,7 +95,7 @@ class TopK(Signal):
     def divergence(
         self, logits: Tensor, normalizer: Tensor, rows: slice, mixture: Mixture
     ) -> tuple[Tensor, Tensor]:
-        """Of the k + 1 outcomes; its gradient reaches each token of the tail by its share of it."""
+        """Compare the k + 1 outcomes; a tail's token gets its share of the tail's gradient."""
         alpha, beta, temperature = mixture.alpha, mixture.beta, mixture.temperature
         tokens, theirs = self.tokens[rows], self.log_probabilities[rows].to(logits.dtype)
         best = logits.gather(1, tokens).sub_(normalizer)
@@ -113,10 +113,10 @@ class TopK(Signal):
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one micro step learns from a teacher, and how much it counts for.
+    """What one micro step learns from a teacher, and how much that counts.
 
-    `signal` is the teacher's word on the next token; `states` instead are its residual stream
-    after the layer that matches each of the student's, (B, T, D_teacher).
+    It has either `signal`, what the teacher predicts, or `states`: for each layer of the student,
+    the teacher's residual stream after the matching layer, (B, T, D_teacher).
     """
 
     mixture: Mixture
@@ -130,8 +130,8 @@ def feature_distance(
     """Mean squared distance of the student's kept layers' states from the teacher's: a scalar.
 
     Each state is normalised over its width first, so that the term does not depend on the
-    stream's scale, which grows with depth. `projection` (D_teacher, D) takes the student's to the
-    teacher's width, one for all layers (as TinyBERT's, Jiao et al. 2020, arXiv 1909.10351).
+    stream's scale, which grows with depth. `projection` (D_teacher, D) maps the student's states to
+    the teacher's width, in all layers alike (as in TinyBERT, Jiao et al. 2020, arXiv 1909.10351).
     """
     distances = []
     for ours, theirs in zip(states, teacher, strict=True):
@@ -155,7 +155,7 @@ def head_loss(
     mixture: Mixture = Mixture(),
     signal: Signal | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The mixture of cross-entropy and a teacher's term, of the logits `hidden @ weight.T`.
+    """The mixture of cross-entropy and a teacher's term for the logits `hidden @ weight.T`.
 
     `hidden` (N, D) and `weight` (V, D) get gradients; `targets` (N,) are token ids. Products are
     computed in `dtype`, by default that of `hidden`. Both terms are sums over the vocabulary and
@@ -221,7 +221,7 @@ class _Head(torch.autograd.Function):
 def _terms(
     logits: Tensor, targets: Tensor, rows: slice, mixture: Mixture, signal: Signal | None
 ) -> tuple[Tensor, Tensor]:
-    # Both terms, summed over `rows`, and the mixture's gradient, written over the logits.
+    # Returns both terms, summed over `rows`, and the mixture's gradient, written over the logits.
     normalizer = logits.logsumexp(dim=-1, keepdim=True)
     cross_entropy = (normalizer - logits.gather(1, targets[:, None])).sum()
     if signal is None:

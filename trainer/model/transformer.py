@@ -1,10 +1,10 @@
 """The language model: a decoder-only, pre-LN Transformer whose layers can be skipped.
 
 It has no biases, and the LayerNorm before a linear layer has no gain, which would be redundant
-there (OLMo, Groeneveld et al. 2024, arXiv 2402.00838): few parameter tensors, all of them fit for
-weight decay, because DeepSpeed's cost at small sizes is Python for each. Which layers run is
-decided outside and handed in. Nothing here draws a random number but dropout, from the device's
-generator, and `initialize`, from a generator of its own.
+there (OLMo, Groeneveld et al. 2024, arXiv 2402.00838). All parameter tensors are fit for weight
+decay, and they are few: DeepSpeed runs Python code for each, which is its cost at small sizes. The
+caller decides which layers run. Random numbers are drawn only by dropout, from the device's
+generator, and by `initialize`, from a generator of its own.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch.utils.checkpoint import checkpoint
 from trainer.config.sections import ModelConfig
 from trainer.model.losses import Lesson, Mixture, feature_distance, head_loss, normalized, total_nll
 
-# Of the matrix products, by config.precision.
+# Types of the matrix products, by config.precision.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Block(nn.Module):
     """One layer: causal self-attention and a feed-forward, each added to the residual stream.
 
-    Dropout falls on both outputs. Attention weights have none: it would take
+    Dropout applies to both outputs. It does not apply to attention weights, where it would take
     scaled_dot_product_attention off its fast path on the CPU.
     """
 
@@ -41,7 +41,7 @@ class Block(nn.Module):
         self.contract = nn.Linear(config.d_ff, config.d_model, bias=False)
 
     def forward(self, x: Tensor, scale: float | Tensor = 1.0) -> Tensor:  # (B, T, D) -> (B, T, D)
-        """`x` and its two residuals, each multiplied by `scale`: 1.0 costs and changes nothing."""
+        """Add both residuals, multiplied by `scale`, to `x`; a scale of 1.0 costs nothing."""
         attended = F.dropout(self._attention(normalized(x)), self.dropout, self.training)
         x = _plus(x, attended, scale)
         hidden = F.gelu(self.expand(normalized(x)))
@@ -64,7 +64,7 @@ class LanguageModel(nn.Module):
     the loss in fp32.
     """
 
-    touch_skipped = False  # give a skipped layer's weights zero gradients, not none
+    touch_skipped = False  # give a skipped layer's weights zeros as gradients, not None
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class LanguageModel(nn.Module):
         dtype: torch.dtype = torch.float32,
         teacher_width: int | None = None,
     ) -> None:
-        """`teacher_width` is that of a teacher whose states are learned from, if it is another."""
+        """`teacher_width` is that of a teacher whose states are learned from, if it differs."""
         super().__init__()
         self.dtype = dtype
         self.activation_checkpointing = config.activation_checkpointing
@@ -82,7 +82,7 @@ class LanguageModel(nn.Module):
         self.dropout = config.dropout
         self.embedding = nn.Parameter(torch.empty(vocabulary, config.d_model))
         self.positions = nn.Parameter(torch.empty(context, config.d_model))
-        # As a deviation from one: weight decay then pulls towards no gain, not towards silence.
+        # What the gain is more than 1: weight decay then pulls the gain to 1, not to 0.
         self.gain = nn.Parameter(torch.empty(config.d_model))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.projection: nn.Parameter | None = None
@@ -90,14 +90,14 @@ class LanguageModel(nn.Module):
             self.projection = nn.Parameter(torch.empty(teacher_width, config.d_model))
 
     def own_parameters(self) -> int:
-        """How many numbers are its weights; a projection for a teacher's states is not its own."""
+        """How many numbers its weights have, without the projection for a teacher's states."""
         return sum(p.numel() for p in self.parameters() if p is not self.projection)
 
     def initialize(self, seed: int) -> None:
         """Draw every weight from `seed`: std 0.02, projections into the residual stream smaller.
 
-        Those are scaled by 1/sqrt(2 * layers) (GPT-2), so that the stream's variance at the
-        start does not grow with depth.
+        These projections are scaled by 1/sqrt(2 * layers) (GPT-2), so that the stream's variance at
+        the start does not grow with depth.
         """
         generator = torch.Generator().manual_seed(seed)
         residual = 0.02 / math.sqrt(2 * len(self.blocks))
@@ -116,9 +116,9 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The loss of `targets` given `inputs`, both (B, T) token ids: a scalar, nats per token.
 
-        It is the mean NLL, or the mixture that `lesson` asks for. Beside it, without a gradient,
-        come that NLL and the teacher's term, (2,). `keep` scales each layer's residuals, and 0
-        skips it; all run as they are if it is None.
+        The loss is the mean NLL, or the mixture that `lesson` asks for. The second result, without
+        a gradient, has the NLL and the teacher's term, (2,). `keep` scales each layer's residuals,
+        and 0 skips the layer; if `keep` is None, all layers run unscaled.
         """
         lesson = lesson or Lesson(Mixture())
         states: list[Tensor | None] = []
@@ -135,7 +135,7 @@ class LanguageModel(nn.Module):
     def total_nll(
         self, inputs: Tensor, targets: Tensor, keep: Sequence[float] | None = None
     ) -> Tensor:
-        """Summed NLL (scalar, fp64, nats) of the targets that are not PADDING; `keep` as above."""
+        """Summed NLL (scalar, fp64, nats) of targets that are not PADDING; `keep` as in forward."""
         hidden = self.hidden(inputs, keep).flatten(0, 1)
         return total_nll(hidden, self.embedding, targets.flatten(), self.dtype)
 
@@ -145,28 +145,28 @@ class LanguageModel(nn.Module):
         keep: Sequence[float] | None = None,
         states: list[Tensor | None] | None = None,
     ) -> Tensor:
-        """What the output embedding is applied to: (B, T) token ids -> (B, T, D), fp32.
+        """The input of the output embedding: (B, T) token ids -> (B, T, D), fp32.
 
-        `states` is filled with the residual stream after each layer, None where it was skipped.
+        `states` is filled with the residual stream after each layer, None after a skipped layer.
         """
         assert keep is None or len(keep) == len(self.blocks)
-        # Inside, not around DeepSpeed's engine: that switches a surrounding autocast off.
+        # Here, not around DeepSpeed's engine, which switches a surrounding autocast off.
         with torch.autocast(inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
             x = F.embedding(inputs, self.embedding) + self.positions[: inputs.shape[1]]
             x = F.dropout(x, self.dropout, self.training)
             for index, block in enumerate(self.blocks):
-                scale = 1.0 if keep is None else float(keep[index])  # True is no factor
+                scale = 1.0 if keep is None else float(keep[index])  # True is not a factor
                 if scale:
                     x = self._run(block, x, scale)
                 elif self.touch_skipped and self.training:
-                    x = x + block(x[:0]).sum()  # it sees no sequences: adds 0, costs nothing
+                    x = x + block(x[:0]).sum()  # without sequences: adds 0, costs nothing
                 if states is not None:
                     states.append(x if scale else None)
             return normalized(x) * (1.0 + self.gain)
 
     def _run(self, block: nn.Module, x: Tensor, scale: float | Tensor) -> Tensor:
         if self.compiled and scale != 1.0:
-            scale = torch.tensor(scale)  # a number would be compiled in, and anew for the next
+            scale = torch.tensor(scale)  # each new number would be compiled anew
         if self.activation_checkpointing and self.training:
             return checkpoint(block, x, scale, use_reentrant=False)  # type: ignore[no-any-return]
         return block(x, scale)  # type: ignore[no-any-return]

@@ -1,7 +1,7 @@
 """Checkpoints: a run's tensors and progress, whole or not there, verified before they are used.
 
-`checkpoints/step-00000400/` holds `state.safetensors` and `progress.json`, which has the other's
-size and sha256. Nothing is unpickled. Nothing here knows DeepSpeed, or a number of ranks.
+`checkpoints/step-00000400/` holds `state.safetensors` and `progress.json`, which has the size and
+sha256 of the first. Nothing is unpickled. Nothing here knows DeepSpeed, or a number of ranks.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class CheckpointError(HpoError):
 
 
 class DepthPoint(TypedDict):
-    """One sub-model of a trained model, or the whole of it."""
+    """One sub-model of a trained model, or the whole model."""
 
     depth: int  # layers kept
-    search: str  # how they were found: whole, every_other or greedy
-    layers: list[int]  # which they are, 1-based
+    search: str  # how the layers were found: whole, every_other or greedy
+    layers: list[int]  # the layers kept, 1-based
     valid_ppl: float  # over the whole split
     parameters: int
     seconds_per_token: float  # of a forward pass, loss included
@@ -46,17 +46,17 @@ class DepthPoint(TypedDict):
 
 @dataclass
 class Progress:
-    """How far a run is: all that it needs to go on, beside its tensors."""
+    """How far a run has come: all that it needs to go on, except its tensors."""
 
     step: int = 0  # optimizer steps done
     train_seconds: float = 0.0
     loss_sum: float = 0.0  # of the steps since the last evaluation, nats per token
-    taught_sum: float = 0.0  # the same of the teacher's term
+    taught_sum: float = 0.0  # the same for the teacher's term
     loss_steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)  # metrics by evaluation
-    # of each layer, mean over the analysis steps so far, nats per token; empty before the first
+    # each layer's mean over the analysis steps so far, nats per token; empty before the first
     sensitivity: list[float] = field(default_factory=list)
-    depth_front: list[DepthPoint] = field(default_factory=list)  # of the last that took one
+    depth_front: list[DepthPoint] = field(default_factory=list)  # the last one measured
 
     def forget_losses(self) -> None:
         """Start the means since the last evaluation anew."""
@@ -64,9 +64,9 @@ class Progress:
 
 
 def save_checkpoint(folder: Path, state: dict[str, Tensor], progress: Progress, keep: int) -> None:
-    """Write a checkpoint into `folder`; then leave only the newest `keep` up to its step.
+    """Write a checkpoint into `folder`; then delete all but the newest `keep` up to its step.
 
-    A process killed at any moment leaves the checkpoints there were, or those and this one.
+    A process killed at any moment leaves the old checkpoints, or those and the new one.
     """
     aside = begin_checkpoint(folder, progress.step)
     tensors = aside / "state.safetensors"
@@ -84,12 +84,12 @@ def save_checkpoint(folder: Path, state: dict[str, Tensor], progress: Progress, 
 
 
 def begin_checkpoint(folder: Path, step: int) -> Path:
-    """An empty folder aside, for what is to be the checkpoint of `step` in `folder`."""
+    """Make an empty folder aside, to write in it the checkpoint of `step` in `folder`."""
     return empty_folder(_aside(folder, step))
 
 
 def place_checkpoint(folder: Path, step: int, keep: int) -> None:
-    """Rename what was written aside, its files synced; leave the newest `keep` up to `step`."""
+    """Rename the folder aside, whose files are synced; keep the newest `keep` up to `step`."""
     target = folder / f"step-{step:08}"
     if target.exists():  # unreadable, or this run would have gone on from it
         shutil.rmtree(target)
@@ -103,15 +103,15 @@ def _aside(folder: Path, step: int) -> Path:
 
 
 def newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress] | None:
-    """The newest checkpoint in `folder` that reads, or None where there never was one.
+    """The newest checkpoint in `folder` that can be read, or None where there never was one.
 
-    Raises CheckpointError when there are some and none reads.
+    Raises CheckpointError when there are checkpoints and none can be read.
     """
     return newest(folder, _read)
 
 
 def newest(folder: Path, read: Callable[[Path], T]) -> T | None:
-    """What `read` makes of the newest checkpoint for which it does not raise CheckpointError.
+    """What `read` returns for the newest checkpoint that does not make it raise CheckpointError.
 
     Raises as `newest_checkpoint` does.
     """
@@ -133,7 +133,7 @@ def checkpoint_at(folder: Path, step: int) -> tuple[dict[str, Tensor], Progress]
 
 
 def newest_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights by name in the newest checkpoint of `folder` that reads.
+    """The weights by name in the newest checkpoint of `folder` that can be read.
 
     Raises CheckpointError where there is none.
     """
@@ -165,7 +165,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Progress]:
 
 
 def _prune(folder: Path, step: int, keep: int) -> None:
-    # One past `step` was unreadable, or the run would have gone on from it.
+    # A checkpoint past `step` was unreadable, or the run would have gone on from it.
     checkpoints = _checkpoints(folder)
     kept = [path for its_step, path in checkpoints if its_step <= step][-keep:]
     for path in folder.iterdir():

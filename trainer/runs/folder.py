@@ -1,6 +1,6 @@
 """A run's folder: its lock, `config.yaml`, `metrics.jsonl`, `checkpoints/` and `result.json`.
 
-Only rank 0 has one. Whatever a kill leaves behind, opening the folder again makes all of its
+Only rank 0 opens it. Whatever a kill leaves behind, opening the folder again makes all of its
 files agree with its newest checkpoint. Nothing here trains.
 """
 
@@ -23,21 +23,21 @@ from trainer.runs.lock import folder_lock
 
 LOCK_SECONDS = 30.0  # a killed predecessor may take a moment to let go
 
-# What may differ when a run is resumed, because its result does not depend on it.
+# Settings that may differ when a run is resumed, because its result does not depend on them.
 _FREE = {"output_dir", "threads", "keep_checkpoints", "data.dir", "data.test"}
 
 
 class FolderInUse(ConfigError):
-    """Another process keeps the run folder's lock."""
+    """Another process holds the lock of the run's folder."""
 
 
 class LockedFolder:
-    """The folder of one run, for as long as this process holds its lock; whatever is trained."""
+    """The folder of one run, whatever it trains, while this process holds the folder's lock."""
 
     def __init__(self, path: Path) -> None:
         """Wait for the lock of `path`.
 
-        Raises ConfigError if another process keeps it, or nothing can be written there.
+        Raises ConfigError if another process keeps the lock, or if nothing can be written there.
         """
         self._path = path
         self._lock = folder_lock(self._path, LOCK_SECONDS)
@@ -60,7 +60,7 @@ class LockedFolder:
         sync(path)
 
     def close(self) -> None:
-        """Let the lock go."""
+        """Release the lock."""
         self._lock.release()
 
     def _cut_metrics(self, history: Iterable[Mapping[str, float]]) -> None:
@@ -72,19 +72,19 @@ class LockedFolder:
 
 
 class RunFolder(LockedFolder):
-    """The folder of a run of ours."""
+    """The folder of a run of our own trainer."""
 
     def __init__(self, config: TrainConfig, path: Path | None = None) -> None:
-        """In `path`, else in `config.output_dir`. Raises as a LockedFolder does."""
+        """Open `path`, or else `config.output_dir`. Raises as a LockedFolder does."""
         self._config = config
         super().__init__(path or Path(config.output_dir))
 
     def resume(self) -> tuple[dict[str, Tensor], Progress] | None:
-        """The newest checkpoint that reads, with `metrics.jsonl` cut back to it; None if none.
+        """Return the newest readable checkpoint, or None, with `metrics.jsonl` cut back to it.
 
-        A fork that has none takes over its parent's. Raises ConfigError if a checkpoint was written
-        with a config that trains otherwise, and CheckpointError if there are checkpoints and none
-        reads.
+        A fork without a checkpoint takes over its parent's. Raises ConfigError if a checkpoint was
+        written with a config that trains differently, and CheckpointError if there are checkpoints
+        and none can be read.
         """
         found = newest_checkpoint(self._path / "checkpoints")
         if found is not None:
@@ -97,11 +97,11 @@ class RunFolder(LockedFolder):
         self._write("config.yaml", self._config.to_yaml())
         self._cut_metrics(progress.history)
         if begins is not None:
-            self.save(*begins)  # from now on it needs its parent no more
+            self.save(*begins)  # from now on the fork does not need its parent
         return found
 
     def save(self, state: dict[str, Tensor], progress: Progress) -> None:
-        """Write a checkpoint and drop the oldest past `keep_checkpoints`."""
+        """Write a checkpoint and delete the older ones beyond `keep_checkpoints`."""
         save_checkpoint(self._path / "checkpoints", state, progress, self._config.keep_checkpoints)
 
     def write_result(self, result: Mapping[str, Any]) -> None:

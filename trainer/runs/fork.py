@@ -1,7 +1,7 @@
-"""Forks: a run that begins at another's checkpoint, with another learning rate or drop probability.
+"""Forks: runs that begin at another run's checkpoint, with a new learning rate or drop probability.
 
-Only what training may change on the way may differ from the parent's config. The parent's folder
-is read, never written or locked: the checkpoint must stay there until the fork has started.
+Only settings that may change during training may differ from the parent's config. The parent's
+folder is read, never written or locked: the checkpoint must stay there until the fork has started.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def fork_point(
 ) -> tuple[dict[str, Tensor], Progress] | None:
     """The checkpoint at which the run of `config` begins; None if it is no fork.
 
-    The settings in `free` never matter. Raises ConfigError if the parent's config differs in what
-    may not change, and CheckpointError if its checkpoint is not there or does not read.
+    The settings in `free` may always differ. Raises ConfigError if the parent's config differs in a
+    setting that may not, and CheckpointError if its checkpoint is missing or cannot be read.
     """
     if config.fork is None:
         return None
@@ -42,14 +42,14 @@ def fork_point(
 def changed_settings(
     before: TrainConfig, now: TrainConfig, free: Collection[str]
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Each dotted path outside `free` whose values differ, with both, in order."""
+    """Yield each dotted path outside `free` whose values differ, with both values, in order."""
     yield from changed_leaves(before.model_dump(mode="json"), now.model_dump(mode="json"), free)
 
 
 def changed_leaves(
     before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]
 ) -> Iterator[tuple[str, Any, Any]]:
-    """The same of any two documents."""
+    """Do as `changed_settings`, for any two documents."""
     old, new = dict(_leaves(before)), dict(_leaves(now))
     for key in sorted(old.keys() | new.keys()):
         if key not in free and old.get(key) != new.get(key):

@@ -1,4 +1,4 @@
-"""The lock of a run's folder: who holds it trains there. The kernel drops it with its process."""
+"""The lock of a run's folder, held by the process that trains there, and freed when it ends."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _NAME = ".lock"
 
 
 def folder_lock(folder: Path, seconds: float) -> FileLock:
-    """The lock of `folder`, which is waited for `seconds`, then raises Timeout."""
+    """The lock of `folder`; taking it waits up to `seconds` and then raises Timeout."""
     return FileLock(folder / _NAME, timeout=seconds, thread_local=False)
 
 
 def in_use(folder: Path, seconds: float = 0.0) -> bool:
-    """Whether another process trains in `folder`, and will not be done within `seconds`."""
+    """Whether another process trains in `folder`, and is not done within `seconds`."""
     if not (folder / _NAME).exists():
         return False
     try:

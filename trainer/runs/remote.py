@@ -1,11 +1,11 @@
-"""What a run is at an fsspec URL, and bringing it to this node.
+"""How a run is kept at an fsspec URL, and how it is brought to this node.
 
     URL/config.yaml  metrics.jsonl  result.json
     URL/checkpoints/attempt-0002/claimed
     URL/checkpoints/attempt-0002/step-00000400/state.safetensors, progress.json
 
-A checkpoint's `progress.json`, which has the size and sha256 of the other, is uploaded last: until
-then there is no checkpoint. Runs are only read here, and nothing here imports torch.
+A checkpoint's `progress.json`, which has the size and sha256 of the other file, is uploaded last:
+before that, the checkpoint does not count. Runs are only read here. This imports no torch.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ _CHECKPOINT = re.compile(r"checkpoints/attempt-(\d+)/step-(\d+)/progress\.json")
 
 
 def local_checkpoint(step: int) -> str:
-    """Where a run's folder on a node has its checkpoint at `step`."""
+    """The path of the checkpoint at `step` in a run's folder on a node."""
     return f"checkpoints/step-{step:08}"
 
 
 def attempt_folder(attempt: int) -> str:
-    """Where a run has what `attempt` wrote."""
+    """The path, in a run at a URL, of what `attempt` wrote."""
     return f"checkpoints/attempt-{attempt:04}"
 
 
 def kept_checkpoint(attempt: int, step: int) -> str:
-    """Where a run has the checkpoint at `step` that `attempt` wrote."""
+    """The path, in a run at a URL, of the checkpoint at `step` that `attempt` wrote."""
     return f"{attempt_folder(attempt)}/step-{step:08}"
 
 
 def checkpoints(store: Store) -> list[tuple[int, int]]:
-    """Attempt and step of each checkpoint that is there, oldest attempt first, each by step."""
+    """Attempt and step of each checkpoint in `store`, ordered by attempt and then by step."""
     found = map(_CHECKPOINT.fullmatch, store.names("checkpoints"))
     return sorted((int(match[1]), int(match[2])) for match in found if match)
 
 
 def bring_checkpoint(store: Store, attempt: int, step: int, folder: Path) -> None:
-    """Copy a checkpoint's files into the run's folder here, those that are there."""
+    """Copy those files of a checkpoint that exist into the run's folder here."""
     for part in PARTS:
         there = f"{kept_checkpoint(attempt, step)}/{part}"
         store.download(there, folder / local_checkpoint(step) / part)
@@ -66,9 +66,9 @@ def has_finished(url: str, steps: int) -> bool:
 
 @contextmanager
 def run_here(run: str, step: int | None = None) -> Iterator[Path]:
-    """The folder of `run`; of one at a URL a copy, for as long as the block runs.
+    """Yield the folder of `run`; for a run at a URL a copy, which the end of the block deletes.
 
-    A copy has the config and one checkpoint: the newest attempt's at `step`, or else its last.
+    A copy has the config and one checkpoint of the newest attempt: that at `step`, or its last.
     """
     if not is_url(run):
         yield Path(run)
@@ -79,9 +79,9 @@ def run_here(run: str, step: int | None = None) -> Iterator[Path]:
 
 
 def brought_teacher(url: str) -> Path:
-    """A folder of this node's cache with the ended run at `url`, brought once for all its gangs.
+    """Copy the ended run at `url` to this node's cache, once for all gangs; return the folder.
 
-    Raises ConfigError where no run has ended there.
+    Raises ConfigError where no run has ended at `url`.
     """
     store = Store(url)
     ending = store.read("result.json")

@@ -1,9 +1,9 @@
-"""A run's folder that is kept at a URL: a scratch folder of this node, uploaded as it is written.
+"""A run's folder that is kept at a URL: a scratch folder on this node, uploaded as it is written.
 
-No lock holds between nodes. Instead each attempt at a run claims its number and writes under it,
-and one that finds a higher number claimed gives up before it writes: the ledger numbers attempts,
-and its lease decides who runs. The newest attempt's newest checkpoint is gone on from. Rank 0 has
-the whole state, whatever the ZeRO stage, so its node alone has such a folder.
+No lock works between nodes. Instead each attempt at a run claims its number and writes under it,
+and an attempt that finds a higher number claimed gives up before it writes. The ledger numbers
+attempts, and its lease decides who runs. A run goes on from the newest attempt's newest checkpoint.
+Rank 0 has the whole state, whatever the ZeRO stage, so only its node has such a folder.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _log = logging.getLogger(__name__)
 
 
 def open_folder(config: TrainConfig, attempt: int | None, alive: Alive) -> RunFolder:
-    """The run's folder, on this machine or kept at a URL, `alive` being called meanwhile.
+    """Open the run's folder, on this machine or at a URL; `alive` is called as files come and go.
 
-    `attempt` is the ledger's; None takes the next. Raises as the folder's class does.
+    `attempt` is the ledger's number; None takes the next one. Raises as the folder's class does.
     """
     if is_url(config.output_dir):
         return RemoteFolder(config, attempt, alive)
@@ -60,7 +60,7 @@ class RemoteFolder(RunFolder):
     """
 
     def __init__(self, config: TrainConfig, attempt: int | None, alive: Alive) -> None:
-        """Claim `attempt`. Raises ConfigError too, for a URL that cannot be one."""
+        """Claim `attempt`. Raises ConfigError too, for a URL that is wrong."""
         self._store = store = Store(config.output_dir, alive)
         self._attempt = attempt or self._newest_attempt() + 1
         self._check_newest()
@@ -68,7 +68,7 @@ class RemoteFolder(RunFolder):
         super().__init__(config, _new_scratch_folder())
 
     def resume(self) -> tuple[dict[str, Tensor], Progress] | None:
-        """As a RunFolder's, from the newest attempt's newest checkpoint that reads."""
+        """Resume like a RunFolder, from the newest attempt's newest checkpoint that can be read."""
         for name in _FILES:
             self._store.download(name, self._path / name)
         self._bring_newest()
@@ -78,12 +78,10 @@ class RemoteFolder(RunFolder):
         return found
 
     def append_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Add a line to `metrics.jsonl`."""
         super().append_metrics(metrics)
         self._upload("metrics.jsonl")
 
     def save(self, state: dict[str, Tensor], progress: Progress) -> None:
-        """Write a checkpoint and drop the oldest past `keep_checkpoints`."""
         super().save(state, progress)
         self._check_newest()
         for part in PARTS:
@@ -92,7 +90,7 @@ class RemoteFolder(RunFolder):
         self._prune(progress.step)
 
     def close(self) -> None:
-        """Let the scratch folder go."""
+        """Release the lock and delete the scratch folder."""
         super().close()
         shutil.rmtree(self._path, ignore_errors=True)
 
@@ -113,7 +111,7 @@ class RemoteFolder(RunFolder):
             )
 
     def _bring_newest(self) -> None:
-        # None where there never was one. Raises CheckpointError when there are some and none reads.
+        # Raises CheckpointError when there are checkpoints and none can be read.
         first_error: CheckpointError | None = None
         for attempt, step in reversed(checkpoints(self._store)):
             bring_checkpoint(self._store, attempt, step, self._path)
@@ -136,7 +134,7 @@ class RemoteFolder(RunFolder):
         self._store.upload(self._path / name, name)
 
     def _prune(self, step: int) -> None:
-        # What older attempts claimed or left half written goes too; what newer ones did is theirs.
+        # What older attempts claimed or left unfinished goes too; that of newer attempts stays.
         there = [found for found in checkpoints(self._store) if found[0] <= self._attempt]
         newest = {its_step: attempt for attempt, its_step in there if its_step <= step}
         steps = sorted(newest)[-self._config.keep_checkpoints :]
@@ -147,12 +145,12 @@ class RemoteFolder(RunFolder):
             if (match := _OF_ATTEMPT.match(name)) and int(match[1]) <= self._attempt
             if name != self._claim and name.rpartition("/")[0] not in kept
         ]
-        # First the part without which a checkpoint is not taken for one.
+        # First the part without which a checkpoint does not count.
         self._store.delete(sorted(names, key=lambda name: not name.endswith(PARTS[-1])))
 
 
 def _new_scratch_folder() -> Path:
-    # What killed processes have left is taken away first.
+    # First the folders that killed processes have left are deleted.
     scratch = cache_dir() / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     for folder in scratch.iterdir():

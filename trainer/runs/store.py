@@ -1,8 +1,8 @@
-"""What is kept at an fsspec URL, such as `s3://bucket/prefix`: named objects, read and written.
+"""Named objects at an fsspec URL, such as `s3://bucket/prefix`, and how to read and write them.
 
 Whatever a store's library raises becomes a StoreError of one line. Credentials and endpoints come
 from the environment, as that library reads them, and never from the URL, which ledgers and logs
-keep. Nothing here knows a checkpoint, and nothing here imports torch.
+keep. Nothing here knows a checkpoint, or imports torch.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class Store:
             return content
 
     def write(self, name: str, content: bytes) -> None:
-        """Make `content` the object `name`."""
+        """Write `content` as the object `name`."""
         with self._typed():
             self._files.pipe_file(self._at(name), content)
 
     def upload(self, path: Path, name: str) -> None:
-        """Make the file at `path` the object `name`."""
+        """Write the file at `path` as the object `name`."""
         with self._typed():
             self._files.put_file(str(path), self._at(name), callback=self._alive)
 
@@ -74,7 +74,7 @@ class Store:
             return True
 
     def delete(self, names: Iterable[str]) -> None:
-        """Take the objects away, one after the other; some may be gone already."""
+        """Delete the objects, one after the other; some may be gone already."""
         with self._typed():
             for name in names:
                 with suppress(FileNotFoundError):

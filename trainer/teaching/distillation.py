@@ -1,8 +1,8 @@
-"""Learning from a frozen teacher: what each micro step gets to know of it.
+"""Learning from a frozen teacher: what it teaches in each micro step.
 
 The teacher is another model of this package on the same data, in evaluation mode, without
-gradients and without layer dropping. It runs beside the engine (live), or what it said is read
-from a cache (`soft_targets`). Which teacher, and whether it is trained, is `teacher`'s concern.
+gradients and without layer dropping. It runs beside the engine (live), or its predictions are read
+from a cache (`soft_targets.py`). `teacher.py` finds the teacher and knows whether it is trained.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Distiller(ABC):
 
     @abstractmethod
     def lesson(self, step: int, starts: npt.NDArray[np.int64], inputs: Tensor) -> Lesson:
-        """What a micro step of 0-based `step` learns of `inputs` (B, T) that begin at `starts`."""
+        """The lesson of a micro step of 0-based `step`: `inputs` (B, T) begin at `starts`."""
 
     def mixture(self, step: int) -> Mixture:
-        """The terms' weights: beta is 0 at step 0, and whole after `beta_warmup_steps`."""
+        """The terms' weights: beta is 0 at step 0, and at full size after `beta_warmup_steps`."""
         config, warmup = self.config, self.config.beta_warmup_steps
         beta = config.beta * (min(1.0, step / warmup) if warmup else 1.0)
         return Mixture(config.alpha, beta, config.temperature)
@@ -108,10 +108,10 @@ def make_distiller(
     say: Callable[[str], None],
     alive: Callable[[], None],
 ) -> Distiller:
-    """What `config.distillation` asks for; builds the cache of `top_k` where there is none.
+    """Make what `config.distillation` asks for, and the cache of `top_k` where there is none.
 
-    `alive` is called all the while that takes. Raises ConfigError for a cache that is too large,
-    and CheckpointError where no checkpoint of the teacher reads.
+    `alive` is called often while that takes time. Raises ConfigError for a cache that is too large,
+    and CheckpointError where no checkpoint of the teacher can be read.
     """
     distillation = config.distillation
     model = _load(teacher, len(splits.vocabulary), config).to(device)
@@ -125,7 +125,7 @@ def make_distiller(
 
 
 def projection_width(config: TrainConfig, teacher: Teacher | None) -> int | None:
-    """The teacher's width, where its states are learned from and the student's width is another."""
+    """The teacher's width, if its states are learned from and the student's width differs."""
     if teacher is None or config.distillation.kind != "features":
         return None
     width = teacher.config.model.d_model
@@ -133,7 +133,7 @@ def projection_width(config: TrainConfig, teacher: Teacher | None) -> int | None
 
 
 def _load(teacher: Teacher, vocabulary: int, config: TrainConfig) -> LanguageModel:
-    # Frozen; computes as precisely as the student does.
+    # Frozen; it computes in the student's precision.
     model = LanguageModel(
         teacher.config.model, vocabulary, teacher.config.data.context, DTYPES[config.precision]
     )

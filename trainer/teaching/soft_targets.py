@@ -1,7 +1,7 @@
-"""What a teacher said of the train split: its best tokens for every position, kept on disk.
+"""A teacher's predictions for the train split: its best tokens for every position, kept on disk.
 
-One cache serves all runs of a machine that learn from one teacher: it is built once, under a
-lock, by whoever needs it first, and mapped by all. A build that was killed is gone on with.
+One cache serves all runs of a machine that learn from one teacher. It is built once, under a lock,
+by the process that needs it first, and all map it. The next build continues one that was killed.
 Nothing here knows a loss or a step.
 """
 
@@ -46,16 +46,16 @@ class SoftTargets:
 
     @property
     def size_bytes(self) -> int:
-        """What it takes on disk: fp32 for k log-probabilities and the tail's, and k token ids."""
+        """Size on disk: fp32 for k log-probabilities and the tail's, and k token ids."""
         return self.predictions * self._row.itemsize
 
     @property
     def predictions(self) -> int:
-        """Targets in whole blocks."""
+        """Number of targets in whole blocks."""
         return (len(self.tokens) - 1) // self.context * self.context
 
     def at(self, starts: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Of the blocks that begin at `starts`: ids (N, k) and log-probabilities (N, k + 1)."""
+        """Ids (N, k) and log-probabilities (N, k + 1) of the blocks that begin at `starts`."""
         rows = (starts[:, None] + np.arange(self.context)).reshape(-1)
         found = np.memmap(self.path, self._row, "r")[rows]
         return (
@@ -66,7 +66,7 @@ class SoftTargets:
     def build(
         self, teacher: LanguageModel, limit_bytes: int, say: Callable[[str], None], alive: Alive
     ) -> None:
-        """Build it unless it is there; `alive` is called all the while.
+        """Build the cache unless it exists; `alive` is called often meanwhile.
 
         Raises ConfigError when it would take more than `limit_bytes`, or than the disk has left.
         """
@@ -128,7 +128,7 @@ class SoftTargets:
 
     @property
     def _row(self) -> np.dtype[np.void]:
-        # Of one prediction.
+        # The record of one prediction.
         ids = np.uint16 if self.vocabulary <= 2**16 else np.uint32
         return np.dtype([("ids", ids, (self.k,)), ("log_probabilities", np.float32, (self.k + 1,))])
 

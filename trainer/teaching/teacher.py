@@ -1,7 +1,7 @@
 """The teacher that a train config names: which run it is, where it is, whether it is trained.
 
-A teacher named by a train config is kept beside the token cache, under a key of its content, so
-that whoever needs it again finds it there. Nothing here trains, and nothing here imports torch.
+A teacher named by a train config is kept beside the token cache, under a key made of its content,
+so that every run that needs it finds it there. Nothing here trains or imports torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trainer.runs.remote import brought_teacher, has_finished
 
 KEY_LENGTH = 16  # hex digits
 
-# What a run's weights do not depend on. The texts are in the key by their content.
+# Settings that a run's weights do not depend on. The texts enter the key by their content.
 _NOT_IN_KEY: dict[str, Any] = {
     "phase": True,
     "output_dir": True,
@@ -33,18 +33,18 @@ _NOT_IN_KEY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Teacher:
-    """A run whose last checkpoint teaches, or will once it is trained."""
+    """A run whose last checkpoint teaches, or will teach once the run is trained."""
 
-    config: TrainConfig  # trains it, in `folder`
+    config: TrainConfig  # of the run that trains it, in `folder`
     folder: Path
-    key: str  # of the config's and its data's content
+    key: str  # made of the content of the config and its data
 
     def trained(self) -> bool:
         """Whether all its steps are done."""
         return is_trained(self.folder, self.config.steps)
 
     def named_in(self, student: TrainConfig) -> TrainConfig:
-        """`student` naming the run itself, which stays when its config's file is changed."""
+        """`student` with the run itself as teacher: it stays when the config's file is changed."""
         assert student.distillation.teacher is not None, "it has found this one"
         if is_url(student.distillation.teacher):
             return student
@@ -52,7 +52,7 @@ class Teacher:
         return student.model_copy(update={"distillation": section})
 
     def check_ranks(self, ranks: int) -> None:
-        """Raise ConfigError unless it is trained, or `ranks` ranks can train it."""
+        """Raise ConfigError unless the teacher is trained, or `ranks` ranks can train it."""
         if not self.trained():
             try:
                 self.config.check_ranks(ranks)
@@ -61,9 +61,9 @@ class Teacher:
 
 
 def find_teacher(student: TrainConfig) -> Teacher | None:
-    """The teacher of `student`; None if it has none. It is trained, unless a config names it.
+    """The teacher of `student`, or None. Only one that a config names may be untrained still.
 
-    Raises ConfigError for one that is not there, or cannot teach this student.
+    Raises ConfigError for a teacher that is missing, or cannot teach this student.
     """
     if not student.distillation.enabled:
         return None
@@ -76,7 +76,7 @@ def find_teacher(student: TrainConfig) -> Teacher | None:
 
 
 def is_trained(folder: Path | str, steps: int) -> bool:
-    """Whether the run in `folder`, or at that URL, did all its `steps` and kept what came of it."""
+    """Whether the run in `folder`, or at that URL, did all `steps` and has its last checkpoint."""
     if is_url(str(folder)):
         return has_finished(str(folder), steps)
     folder = Path(folder)
@@ -117,17 +117,17 @@ def _of_config(path: Path) -> Teacher:
 
 
 def content_folder(config: TrainConfig) -> Path:
-    """Where the run of a teacher is, by its content. Raises ConfigError for missing data."""
+    """The folder of a teacher's run, by its content. Raises ConfigError for missing data."""
     return Path(absolute(str(cache_dir()), Path())) / "teachers" / _key(config)
 
 
 def is_key(text: str) -> bool:
-    """Whether `text` can name a teacher by its content."""
+    """Whether `text` has the form of a teacher's key."""
     return re.fullmatch(f"[0-9a-f]{{{KEY_LENGTH}}}", text) is not None
 
 
 def teacher_of(config: TrainConfig, folder: Path | None = None) -> Teacher:
-    """The run of `config` as a teacher, in `folder`, or where its content puts it."""
+    """The run of `config` as a teacher, in `folder` or in its `content_folder`."""
     key = _key(config)
     folder = folder or content_folder(config)
     here = {"output_dir": str(folder), "data": absolute_data(config.data)}
