@@ -1,6 +1,6 @@
 """The sections of a train config: each setting's type, unit and bounds.
 
-What two sections must agree on, `trainer/config.py` checks. This module imports no torch either.
+`trainer/config/train.py` checks what two sections must agree on. This imports no torch either.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from trainer.config.settings import Section
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=2**53)]  # past it the database keeps no number exactly
+Count = Annotated[int, Field(ge=1, le=2**53)]  # the database keeps no larger number exactly
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Precision = Literal["fp32", "bf16", "fp16"]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -29,10 +29,11 @@ class DataConfig(Section):
         None  # folder holding ptb/, wikitext-2/ ...; else HPO_DATA_DIR, else the cache
     )
     train: str | None = None  # with name: text, the path of the train text
-    valid: str | None = None  # and of the valid text
-    test: str | None = None  # and of what `hpo evaluate` reads; no trial of a study is told it
+    valid: str | None = None  # with name: text, the path of the valid text
+    # with name: text, the path of the text that only `hpo evaluate` reads; trials never learn it
+    test: str | None = None
     tokenizer: Literal["words", "bpe"] = "words"  # whole words, or byte pairs learned from train
-    vocabulary_size: Annotated[int, Field(ge=258, le=1_000_000)] = 8192  # tokens of bpe
+    vocabulary_size: Annotated[int, Field(ge=258, le=1_000_000)] = 8192  # number of tokens of bpe
     context: Count = 64  # tokens in a sequence
     batch_size: Count = 16  # sequences in an optimizer step, over all ranks and micro steps
 
@@ -52,7 +53,7 @@ class ModelConfig(Section):
 
     layers: Count = 4  # blocks
     d_model: Count = 64  # width of the residual stream
-    heads: Count = 4  # of attention; they divide d_model
+    heads: Count = 4  # attention heads; d_model must be a multiple of them
     d_ff: Count = 256  # width inside the feed-forward half of a block
     dropout: Probability = 0.1  # of embeddings and of each half of a block
     activation_checkpointing: bool = False  # recompute each block in backward, to save memory
@@ -83,8 +84,8 @@ class LayerDropConfig(Section):
 
     # how the probability goes over the run: docs/training.md
     policy: Literal["none", "static", "linear", "cosine", "piecewise", "pld", "sbld"] = "none"
-    p_init: Probability = 0.2  # where it starts; of sbld: the layers' mean, once it has risen
-    p_final: Probability = 0.05  # of linear and cosine: where they end
+    p_init: Probability = 0.2  # where it starts; sbld: the layers' mean, after the rise
+    p_final: Probability = 0.05  # linear and cosine: where it ends
     decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # of the run's steps
     decay_steps: Count | None = None  # an absolute length, instead of decay_fraction
     start_layer: Count = 1  # layers count from 1; those before are never skipped
@@ -95,15 +96,16 @@ class LayerDropConfig(Section):
         (0.0, 0.2),
         (1.0, 0.05),
     )
-    # pld: the share of layers kept in the end, were they all as deep as the last
+    # pld: the share of layers that would be kept in the end if all were as deep as the last
     theta_bar: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     gamma: Positive | None = None  # pld: how fast it gets there, per step; 100 / steps if null
     # sbld: no layer is dropped until this fraction of the run's steps, nor in the `analysis_steps`
-    # after it, which measure sensitivities at layers + 1 forward passes each. A model that has
-    # learned little yet is ordered wrongly.
+    # after it, which measure sensitivities at layers + 1 forward passes each. In a model
+    # that has learned little yet the order would be wrong.
     analysis_start_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.25
     analysis_steps: Count = 8  # sbld: optimizer steps that measure
-    ramp_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1  # sbld: of the steps, to rise in
+    # sbld: the fraction of the run's steps in which the probabilities rise
+    ramp_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
 
 
 class DistillationConfig(Section):
@@ -112,11 +114,12 @@ class DistillationConfig(Section):
     enabled: bool = False  # whether there is a teacher
     teacher: str | None = None  # a run folder, or a train config (YAML) that is trained first
     kind: Literal["logits", "features"] = "logits"  # next-token probabilities, or hidden states
-    alpha: NonNegative = 0.7  # of the cross-entropy
-    beta: NonNegative = 0.3  # of the teacher's term
-    temperature: Positive = 1.0  # of teacher and student, kind: logits
+    alpha: NonNegative = 0.7  # weight of the cross-entropy
+    beta: NonNegative = 0.3  # weight of the teacher's term
+    temperature: Positive = 1.0  # kind: logits, for teacher and student
     beta_warmup_steps: Annotated[int, Field(ge=0)] = 0  # beta rises linearly from 0
-    top_k: Count | None = None  # cached: the teacher's k best tokens and a tail; null: it runs live
+    # cache the teacher's k best tokens, and all others as one; null: the teacher runs live
+    top_k: Count | None = None
     cache_limit_bytes: Count = 20_000_000_000  # a larger cache of top_k is refused
 
     @model_validator(mode="after")
@@ -134,9 +137,9 @@ class OptimConfig(Section):
     name: Literal["adamw", "lamb", "lion", "muon"] = "adamw"  # lamb and muon not under ZeRO
     lr: Positive = 5e-4  # the largest learning rate, after the warm-up
     weight_decay: NonNegative = 0.01  # decoupled, of every weight
-    # of the running means of gradients and squares
+    # decay of the running means of gradients and of their squares
     betas: tuple[Probability, Probability] = (0.9, 0.999)
-    momentum: Probability = 0.95  # of the matrices that muon moves; the rest has betas
+    momentum: Probability = 0.95  # muon: of its matrices; all other weights use betas
     warmup_steps: Annotated[int, Field(ge=0)] = 40  # optimizer steps from 0 to lr, linearly
     schedule: Literal["constant", "cosine", "piecewise"] = "cosine"  # after the warm-up
     lr_final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # of lr, at the last step
@@ -154,7 +157,7 @@ class OptimConfig(Section):
         return self
 
 
-# Keys of DeepSpeed's that a train config sets through a setting of its own.
+# DeepSpeed's keys that a train config sets through a setting of its own.
 _DEEPSPEED_KEYS = {
     "train_batch_size": "data.batch_size",
     "train_micro_batch_size_per_gpu": "data.batch_size and optim.accumulation",
@@ -170,11 +173,11 @@ _DEEPSPEED_KEYS = {
 
 
 class DeepSpeedConfig(Section):
-    """`zero_stage`; anything more is passed to DeepSpeed as it is."""
+    """`zero_stage`; any other key is passed to DeepSpeed as it is."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    # what ranks share out: 1 optimizer, 2 gradients too, 3 weights too
+    # what is divided among ranks: 1 the optimizer's state, 2 gradients too, 3 weights too
     zero_stage: Literal[0, 1, 2, 3] = 2
 
     @model_validator(mode="after")
@@ -205,9 +208,9 @@ class DeepSpeedConfig(Section):
 
     @property
     def keeps_old_gradients(self) -> bool:
-        """Whether a weight that a step does not touch would be given its last gradient again.
+        """Whether a weight that a step does not touch would get its last gradient again.
 
-        DeepSpeed has a buffer for each gradient at stage 3 and under offloading, and clears none.
+        At stage 3 and under offloading DeepSpeed has a buffer for each gradient, and clears none.
         """
         zero = (self.model_extra or {}).get("zero_optimization", {})
         return self.zero_stage == 3 or "offload_optimizer" in zero
@@ -216,27 +219,27 @@ class DeepSpeedConfig(Section):
 class DDPConfig(Section):
     """What ranks send each other under `engine: ddp`."""
 
-    # Gradient matrices go as two factors of this rank (PowerSGD) once the warm-up is over; whole
-    # if null. A slow link wants 1 to 4.
+    # Once the warm-up is over, gradient matrices are sent as two factors of this rank (PowerSGD);
+    # null: they are sent whole. 1 to 4 suit a slow link.
     powersgd_rank: Count | None = None
 
 
 class DepthReference(Section):
-    """The corner that `depth_front_hypervolume` is measured from, worse than what counts."""
+    """The corner from which `depth_front_hypervolume` is measured; only better models count."""
 
     depth: Annotated[int, Field(ge=2)]  # layers; more than the model has
     ppl: Annotated[float, Field(gt=1.0, allow_inf_nan=False)]  # valid perplexity
 
 
 class EvaluationConfig(Section):
-    """How valid is measured, and what beside the perplexity of the whole model."""
+    """How the valid split is measured, and what beside the perplexity of the whole model."""
 
     stride: Count | None = None  # tokens from window to window; null: data.context, no overlap
     depths: tuple[Count, ...] = ()  # layers of each sub-model that is measured too
-    depth_search: Literal["every_other", "greedy", "both"] = "both"  # which layers those keep
+    depth_search: Literal["every_other", "greedy", "both"] = "both"  # how their layers are chosen
     depths_at: Literal["end", "each"] = "end"  # at the last evaluation, or at each of them
     reference: DepthReference | None = None  # of depth_front_hypervolume
-    target_ppl: Positive | None = None  # valid perplexity to tell the steps and seconds to
+    target_ppl: Positive | None = None  # report the steps and seconds to this valid perplexity
 
     def check_layers(self, layers: int) -> None:
         """Raise ValueError unless a model of `layers` layers has all these depths."""
@@ -252,7 +255,7 @@ class EvaluationConfig(Section):
 
 
 class ForkConfig(Section):
-    """Where a run begins, if not at step 0: at a checkpoint of another run (trainer/fork.py)."""
+    """Where a run begins, if not at step 0: at a checkpoint of another run."""
 
     run: str  # that run's folder
     step: Count  # optimizer steps that it had done

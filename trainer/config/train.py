@@ -50,16 +50,16 @@ class TrainConfig(Section):
 
     # Whether the run reads the test split at its end: `hpo evaluate` and `hpo compare` set it.
     phase: Literal["tuning", "evaluation"] = "tuning"
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of everything random
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # decides everything random
     output_dir: str = "runs/train"  # the run's folder, or a URL; a study sets it
     steps: Count = 400  # optimizer steps
     eval_every: Count = 100  # optimizer steps between evaluations; each also checkpoints
-    keep_checkpoints: Count = 2  # the newest so many
-    precision: Precision = "fp32"  # of the matrix products; weights and sums are fp32 in all
+    keep_checkpoints: Count = 2  # how many of the newest are kept
+    precision: Precision = "fp32"  # of the matrix products; weights and sums are always fp32
     engine: Literal["deepspeed", "ddp"] = "deepspeed"  # ddp: plain PyTorch, to compare against
-    loss_limit: Positive | None = None  # a train loss (nats per token) past it is divergence
+    loss_limit: Positive | None = None  # a larger train loss (nats per token) is divergence
     threads: Count | None = None  # CPU threads a rank computes with; torch's default if null
-    fork: ForkConfig | None = None  # begin where another run was; null: at step 0
+    fork: ForkConfig | None = None  # begin at another run's checkpoint; null: at step 0
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     layerdrop: LayerDropConfig = LayerDropConfig()
