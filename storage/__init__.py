@@ -1,6 +1,6 @@
-"""The ledger: one SQL database, Optuna's tables and ours, that says what happened.
+"""The ledger: the one SQL database, with Optuna's tables and ours, that records what happened.
 
-Nothing here imports ray or torch, and no worker ever imports this.
+This package imports neither ray nor torch, and workers never import it.
 """
 
 from storage.errors import (

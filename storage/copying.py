@@ -1,8 +1,8 @@
-"""Copying a study to another ledger, from SQLite or PostgreSQL to either: Optuna's rows and ours.
+"""Copying a study, Optuna's rows and ours, to another ledger in SQLite or PostgreSQL.
 
-What belongs to a study is asked of the database: the rows of every table whose foreign keys lead to
-the study's, so that a table which a later version adds is copied without a word here. The target
-has all of it or nothing. The source is only read, and no run folder is touched.
+The database itself says which rows belong to a study: those of every table whose foreign keys lead
+to the study's row. A table that a later version adds is therefore copied too. The target gets all
+rows or none. The source is only read, and no run folder is touched.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from storage.records import StudyRecord
 BATCH_ROWS = 1000  # in memory at a time
 
 Row = dict[str, Any]
-Ids = dict[str, dict[int, int]]  # what has become of the ids of a table's rows, by its name
+Ids = dict[str, dict[int, int]]  # by table: the target's id for each id of the source
 
 
 def copy_study(
@@ -37,11 +37,11 @@ def copy_study(
 ) -> dict[str, int]:
     """Copy `study` to the ledger at the URL `to`, as `name`, with the study file `document`.
 
-    Makes the ledger if there is none. Under its own name it is the same study, uid included; under
-    another one it is a new study. Returns how many rows of each table were written, and read back
-    the same. Raises LeaseHeld while a controller runs the study, and StudyExists.
+    Makes the ledger if there is none. A copy under the same name keeps the study's uid; a copy
+    under another name is a new study. Returns how many rows of each table were written and read
+    back unchanged. Raises LeaseHeld while a controller runs the study, and StudyExists.
     """
-    # A wish to stop was for its controllers, by another clock.
+    # A request to stop was for the source's controllers, at a time by the source's clock.
     changes: dict[str, Row] = {"hpo_studies": {"stop_requested_at": None}}
     if name != study.name:
         digest = hashlib.sha256(document.encode()).hexdigest()
@@ -77,9 +77,9 @@ def _copy_rows(
     change: Row,
     ids: Ids,
 ) -> int:
-    """Copy one table's rows, and read them back; how many they are."""
+    """Copy one table's rows, read them back, and return how many there are."""
     source, target = tables
-    sent, read = _Tally(), _Tally()
+    sent, read = _Checksum(), _Checksum()
     for rows in _rows(here, source, study_id):
         sent.add(_write(there, target, rows, change, ids))
     for rows in _rows(there, target, ids["studies"][study_id]):
@@ -91,7 +91,7 @@ def _copy_rows(
 
 @contextmanager
 def _snapshot(ledger: Ledger) -> Iterator[Connection]:
-    """A connection to which the database is as it was at one moment."""
+    """Yield a connection that sees the database as it is at one moment."""
     with ledger.engine.connect() as connection:
         if connection.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN")
@@ -102,7 +102,7 @@ def _snapshot(ledger: Ledger) -> Iterator[Connection]:
 
 @contextmanager
 def _writing(ledger: Ledger) -> Iterator[Connection]:
-    """A connection whose writes are one transaction."""
+    """Yield a connection whose writes are one transaction."""
     with ledger.engine.begin() as connection:
         if connection.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -121,7 +121,7 @@ def _refuse_running(source: Ledger, study: StudyRecord) -> None:
 
 
 def _study_tables(connection: Connection) -> list[sa.Table]:
-    """`studies`, and all tables whose foreign keys lead there, parents first."""
+    """Return `studies` and all tables whose foreign keys lead to it, parents first."""
     metadata = sa.MetaData()
     metadata.reflect(connection)
     found: list[sa.Table] = []
@@ -143,7 +143,7 @@ def _belongs(table: sa.Table, study_id: int) -> sa.ColumnElement[bool]:
 
 
 def _rows(connection: Connection, table: sa.Table, study_id: int) -> Iterator[list[Row]]:
-    """The study's rows in the order of their keys, some at a time."""
+    """Yield the study's rows in the order of their keys, in batches."""
     query = sa.select(table).where(_belongs(table, study_id)).order_by(*table.primary_key)
     found = connection.execute(query, execution_options={"yield_per": BATCH_ROWS})
     for batch in found.mappings().partitions():
@@ -153,7 +153,7 @@ def _rows(connection: Connection, table: sa.Table, study_id: int) -> Iterator[li
 def _write(
     connection: Connection, table: sa.Table, rows: list[Row], changes: Row, ids: Ids
 ) -> list[Row]:
-    """Insert `rows` with `changes` and with the ids that others have there; what was inserted."""
+    """Insert `rows` with `changes` and the target's ids; return what was inserted."""
     own = table.autoincrement_column
     moved = [{**row, **changes} for row in rows]
     for key in table.foreign_keys:
@@ -170,8 +170,8 @@ def _write(
     return [{**row, own.name: new} for row, new in zip(moved, after, strict=True)]
 
 
-class _Tally:
-    """Rows counted and summed up, in whatever order they come."""
+class _Checksum:
+    """The number of rows and the sum of their digests, which do not depend on the rows' order."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -184,11 +184,11 @@ class _Tally:
             self._sum += int.from_bytes(hashlib.sha256(text.encode()).digest())
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Tally) and (self.rows, self._sum) == (other.rows, other._sum)
+        return isinstance(other, _Checksum) and (self.rows, self._sum) == (other.rows, other._sum)
 
 
 def _translate_parents(connection: Connection, table: sa.Table, study_id: int, ids: Ids) -> None:
-    """Optuna's genetic samplers keep each generation's parents as trial ids, in JSON."""
+    """Translate the trial ids that Optuna's genetic samplers keep in JSON, as parents."""
     kept = (table.c.study_id == study_id) & table.c.key.contains(":parent:", autoescape=True)
     for row in connection.execute(sa.select(table).where(kept)).mappings().all():
         parents = [ids["trials"][trial_id] for trial_id in json.loads(row["value_json"])]
@@ -197,7 +197,7 @@ def _translate_parents(connection: Connection, table: sa.Table, study_id: int, i
 
 
 def _close_lost(connection: Connection, study_id: int) -> None:
-    """No lease of the source's runs here: what a dead controller left open there has its end."""
+    """End what a dead controller left open: no lease of the source is valid in the target."""
     with Session(connection) as session:
         reap(session, study_id, math.inf)
         session.flush()

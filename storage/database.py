@@ -1,6 +1,6 @@
 """Opening the database: its URL, SQLite's and PostgreSQL's settings, tables and migrations.
 
-Passwords in URLs never leave this file: whatever is shown went through `shown`.
+A password in a URL never leaves this file: every URL in a message has gone through `shown`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from storage.trials import TrialStorage
 VERSION_TABLE = "hpo_alembic_version"
 HEAD = "0005"
 BUSY_SECONDS = 30  # how long SQLite waits for another writer
-IDLE_SECONDS = 300  # how long a transaction may do nothing in PostgreSQL; a sampler's time counts
+IDLE_SECONDS = 300  # how long PostgreSQL lets a transaction wait for us, a sampler's time included
 
 
 def shown(url: str) -> str:
-    """`url` without its password, for people and logs."""
+    """Return `url` without its password, for people and logs."""
     try:
         parsed = make_url(url)
         hidden = {k: "***" if "password" in k.lower() else v for k, v in parsed.query.items()}
@@ -37,10 +37,10 @@ def shown(url: str) -> str:
 
 
 def open_storage(url: str, *, create: bool) -> RDBStorage:
-    """Optuna's storage on `url`, migrated, whose sessions can be joined into one transaction.
+    """Open and migrate Optuna's storage on `url`; its sessions can join in one transaction.
 
-    Creates database file and tables if `create`. Raises LedgerError, naming the URL without its
-    password, when it cannot be opened or was written by a newer version.
+    Makes the database file and the tables if `create`. Raises LedgerError, which names the URL
+    without its password, when it cannot be opened or was written by a newer version.
     """
     parsed = parse(url)
     check_sqlite_file(parsed, create)
@@ -62,7 +62,7 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
 
 
 def has_ledger(url: str) -> bool:
-    """Whether there is a ledger at `url`. Makes nothing. Raises LedgerError as `open_storage`."""
+    """Return whether there is a ledger at `url`, and make none. Raises as `open_storage` does."""
     parsed = parse(url)
     if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
         return False
@@ -71,7 +71,7 @@ def has_ledger(url: str) -> bool:
 
 
 def clock(dialect: str) -> sa.ColumnElement[float]:
-    """The database's own clock, seconds since 1970, as an SQL expression."""
+    """Return the SQL expression for the database's own clock, in seconds since 1970."""
     if dialect == "sqlite":
         return sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Double())
     return sa.literal_column("extract(epoch from clock_timestamp())::float8", sa.Double())
@@ -113,7 +113,7 @@ def check_sqlite_file(url: URL, create: bool) -> None:
 def engine_options(url: URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": BUSY_SECONDS}}
-    # A server gone without a word is noticed in seconds, not by TCP's own quarter of an hour.
+    # TCP's own settings would take a quarter of an hour to notice that a server is gone.
     noticed = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
     connect = {"connect_timeout": 10, "tcp_user_timeout": 15_000, **noticed}
     return {"pool_pre_ping": True, "connect_args": connect}
@@ -127,7 +127,7 @@ def _set_up_sqlite(connection: Any, _: object) -> None:
 
 
 def _set_up_postgresql(connection: Any, _: object) -> None:
-    # A controller that is stopped in the middle of a transaction holds up all others until then.
+    # A controller that hangs inside a transaction blocks all others until this time is over.
     with connection.cursor() as cursor:
         cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
     connection.commit()
@@ -145,7 +145,7 @@ def plain_errors(url: URL) -> Iterator[None]:
 
 
 def _read_version(url: URL) -> str | None:
-    # On an engine of its own: Optuna's storage writes tables as soon as it is made.
+    # This takes an engine of its own, because Optuna's storage makes tables at once.
     engine = sa.create_engine(url, **engine_options(url))
     with engine.connect() as connection:
         version = tables_version(connection)
@@ -166,7 +166,7 @@ def check_version(version: str | None, create: bool) -> None:
 def _migrate(engine: Engine) -> None:
     with engine.begin() as connection:
         if engine.dialect.name == "sqlite":
-            # sqlite3 begins no transaction for tables by itself: a kill would leave half of them.
+            # sqlite3 begins no transaction for CREATE TABLE: a kill would leave half of the tables.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         if tables_version(connection) == HEAD:
             return

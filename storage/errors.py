@@ -1,4 +1,4 @@
-"""What the ledger refuses, each with a message of one line that a user can act on."""
+"""The ledger's errors, each with a message of one line that a user can act on."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class BudgetSpent(LedgerError):
 
 
 class RolledBack(LedgerError):
-    """A part of a transaction failed and was given up quietly; the whole was not written."""
+    """Optuna rolled back a part of a transaction without an error, so none of it was written."""
 
 
 class LeaseLost(LedgerError):
-    """Another controller has taken this one's trials over: it may not write any more."""
+    """Another controller has taken over this controller's trials, so it may not write any more."""
 
 
 class LeaseHeld(LedgerError):
@@ -41,7 +41,7 @@ class LeaseHeld(LedgerError):
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an error says, a database's without its SQL and parameters; not without passwords."""
+    """Return the error's message without SQL and parameters; a password in it stays there."""
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(getattr(error, "orig", None) or error).split())

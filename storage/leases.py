@@ -1,9 +1,9 @@
-"""Who may write a study's trials: leases, and what becomes of the trials of those that are gone.
+"""Leases: which controllers may write a study's trials, and who gets those of a dead controller.
 
-A controller holds a lease, a row with a time at which it runs out by the database's clock. Each of
-its writes renews the row in the same transaction. One that has run out may be reaped: its
-controller is marked lost, the attempts that it left open end, and their trials wait to be claimed.
-Rows are locked in one order by all: controllers, then studies, then all else.
+A lease is a controller's row, with the time at which it expires by the database's clock. Each write
+of the controller renews it in the same transaction. An expired lease may be reaped: the controller
+is marked lost, the attempts that it left open end, and their trials wait to be claimed.
+All code locks rows in one order: controllers, then studies, then everything else.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LEASE_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Lease:
-    """One controller's right to write the trials of one study that it has claimed."""
+    """One controller's right to write those trials of a study that it has claimed."""
 
     controller_id: int
     study_id: int
@@ -38,13 +38,13 @@ class Lease:
 
 
 def take(session: Session, study: StudyRecord, seconds: float, *, join: bool) -> Lease:
-    """A new lease on the study, beside those that live if `join`. Raises LeaseHeld if not."""
-    # Writing first takes SQLite's lock.
+    """Return a new lease on the study. Raises LeaseHeld if there is a live one, unless `join`."""
+    # This changes nothing: a write takes SQLite's lock before anything is read.
     active = (ControllerRow.study_id == study.study_id) & (ControllerRow.state == "active")
     session.execute(sa.update(ControllerRow).where(active).values(state="active"))
     now = time_of(session)
     reap(session, study.study_id, now)
-    # The study's row lets in one after the other: what lives is looked for behind it.
+    # Behind the lock of the study's row, one controller at a time looks for live leases.
     session.execute(
         sa.update(StudyRow)
         .where(StudyRow.study_id == study.study_id)
@@ -72,7 +72,7 @@ def take(session: Session, study: StudyRecord, seconds: float, *, join: bool) ->
 
 
 def renew(session: Session, lease: Lease) -> None:
-    """Lengthen the lease. Raises LeaseLost if it has been taken over or given back."""
+    """Extend the lease. Raises LeaseLost if it has been taken over or given back."""
     now = clock(session.get_bind().dialect.name)
     renewed = session.execute(
         sa.update(ControllerRow)
@@ -85,7 +85,7 @@ def renew(session: Session, lease: Lease) -> None:
 
 
 def give_back(session: Session, lease: Lease, now: float) -> None:
-    """End the lease, and let others claim its trials at once. A lost one is left alone."""
+    """End the lease, so that others may claim its trials at once. Leave a lost lease alone."""
     released = session.execute(
         sa.update(ControllerRow)
         .where(ControllerRow.id == lease.controller_id, ControllerRow.state == "active")
@@ -96,7 +96,7 @@ def give_back(session: Session, lease: Lease, now: float) -> None:
 
 
 def reap(session: Session, study_id: int, now: float) -> None:
-    """Take their trials from the study's controllers whose leases have run out."""
+    """Mark the study's controllers with expired leases as lost, and let their trials wait."""
     expired = (
         sa.select(ControllerRow)
         .where(
@@ -104,7 +104,7 @@ def reap(session: Session, study_id: int, now: float) -> None:
             ControllerRow.state == "active",
             ControllerRow.expires_at <= now,
         )
-        # One whose row is locked is writing, and so renewing its lease, or is being reaped.
+        # Skip locked rows: their controllers renew their leases, or others reap them.
         .with_for_update(skip_locked=True)
     )
     for controller in session.scalars(expired):
@@ -113,7 +113,7 @@ def reap(session: Session, study_id: int, now: float) -> None:
 
 
 def _let_go(session: Session, study_id: int, controller_id: int, at: float) -> None:
-    """End what a controller that is gone since `at` has left open; its trials wait."""
+    """End what a controller that is gone since `at` left open, and let its trials wait."""
     for attempt in _open_attempts(session, controller_id):
         attempt.ended_at, attempt.reason = at, Reason.CONTROLLER_LOST.value
         session.merge(WaitingRow(trial_id=attempt.trial_id, due_at=at, parked=False))

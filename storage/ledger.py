@@ -1,16 +1,16 @@
 """The ledger: studies, and the transactions in which their controllers write.
 
 The contract:
-- A study has controllers, each with a lease (storage/leases.py), which every one of its writes
-  renews in the same transaction; a background heartbeat renews it between them.
-- A RUNNING trial is executed under one lease, that of its open attempt, or it waits for an attempt
-  and any controller may claim it; the first has it.
-- A lease that has run out may be taken over. From then on each of its writes raises LeaseLost and
+- A study has controllers, each with a lease (storage/leases.py). Every write of a controller renews
+  its lease in the same transaction, and a background heartbeat renews it between writes.
+- A RUNNING trial has an open attempt under one controller's lease, or it waits for its next
+  attempt. Any controller may claim a waiting trial; the first one gets it.
+- An expired lease may be taken over. From then on each write under it raises LeaseLost and
   changes nothing.
-- Everything inside `with ledger.transaction(lease)` commits together, Optuna's own writes
-  through `ledger.storage` included.
+- Everything inside `with ledger.transaction(lease)` commits together, including Optuna's own
+  writes through `ledger.storage`.
 - Readers need no lease. Workers never open the ledger.
-Instances are safe to use from several threads; a transaction belongs to one.
+Several threads may use one instance; a transaction belongs to one thread.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from storage.writing import Transaction
 
 
 class Ledger(Reader):
-    """An open ledger. Reading is in `Reader`; this is opening and writing."""
+    """An open ledger: what opens and writes it. What reads it is in `Reader`."""
 
     def __init__(self, backend: RDBStorage, url: str) -> None:
         super().__init__(backend, url)
@@ -62,7 +62,7 @@ class Ledger(Reader):
 
     @classmethod
     def open(cls, url: str, *, create: bool = False) -> Ledger:
-        """Open `url`, migrating it; `create` makes what is missing. Raises LedgerError."""
+        """Open and migrate the ledger at `url`, made if `create`. Raises LedgerError."""
         return cls(open_storage(url, create=create), shown(url))
 
     def create_study(
@@ -75,7 +75,7 @@ class Ledger(Reader):
         teachers: Sequence[TeacherRecord] = (),
         points: Sequence[Point] = (),
     ) -> StudyRecord:
-        """Record a new study, Optuna's rows and ours, its teachers and the points to try first.
+        """Record a new study: Optuna's rows and ours, its teachers, and the points to try first.
 
         Raises StudyExists.
         """
@@ -107,14 +107,14 @@ class Ledger(Reader):
         return self.study(name)
 
     def enqueue(self, study: StudyRecord, points: Sequence[Point]) -> list[int]:
-        """Have `points` tried before what the sampler proposes; the numbers of their trials.
+        """Have `points` tried before what the sampler proposes; return their trials' numbers.
 
-        All of them or none. Needs no lease, whoever runs the study: a waiting trial is not the
-        controller's yet. It becomes so in the transaction that reserves its budget, and nothing
-        that a controller has written, or has read and relies on, is changed by one more.
+        Adds all of them or none. Needs no lease, even while a controller runs the study: a WAITING
+        trial belongs to no controller until a transaction reserves its budget, and one more of them
+        changes nothing that a controller has written, or has read and relies on.
         """
         with joined(self.sessions) as session:
-            # Our row before Optuna's, as a controller that asks has it: no deadlock.
+            # Lock our row before Optuna's, in the order of a controller that asks: no deadlock.
             self._set(session, study, budget_trials=StudyRow.budget_trials)
             return enqueue(optuna.load_study(study_name=study.name, storage=self.storage), points)
 
@@ -126,10 +126,10 @@ class Ledger(Reader):
         trials: int | None = None,
         join: bool = False,
     ) -> Lease:
-        """Become a controller of the study; `trials` becomes its budget, if given.
+        """Become a controller of the study; `trials`, if given, becomes the study's budget.
 
-        Takes over from controllers whose leases have run out. Raises LeaseHeld while another's
-        runs, unless this is to `join` it.
+        Takes over the trials of controllers with expired leases. Raises LeaseHeld while another
+        controller has a live lease, unless `join`.
         """
         with joined(self.sessions) as session:
             lease = take(session, study, seconds, join=join)
@@ -138,31 +138,31 @@ class Ledger(Reader):
         return lease
 
     def release(self, lease: Lease) -> None:
-        """Give the lease back: its trials may be claimed at once. A lost lease is left alone."""
+        """End the lease, so that its trials may be claimed at once. Leave a lost lease alone."""
         with joined(self.sessions) as session:
             give_back(session, lease, time_of(session))
 
     def request_stop(self, study: StudyRecord) -> None:
-        """Ask the controllers that the study has now to checkpoint its trials and leave."""
+        """Ask the study's present controllers to checkpoint its trials and leave."""
         with joined(self.sessions) as session:
             self._set(session, study, stop_requested_at=time_of(session))
 
     @contextmanager
     def transaction(self, lease: Lease) -> Iterator[Transaction]:
-        """One atomic write under `lease`, which it renews. Raises LeaseLost, writing nothing."""
+        """Write atomically under `lease`, and renew it. Raises LeaseLost, writing nothing."""
         try:
             with self._writing_under(lease) as transaction:
                 yield transaction
         except BudgetSpent:
-            raise  # before Optuna was asked for anything
+            raise  # Optuna has not been asked for anything yet
         except BaseException:
             self._forget_cached()
             raise
 
     @contextmanager
     def _writing_under(self, lease: Lease) -> Iterator[Transaction]:
-        # This process' writers, the heartbeat above all, wait here and not for the database, which
-        # gives up on them: a sampler may take its time within.
+        # A sampler may take long in here. Meanwhile this process' other writers, such as the
+        # heartbeat, wait for our own lock; if they waited for the database's, they would time out.
         with self._writing, joined(self.sessions) as session:
             transaction = Transaction(session, lease)
             transaction.renew()
@@ -173,10 +173,10 @@ class Ledger(Reader):
 
     @contextmanager
     def heartbeat(self, lease: Lease, on_error: Callable[[Exception], None]) -> Iterator[None]:
-        """Renew `lease` from a thread while the block runs, every third of its length.
+        """Renew `lease` from a thread while the block runs, at every third of its length.
 
-        It takes their trials from controllers whose leases have run out, too. `on_error` is called
-        from that thread whenever that failed; it stops once the lease is lost.
+        The thread also reaps the study's expired leases. It calls `on_error` with each error that
+        it meets, and ends once the lease is lost.
         """
         done = threading.Event()
 
@@ -199,7 +199,7 @@ class Ledger(Reader):
             thread.join()
 
     def _forget_cached(self) -> None:
-        """Have Optuna read everything anew: it may remember trials that were not written."""
+        """Have Optuna read everything anew, since it may remember trials that were not written."""
         storage: Any = self.storage
         with storage._lock:
             storage._studies.clear()
@@ -211,8 +211,8 @@ class Ledger(Reader):
         session.execute(of_study.values(**values).execution_options(**UNSYNCED))
 
     def _forget_deleted(self, session: Session) -> None:
-        # A study deleted in the dashboard takes our rows along only where foreign keys are
-        # enforced, and SQLite hands its ids out again.
+        # Deleting a study in the dashboard deletes our rows only where foreign keys are enforced,
+        # and SQLite gives the ids of deleted rows to new ones.
         for model, parent in (
             (DepthPointRow, TRIALS.c.trial_id),
             (MetricsRow, TRIALS.c.trial_id),

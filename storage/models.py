@@ -1,6 +1,6 @@
 """Our own tables, beside Optuna's in the same database. Optuna's are never changed.
 
-Times are seconds since 1970 by the database's own clock, so that leases compare across machines.
+Times are seconds since 1970 by the database's own clock, so that all machines agree on leases.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Base(DeclarativeBase):
 
 
 class StudyRow(Base):
-    """What Optuna cannot keep of a study: its file, its budget, a wish to stop."""
+    """What Optuna has no place for: a study's file, its budget, and a request to stop it."""
 
     __tablename__ = "hpo_studies"
 
@@ -68,7 +68,7 @@ class AttemptRow(Base):
     started_at: Mapped[float]
     ended_at: Mapped[float | None]
     first_step: Mapped[int | None]  # optimizer step it started or resumed from
-    last_step: Mapped[int | None]  # last optimizer step heard of
+    last_step: Mapped[int | None]  # last optimizer step that was reported
     reason: Mapped[str | None] = mapped_column(String(32))
     detail: Mapped[str | None] = mapped_column(Text)  # a traceback, for instance
 
@@ -79,8 +79,8 @@ class WaitingRow(Base):
     __tablename__ = "hpo_waiting"
 
     trial_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    due_at: Mapped[float]  # not before
-    parked: Mapped[bool]  # nor until it is promoted
+    due_at: Mapped[float]  # its attempt may not begin before
+    parked: Mapped[bool]  # its attempt may not begin until it is promoted
 
 
 class TeacherRow(Base):
@@ -89,17 +89,17 @@ class TeacherRow(Base):
     __tablename__ = "hpo_teachers"
 
     study_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    key: Mapped[str] = mapped_column(String(64), primary_key=True)  # of its config and data
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)  # digest of its config and data
     folder: Mapped[str] = mapped_column(Text)
     config: Mapped[str] = mapped_column(Text)  # the resolved train config, YAML
     steps: Mapped[int]
     state: Mapped[str] = mapped_column(String(16))
-    step: Mapped[int]  # last optimizer step heard of
+    step: Mapped[int]  # last optimizer step that was reported
     attempts: Mapped[int]
     seconds: Mapped[float]  # wall-clock time of the attempts that have ended
-    began_at: Mapped[float | None]  # of the attempt that has not
-    controller_id: Mapped[int | None] = mapped_column(ForeignKey("hpo_controllers.id"))  # whose
-    reason: Mapped[str | None] = mapped_column(String(32))  # why the last one ended
+    began_at: Mapped[float | None]  # of the open attempt; null if none is open
+    controller_id: Mapped[int | None] = mapped_column(ForeignKey("hpo_controllers.id"))
+    reason: Mapped[str | None] = mapped_column(String(32))  # why the last attempt ended
     detail: Mapped[str | None] = mapped_column(Text)
 
 
@@ -116,18 +116,18 @@ class MetricsRow(Base):
 
 
 class ResultRow(Base):
-    """What one training of a trial came to, where the trial has several, under other seeds."""
+    """The last metrics of one training of a trial that is trained under several seeds."""
 
     __tablename__ = "hpo_results"
 
     trial_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     repeat: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)  # from 0
     attempt_id: Mapped[int] = mapped_column(ForeignKey("hpo_attempts.id"))
-    metrics: Mapped[dict[str, Any]] = mapped_column(JSON)  # its last
+    metrics: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
 class DepthPointRow(Base):
-    """A trial's model at one depth, without retraining, as it was at an optimizer step."""
+    """How good a trial's model is at one depth, without retraining, at one optimizer step."""
 
     __tablename__ = "hpo_depth_points"
 

@@ -1,6 +1,6 @@
-"""Names of studies. A study's name is its folder's too, so that no name may lead out of there.
+"""Names of studies. A study's name is also its folder's, so no name may lead to another folder.
 
-Asked of every name, typed or read: a database may have been written by another program.
+Every name is checked, typed or read, because another program may have written the database.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def is_study_name(name: str) -> bool:
-    """Whether a study may be called so: ASCII, and not hidden, whatever the file system."""
+    """Return whether a study may have this name: ASCII, and no hidden folder anywhere."""
     return _NAME.fullmatch(name) is not None
 
 
 def check_study_name(name: str) -> None:
-    """Raise LedgerError, in one line, for what no study may be called."""
+    """Raise LedgerError, in one line, if no study may have this name."""
     if not is_study_name(name):
         shown = ascii(name) if len(name) <= 40 else f"{name[:40]!a}..."
         raise LedgerError(

@@ -1,7 +1,7 @@
-"""Points of a study's search space that wait to be tried, before any the sampler proposes.
+"""Points of a study's search space that are tried before any that the sampler proposes.
 
-A point is an ordinary WAITING trial of Optuna: the next `ask` takes the oldest. It belongs to no
-controller, and counts in no budget, until a controller has asked for it. Nothing here commits.
+A point is an ordinary WAITING trial of Optuna, and the next `ask` takes the oldest one. It belongs
+to no controller and counts in no budget until a controller has asked for it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Point:
     """Values for some or all of the searched paths; the sampler draws those that are missing."""
 
     params: Mapping[str, Any]
-    origin: Mapping[str, Any]  # a `study` and a `trial` or `recipe` of it; or `by` hand
+    origin: Mapping[str, Any]  # its `study` and `trial` or `recipe`, or whom it is `by`
 
 
 def enqueue(study: optuna.Study, points: Sequence[Point]) -> list[int]:
-    """Add `points`, in order; the numbers of their trials."""
+    """Add `points` in order, and return the numbers of their trials; the caller commits."""
     for point in points:
         study.enqueue_trial(dict(point.params), user_attrs={"origin": dict(point.origin)})
     waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
@@ -33,7 +33,7 @@ def enqueue(study: optuna.Study, points: Sequence[Point]) -> list[int]:
 
 
 def known_params(trial: FrozenTrial) -> dict[str, Any]:
-    """The trial's parameters; of one that waits, those that its point fixes."""
+    """Return the trial's parameters; if it is WAITING, those that its point fixes."""
     if trial.state is TrialState.WAITING:
         return dict(trial.system_attrs.get(_FIXED, {}))
     return trial.params

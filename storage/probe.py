@@ -1,4 +1,4 @@
-"""Trying out a database, for people who look for what is wrong with it. Leaves it as it was."""
+"""Trying out a database for `hpo doctor`, which leaves it as it was."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Probe:
     """What a database answered."""
 
     server: str  # its name and version
-    tables: str | None  # the version of our tables; None: there is no ledger yet
-    newest_tables: str  # what this program would make of them
-    clock_ahead: float  # seconds, of this process' clock
-    round_trip: float  # seconds, median
+    tables: str | None  # the version of our tables; None if there is no ledger yet
+    newest_tables: str  # the version that this program writes
+    clock_ahead: float  # seconds by which its clock is ahead of this process'
+    round_trip: float  # median, in seconds
 
 
 def probe(url: str) -> Probe | None:
-    """Read, write and roll back at `url`; None if there is no file yet, and one can be made.
+    """Read and write at `url`, then roll back. Return None if no file is there but one can be made.
 
-    Raises LedgerError, without the password, when that cannot be done or the ledger is too new.
+    Raises LedgerError, without the password, when that fails or the ledger is too new.
     """
     parsed = parse(url)
     check_sqlite_file(parsed, create=True)

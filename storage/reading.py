@@ -40,7 +40,8 @@ TRIALS = sa.table("trials", *map(sa.column, ("trial_id", "study_id", "number", "
 class Reader:
     """The reading half of the ledger.
 
-    `storage` is the Optuna storage to hand to Optuna, `url` the address without its password.
+    `storage` is what Optuna is given, and `url` the address without its password. The modules of
+    `storage/` use `engine`, and `sessions()` for the session of the calling thread.
     """
 
     def __init__(self, backend: RDBStorage, url: str) -> None:
@@ -52,15 +53,15 @@ class Reader:
 
     @property
     def on_a_server(self) -> bool:
-        """Whether controllers on several machines can write: SQLite's file is for one."""
+        """Whether controllers on several machines can write; a SQLite file is for one machine."""
         return self.engine.dialect.name != "sqlite"
 
     def studies(self) -> list[StudyRecord]:
-        """Every study that this program made, oldest first."""
+        """Return every study that this program made, oldest first."""
         return self._studies(sa.true())
 
     def study(self, name: str) -> StudyRecord:
-        """The study called `name`. Raises StudyNotFound with the nearest names."""
+        """Return the study called `name`. Raises StudyNotFound with the nearest names."""
         check_study_name(name)
         if found := self._studies(STUDIES.c.study_name == name):
             return found[0]
@@ -77,7 +78,7 @@ class Reader:
             )
 
     def controllers(self, study: StudyRecord) -> list[Controller]:
-        """Every controller the study has had, oldest first."""
+        """Return every controller that the study has had, oldest first."""
         with self.sessions() as session:
             now = time_of(session)
             rows = session.scalars(
@@ -99,7 +100,7 @@ class Reader:
             ]
 
     def attempts(self, study: StudyRecord) -> dict[int, list[Attempt]]:
-        """Every attempt of every trial of the study, by trial id, in order."""
+        """Return every attempt of every trial of the study, by trial id, in order."""
         found: dict[int, list[Attempt]] = defaultdict(list)
         with self.sessions() as session:
             rows = session.scalars(
@@ -113,7 +114,7 @@ class Reader:
         return dict(found)
 
     def trial_attempts(self, trial_id: int) -> list[Attempt]:
-        """Every attempt of one trial, in order."""
+        """Return every attempt of one trial, in order."""
         with self.sessions() as session:
             rows = session.scalars(
                 sa.select(AttemptRow)
@@ -123,7 +124,7 @@ class Reader:
             return [attempt_record(row) for row in rows]
 
     def waiting(self, study: StudyRecord) -> list[Waiting]:
-        """RUNNING trials that wait for their next attempt, oldest first."""
+        """Return the RUNNING trials that wait for their next attempt, oldest first."""
         with self.sessions() as session:
             rows = session.execute(
                 sa.select(
@@ -139,7 +140,7 @@ class Reader:
             return [Waiting(*row) for row in rows]
 
     def open_attempts(self, study: StudyRecord) -> list[Attempt]:
-        """The attempts that the study's active controllers are executing."""
+        """Return the attempts that the study's active controllers are executing."""
         with self.sessions() as session:
             rows = session.scalars(
                 sa.select(AttemptRow)
@@ -154,11 +155,11 @@ class Reader:
             return [attempt_record(row) for row in rows]
 
     def trials(self, study: StudyRecord, *states: TrialState) -> list[FrozenTrial]:
-        """The study's trials in any of these states, by number. No others are read, or kept."""
+        """Return the study's trials in any of these states, by number. Reads no others."""
         return self._backend.get_all_trials(study.study_id, deepcopy=False, states=states)
 
     def trial_counts(self, study: StudyRecord) -> Counter[str]:
-        """How many trials the study has in each state."""
+        """Return how many trials the study has in each state."""
         with self.sessions() as session:
             rows = session.execute(
                 sa.select(TrialModel.state, sa.func.count())
@@ -170,7 +171,7 @@ class Reader:
     def states(
         self, study_id: int, unfinished: Collection[int], newest: int
     ) -> dict[int, TrialState]:
-        """States of the trials `unfinished`, and of all of the study after the `newest`, by id."""
+        """Return the states, by id, of the trials `unfinished` and of those after `newest`."""
         with self.sessions() as session:
             rows = session.execute(
                 sa.select(TrialModel.trial_id, TrialModel.state)
@@ -180,7 +181,7 @@ class Reader:
             return {row.trial_id: row.state for row in rows}
 
     def metrics(self, trial_id: int) -> dict[int, dict[str, Any]]:
-        """Metrics of one trial by optimizer step, in order."""
+        """Return the metrics of one trial by optimizer step, in order."""
         with self.sessions() as session:
             rows = session.scalars(
                 sa.select(MetricsRow)
@@ -190,9 +191,9 @@ class Reader:
             return {row.step: dict(row.metrics) for row in rows}
 
     def curves(self, study_id: int, metric: str, *, finished: bool) -> dict[int, dict[int, float]]:
-        """A metric of each trial of the study that has it, by optimizer step, by trial id.
+        """Return the values of `metric` by optimizer step, of each trial that has it, by trial id.
 
-        Of trials that are `finished`, or of those that are not.
+        These are the study's trials that are `finished`, or those that are not.
         """
         found: dict[int, dict[int, float]] = defaultdict(dict)
         states = [state for state in TrialState if state.is_finished() == finished]
@@ -209,14 +210,14 @@ class Reader:
         return dict(found)
 
     def last_metrics(self, study: StudyRecord) -> dict[int, dict[str, Any]]:
-        """All metrics of each trial of the study at its last step, by trial id."""
+        """Return all metrics of each trial of the study at its last step, by trial id."""
         newest = _at_newest_step(MetricsRow, TRIALS.c.study_id == study.study_id)
         with self.sessions() as session:
             rows = session.execute(sa.select(MetricsRow.trial_id, MetricsRow.metrics).join(*newest))
             return {trial_id: dict(metrics) for trial_id, metrics in rows}
 
     def results(self, trial_id: int) -> list[dict[str, float]]:
-        """The last metrics of each training of a trial that has several, in order."""
+        """Return the last metrics of each training of a trial that has several, in order."""
         with self.sessions() as session:
             rows = session.scalars(
                 sa.select(ResultRow)
@@ -226,7 +227,7 @@ class Reader:
             return [dict(row.metrics) for row in rows]
 
     def seconds(self, study: StudyRecord) -> float:
-        """Wall-clock time in which the study had a controller; that of several at once, once."""
+        """Return the seconds of wall-clock time during which the study had any controller."""
         total = until = 0.0
         for one in sorted(self.controllers(study), key=lambda one: one.started_at):
             total += max(0.0, one.seen_at - max(until, one.started_at))
@@ -234,9 +235,9 @@ class Reader:
         return total
 
     def device_seconds(self, study: StudyRecord) -> float:
-        """Cost of all attempts of the study so far.
+        """Return the cost of the study's attempts so far: seconds times ranks.
 
-        Of those that have not ended, up to when their controllers were last seen.
+        An open attempt counts up to the time when its controller was last seen.
         """
         until = sa.func.coalesce(AttemptRow.ended_at, ControllerRow.seen_at)
         with self.sessions() as session:
@@ -248,11 +249,11 @@ class Reader:
             return float(spent or 0.0)
 
     def depth_front(self, trial_id: int) -> list[dict[str, Any]]:
-        """The trial's newest depth front, the shallowest sub-model first; empty if it has none."""
+        """Return the trial's newest depth front, shallowest sub-model first; empty if none."""
         return self._depth_fronts(TRIALS.c.trial_id == trial_id).get(trial_id, [])
 
     def depth_fronts(self, study: StudyRecord) -> dict[int, list[dict[str, Any]]]:
-        """The newest depth front of each trial of the study that has one, by trial id."""
+        """Return the newest depth front of each trial of the study that has one, by trial id."""
         return self._depth_fronts(TRIALS.c.study_id == study.study_id)
 
     def _depth_fronts(self, wanted: sa.ColumnElement[bool]) -> dict[int, list[dict[str, Any]]]:
@@ -270,7 +271,7 @@ class Reader:
         return dict(found)
 
     def teachers(self, study: StudyRecord) -> list[TeacherRecord]:
-        """The study's teachers, by their keys."""
+        """Return the study's teachers in the order of their keys."""
         with self.sessions() as session:
             rows = session.scalars(
                 sa.select(TeacherRow)
@@ -321,7 +322,7 @@ def _study(row: StudyRow, name: str) -> StudyRecord:
 
 
 def _at_newest_step(row: Any, wanted: sa.ColumnElement[bool]) -> tuple[Any, Any]:
-    """What to join `row`, a table by trial and step, with: its rows at each trial's last step."""
+    """Return what to join the table `row` with to get its rows at each trial's last step."""
     newest = (
         sa.select(row.trial_id, sa.func.max(row.step).label("step"))
         .join(TRIALS, TRIALS.c.trial_id == row.trial_id)

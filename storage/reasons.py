@@ -13,10 +13,10 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     WORKER_LOST = "worker_lost"  # a rank or node lost, a hang, an unreadable checkpoint
     BUSY = "busy"  # a dead controller's rank still trains in the run folder
-    DISK = "disk"  # the run folder's is full, read-only or gone; the study pauses
+    DISK = "disk"  # the run folder's disk is full, read-only or gone; the study pauses
     ERROR = "error"  # the code raised
-    PARKED = "parked"  # at a rung, checkpointed: goes on if it comes to be among the best there
-    EXPLOITED = "exploited"  # a new trial has its place in the population
+    PARKED = "parked"  # waits at a rung, checkpointed, and goes on if it is among the best there
+    EXPLOITED = "exploited"  # a new trial took its place in the population
     STOPPED = "stopped"  # by a person; the trial goes on at a resume
     CONTROLLER_LOST = "controller_lost"  # the controller died; the trial is adopted
 
@@ -27,5 +27,5 @@ class TeacherState(StrEnum):
     WAITING = "waiting"  # for its first attempt, or its next
     TRAINING = "training"
     TRAINED = "trained"  # by this study
-    REUSED = "reused"  # found trained
+    REUSED = "reused"  # it was trained already
     FAILED = "failed"  # the reason says why; a resume tries again

@@ -18,7 +18,7 @@ class StudyRecord:
     created_at: float
     budget_trials: int
     reserved_trials: int
-    stop_requested_at: float | None  # of its controllers from before then
+    stop_requested_at: float | None  # when the controllers of that time were asked to stop
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Waiting:
 
     trial_id: int
     number: int
-    due_in: float  # seconds until it may be; negative when it may
-    parked: bool  # until it is promoted
+    due_in: float  # seconds until it may be claimed; negative when it may
+    parked: bool  # may not be claimed until it is promoted
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class TeacherRecord:
     config: str  # its train config, YAML
     steps: int
     state: TeacherState = TeacherState.WAITING
-    step: int = 0  # last optimizer step heard of
+    step: int = 0  # last optimizer step that was reported
     attempts: int = 0
     seconds: float = 0.0  # wall-clock time of the attempts that have ended
-    reason: Reason | None = None  # why the last one ended
+    reason: Reason | None = None  # why the last attempt ended
     detail: str | None = None

@@ -1,8 +1,8 @@
 """A session in which several of Optuna's small transactions commit together, or not at all.
 
 Optuna opens, commits and closes a session of its own in each storage call. Inside `joined()` those
-commits are flushes and the closes are put off, so that a trial's creation, its parameters and our
-rows about it are one transaction. A process killed at any line leaves all of it or nothing.
+commits become flushes and the closes wait, so that a trial's creation, its parameters and our rows
+about it are one transaction. A process killed at any line leaves all of it or nothing.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from sqlalchemy.orm import Session, scoped_session
 
 from storage.errors import RolledBack
 
-# Bulk statements leave the session's objects alone; those are read anew in each transaction.
+# Bulk statements need not update the session's objects: each transaction reads them anew.
 UNSYNCED: dict[str, Any] = {"synchronize_session": False}
 
 
 def changed(result: sa.Result[Any]) -> int:
-    """How many rows an UPDATE or DELETE changed."""
+    """Return how many rows an UPDATE or DELETE changed."""
     return cast("sa.CursorResult[Any]", result).rowcount
 
 
@@ -39,12 +39,12 @@ class JoinedSession(Session):
         return self.expire_all()
 
     def rollback(self) -> None:
-        """Roll back; inside `joined()`, the whole of it, which then cannot commit any more."""
+        """Roll back; inside `joined()`, roll all of it back, so that it cannot commit any more."""
         self._broken = self._joined
         super().rollback()
 
     def close(self) -> None:
-        """Close; inside `joined()`, only forget the objects."""
+        """Close the session; inside `joined()`, only forget its objects."""
         if not self._joined:
             return super().close()
         return self.expunge_all()
@@ -52,9 +52,9 @@ class JoinedSession(Session):
 
 @contextmanager
 def joined(sessions: scoped_session[JoinedSession]) -> Iterator[Session]:
-    """The calling thread's session; everything done in the block is one transaction.
+    """Yield the calling thread's session; everything done in the block is one transaction.
 
-    Not re-entrant. Any exception rolls all of it back and goes on to the caller.
+    Must not be nested. Any exception rolls all of it back, and the caller gets it.
     """
     session = sessions()
     assert not session._joined, "joined() inside joined()"

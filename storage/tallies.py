@@ -1,4 +1,4 @@
-"""A study in numbers that the database counts itself: as cheap for 100,000 trials as for ten."""
+"""Numbers of a study that the database counts itself, as cheap for 100,000 trials as for ten."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from storage.records import StudyRecord
 
 @dataclass(frozen=True)
 class Tally:
-    """How many of what a study has, and since when it was silent."""
+    """How many trials and attempts a study has, and how long it has reported nothing."""
 
     trials: dict[str, int]  # by state
-    ended_attempts: dict[str | None, int]  # by reason; None: all its steps were done
+    ended_attempts: dict[str | None, int]  # by reason; None if all steps were done
     open_attempts: int
-    silent_seconds: float | None  # of the open attempt that reported last; None: none is open
+    silent_seconds: float | None  # since any open attempt reported; None if none is open
 
 
 def tally(ledger: Reader, study: StudyRecord) -> Tally:
-    """Count a study."""
+    """Return the numbers of `study`."""
     of_study = TRIALS.c.study_id == study.study_id
     attempts = sa.select(AttemptRow).join(TRIALS, TRIALS.c.trial_id == AttemptRow.trial_id)
     attempts = attempts.where(of_study)

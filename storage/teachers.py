@@ -1,7 +1,7 @@
 """A study's teachers in the ledger: recorded with the study, trained before its first trial.
 
-Their rows are written under the controller's lease, like all else. Nothing here knows what a run's
-folder holds: whoever says that a teacher is trained has looked.
+Their rows are written under the controller's lease, like all others. This module never looks into
+a run's folder: a caller who says that a teacher is trained has looked there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from storage.records import TeacherRecord
 
 
 class TeacherWriter:
-    """What a transaction writes of its study's teachers; each write gives back what it wrote."""
+    """What a transaction writes about its study's teachers; each write returns the new record."""
 
     def __init__(
         self, session: Session, study_id: int, controller_id: int, now: Callable[[], float]
@@ -29,7 +29,7 @@ class TeacherWriter:
         self._now = now  # the database's clock
 
     def begin(self, key: str) -> TeacherRecord | None:
-        """Open the teacher's next attempt; None while another controller's is open."""
+        """Open the teacher's next attempt; return None while another controller has one open."""
         row = self._teacher(key)
         if row.began_at is not None and row.controller_id != self._controller_id:
             return None
@@ -42,13 +42,13 @@ class TeacherWriter:
         return teacher_record(row)
 
     def is_open(self, key: str, attempt: int) -> bool:
-        """Whether this controller's attempt of that number is the teacher's open one."""
+        """Return whether this controller's attempt number `attempt` is the teacher's open one."""
         row = self._teacher(key)
         mine = row.controller_id == self._controller_id and row.attempts == attempt
         return mine and row.began_at is not None
 
     def record_step(self, key: str, step: int) -> TeacherRecord:
-        """Keep the optimizer step that the teacher has come to."""
+        """Keep the optimizer step that the teacher has reached."""
         row = self._teacher(key)
         row.step = step
         return teacher_record(row)
@@ -56,7 +56,7 @@ class TeacherWriter:
     def end(
         self, key: str, state: TeacherState, reason: Reason | None = None, detail: str | None = None
     ) -> TeacherRecord:
-        """Close the teacher's attempt, if one is open, and say what has become of the teacher."""
+        """Close the teacher's attempt, if one is open, and keep the teacher's new state."""
         row = self._teacher(key)
         _close(row, self._now(), state, reason)
         row.detail = detail
@@ -70,12 +70,12 @@ class TeacherWriter:
 
 
 def teacher_row(study_id: int, teacher: TeacherRecord) -> TeacherRow:
-    """The row of a new study's teacher."""
+    """Return the row of a new study's teacher."""
     return TeacherRow(study_id=study_id, **asdict(teacher))
 
 
 def teacher_record(row: TeacherRow) -> TeacherRecord:
-    """What readers get of a row."""
+    """Return what readers get of a teacher's row."""
     return TeacherRecord(
         row.key,
         row.folder,
@@ -91,7 +91,7 @@ def teacher_record(row: TeacherRow) -> TeacherRecord:
 
 
 def close_teachers(session: Session, study_id: int, controller_id: int, at: float) -> None:
-    """End the attempts that one of the study's controllers, gone since `at`, has left open."""
+    """End the attempts that a controller of the study, gone since `at`, has left open."""
     left = sa.select(TeacherRow).where(
         TeacherRow.study_id == study_id,
         TeacherRow.controller_id == controller_id,

@@ -1,9 +1,8 @@
-"""Optuna's storage, reading trials by plain SELECTs.
+"""Optuna's storage, which here reads trials faster, by plain SELECTs, and writes as Optuna does.
 
-Optuna makes objects of all rows on its way to a trial, and parses each of its distributions anew:
+Optuna makes an object of every row on its way to a trial, and parses each distribution anew:
 100,000 trials take it a minute and gigabytes. It also reads all running trials again whenever it is
-asked for trials, and of 256 that is a tenth of a second. What is read here is the same.
-Nothing here writes.
+asked for trials, which takes a tenth of a second for 256. The trials that come out are the same.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ _distribution = lru_cache(maxsize=1_000)(json_to_distribution)  # trials share t
 
 
 def newer_or_named(study_id: int, than: int, trial_ids: Collection[int]) -> sa.ColumnElement[bool]:
-    """That a trial is one of these, or of the study and newer than trial `than`.
+    """Return the condition that a trial is in `trial_ids`, or in the study with an id above `than`.
 
-    Each by an index of its own: of a whole, SQLite would go through the study. The ids are written
-    out: a database takes only so many parameters.
+    Each half can use an index of its own; otherwise SQLite would read the whole study. The ids are
+    part of the statement's text, because a database limits the number of parameters.
     """
     newer = (TrialModel.study_id == study_id) & (TrialModel.trial_id > than)
     ids: sa.BindParameter[int] = sa.bindparam(
@@ -52,10 +51,10 @@ def newer_or_named(study_id: int, than: int, trial_ids: Collection[int]) -> sa.C
 
 
 class TrialStorage(RDBStorage):
-    """Optuna's storage, whose trials are read faster."""
+    """Optuna's storage, with faster reading of trials."""
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """The trial as the database has it. Raises KeyError if there is none."""
+        """Return the trial as the database has it. Raises KeyError if there is none."""
         found = self._read(TrialModel.trial_id == trial_id)
         if not found:
             raise KeyError(NOT_FOUND_MSG)
@@ -79,13 +78,13 @@ class TrialStorage(RDBStorage):
         with _create_scoped_session(self.scoped_session) as session:
             trials = _bare(session, wanted)
             if trials:
-                with _no_cycles_looked_for():
+                with _no_garbage_collection():
                     _fill(trials, _rows(session, wanted, list(trials)))
         return list(trials.values())
 
 
 def _bare(session: Session, wanted: sa.ColumnElement[bool]) -> dict[int, FrozenTrial]:
-    """The trials that are `wanted`, by their ids, without what other tables have of them."""
+    """Return the trials that are `wanted`, by id, without what other tables hold of them."""
     columns = (
         TrialModel.number,
         TrialModel.state,
@@ -105,7 +104,7 @@ def _bare(session: Session, wanted: sa.ColumnElement[bool]) -> dict[int, FrozenT
 def _rows_of(
     table: int, model: Any, *, name: Any = None, at: Any = None, number: Any = None, text: Any
 ) -> sa.Select[Any]:
-    """Rows that belong to trials: (table, row's id, trial's id, name, at, number, text)."""
+    """Return a SELECT of trials' rows: (table, row's id, trial's id, name, at, number, text)."""
     (key,) = sa.inspect(model).primary_key
     return sa.select(
         sa.literal_column(str(table), sa.Integer).label("of"),
@@ -136,7 +135,7 @@ _TABLES: dict[Any, sa.Select[Any]] = {
         at=_report.step, number=_report.intermediate_value, text=_report.intermediate_value_type,
     ),
 }  # fmt: skip
-# One question instead of five, which a controller asks for its trials all the time.
+# One query instead of five, since a controller reads its few trials all the time.
 _OF_FEW = sa.union_all(
     *(rows.where(model.trial_id.in_(sa.bindparam("ids", expanding=True)))
       for model, rows in _TABLES.items())
@@ -144,7 +143,7 @@ _OF_FEW = sa.union_all(
 
 
 def _rows(session: Session, wanted: sa.ColumnElement[bool], ids: list[int]) -> Iterator[Any]:
-    """What the trials `ids`, which are those `wanted`, have in other tables, in its order there."""
+    """Yield what other tables hold of the `wanted` trials, whose ids are `ids`, in their order."""
     if len(ids) <= FEW:
         yield from session.execute(_OF_FEW, {"ids": ids})
         return
@@ -177,8 +176,8 @@ def _fill(trials: dict[int, FrozenTrial], rows: Iterable[Any]) -> None:
 
 
 @contextmanager
-def _no_cycles_looked_for() -> Iterator[None]:
-    # Among millions of new objects, none of them garbage: half of the time goes there.
+def _no_garbage_collection() -> Iterator[None]:
+    # It would look for garbage among millions of new objects, and take half of the time.
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -189,5 +188,5 @@ def _no_cycles_looked_for() -> Iterator[None]:
 
 
 def _local(utc: datetime.datetime | None) -> datetime.datetime | None:
-    # As Optuna shows times: naive, of the place.
+    # Optuna shows naive times of the local time zone.
     return utc and utc.replace(tzinfo=datetime.UTC).astimezone().replace(tzinfo=None)

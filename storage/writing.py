@@ -1,6 +1,6 @@
 """What a controller writes beside Optuna's own rows, inside `Ledger.transaction`.
 
-Every method is part of that one transaction: it commits with all else in it, or not at all.
+What the methods write is part of that transaction, which commits as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from storage.teachers import TeacherWriter
 
 
 class Transaction:
-    """What a controller writes beside Optuna's own rows, inside `Ledger.transaction`."""
+    """What a controller writes in one transaction of the ledger, under its lease."""
 
     def __init__(self, session: Session, lease: Lease) -> None:
         self._session = session
@@ -38,11 +38,11 @@ class Transaction:
         self.teachers = TeacherWriter(session, lease.study_id, lease.controller_id, self._now)
 
     def renew(self) -> None:
-        """Lengthen the lease. Raises LeaseLost if it has been taken over or released."""
+        """Extend the lease. Raises LeaseLost if it has been taken over or released."""
         renew(self._session, self._lease)
 
     def reap(self) -> None:
-        """Take their trials from controllers of the study whose leases have run out."""
+        """Mark the study's controllers with expired leases as lost, and let their trials wait."""
         reap(self._session, self._lease.study_id, self._now())
 
     def reserve_trial(self) -> None:
@@ -60,7 +60,7 @@ class Transaction:
             raise BudgetSpent("every trial of the budget has been created")
 
     def begin_attempt(self, trial_id: int, *, devices: int) -> Attempt:
-        """Open the trial's next attempt. The first of two controllers to do so has it."""
+        """Open the trial's next attempt. If two controllers try, only the first can commit."""
         last = self._session.scalar(
             sa.select(sa.func.max(AttemptRow.number)).where(AttemptRow.trial_id == trial_id)
         )
@@ -76,9 +76,9 @@ class Transaction:
         return attempt_record(row)
 
     def wait(self, trial_id: int, *, seconds: float = 0.0, parked: bool = False) -> None:
-        """Have the RUNNING trial wait for its next attempt, `seconds` at least.
+        """Let the RUNNING trial wait for its next attempt, for at least `seconds`.
 
-        A `parked` one waits until it is promoted. Any controller of the study may claim it.
+        Any controller of the study may claim it. A `parked` trial waits until it is promoted.
         """
         self._session.merge(
             WaitingRow(trial_id=trial_id, due_at=self._now() + seconds, parked=parked)
@@ -86,7 +86,7 @@ class Transaction:
         self._session.flush()
 
     def claim(self, trial_id: int) -> bool:
-        """Take a trial that waits, to begin its next attempt or to end it; False: another has."""
+        """Take a waiting trial, to begin its next attempt or end it; False if another took it."""
         claimed = self._session.execute(
             sa.delete(WaitingRow)
             .where(WaitingRow.trial_id == trial_id)
@@ -95,12 +95,12 @@ class Transaction:
         return changed(claimed) == 1
 
     def is_open(self, attempt: Attempt) -> bool:
-        """Whether the attempt's end has not been written yet."""
+        """Return whether the attempt's end has not been written yet."""
         ended_at = sa.select(AttemptRow.ended_at).where(AttemptRow.id == attempt.attempt_id)
         return self._session.scalar(ended_at) is None
 
     def record_metrics(self, attempt: Attempt, step: int, metrics: dict[str, float]) -> None:
-        """Keep all metrics of the attempt's trial at optimizer step `step`, once a step."""
+        """Keep all metrics of the attempt's trial at optimizer step `step`, replacing old ones."""
         self._session.merge(
             MetricsRow(
                 trial_id=attempt.trial_id,
@@ -115,12 +115,12 @@ class Transaction:
     def record_depth_front(
         self, attempt: Attempt, step: int, points: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Keep the trial's depth front at optimizer step `step`; `points` by our columns' names."""
+        """Keep the trial's depth front at optimizer step `step`; keys are our columns' names."""
         for point in points:
             self._session.merge(DepthPointRow(trial_id=attempt.trial_id, step=step, **point))
 
     def record_result(self, attempt: Attempt, repeat: int, metrics: dict[str, float]) -> None:
-        """Keep what the `repeat`-th training (from 0) of the attempt's trial came to."""
+        """Keep the last metrics of the trial's training number `repeat`, counted from 0."""
         self._session.merge(
             ResultRow(
                 trial_id=attempt.trial_id,
@@ -132,7 +132,7 @@ class Transaction:
         self._session.flush()
 
     def record_last_step(self, attempt: Attempt, step: int) -> None:
-        """Keep the optimizer step that the attempt has come to."""
+        """Keep the optimizer step that the attempt has reached."""
         self._update(attempt, last_step=step)
 
     def record_first_step(self, attempt: Attempt, step: int) -> None:
