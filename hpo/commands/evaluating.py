@@ -55,7 +55,8 @@ def evaluate(
 
     ledger = open_ledger(storage_url(storage))
     planned = plan_evaluation(ledger, name, top, seeds)
-    _train(ledger, planned, runs, ray_address, f"hpo evaluate {name}", as_json=as_json)
+    place = Place(None, runs, ray_address)
+    _train(ledger, planned, place, f"hpo evaluate {name}", as_json=as_json)
     answer(conclude_evaluation(ledger, planned), as_json, partial(tables.evaluation, name))
 
 
@@ -111,7 +112,8 @@ def compare(
     ledger = open_ledger(storage_url(storage))
 
     def train(planned: Plan) -> None:
-        _train(ledger, planned, runs, ray_address, f"hpo compare {name}", as_json=as_json)
+        place = Place(None, runs, ray_address)
+        _train(ledger, planned, place, f"hpo compare {name}", as_json=as_json)
 
     found = compare_recipes(
         ledger,
@@ -131,20 +133,12 @@ def compare(
         save(content_for(file, found), file, quiet=as_json)
 
 
-def _train(
-    ledger: Ledger,
-    planned: Plan,
-    runs: str,
-    ray_address: str | None,
-    command: str,
-    *,
-    as_json: bool,
-) -> None:
+def _train(ledger: Ledger, planned: Plan, place: Place, command: str, *, as_json: bool) -> None:
     """Train the rest of the plan; exit with the service's status if that fails."""
     from hpo.evaluation.phase import prepare_launch
     from hpo.service.run import run_study
 
-    launch = prepare_launch(ledger, planned, Place(None, runs, ray_address))
+    launch = prepare_launch(ledger, planned, place)
     if launch is None:
         return
     with _on_standard_error() if as_json else nullcontext():

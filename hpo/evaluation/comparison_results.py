@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,15 +48,17 @@ def compare_recipes(
     train: Callable[[Comparison], None],
     say: Say,
 ) -> View:
-    """Compare `recipes`, a list with commas, in the settings of study `name`; return the results.
+    """Train and compare `recipes`, a list with commas, in the settings of study `name`.
 
-    The study `study` is the comparison; the caller will write its tables to `files`. Raises
-    ConfigError, in one line, with nothing written.
+    The study `study` is the comparison, and the caller writes the results that are returned to
+    `files`. Raises ConfigError, in one line, with nothing written.
     """
     check_files(files)
     wanted = [] if recipes is None else names_in(recipes)
     planned = plan_comparison(ledger, name, wanted, seeds, study or f"{name}{SUFFIX}", runs)
-    check_against(against, planned.recipes)
+    if against is not None and against not in planned.recipes:
+        near = nearest(against, planned.recipes)
+        raise ConfigError(f"--against {against}: is none of the recipes{near}")
     if planned.note:
         say(planned.note)
     train(planned)
@@ -100,12 +102,6 @@ def conclude_comparison(
     }
     keep_result(ledger, record, RESULT, found)
     return found
-
-
-def check_against(against: str | None, recipes: Iterable[str]) -> None:
-    """Raise ConfigError if `against`, which the others are compared to, is none of `recipes`."""
-    if against is not None and against not in recipes:
-        raise ConfigError(f"--against {against}: is none of the recipes{nearest(against, recipes)}")
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Comparison(Plan):
 def plan_comparison(
     ledger: Ledger, name: str, recipes: Sequence[str], seeds: int, study: str, runs: str
 ) -> Comparison:
-    """Plan a comparison of `recipes` in the settings of study `name`, which is the study `study`.
+    """Plan the comparison `study` of `recipes`, in the settings of the study `name`.
 
     A comparison that was begun has its recipes as they were then, and all of them if none is given.
     Raises ConfigError, in one line, if no comparison can be made, or not yet. Writes nothing.

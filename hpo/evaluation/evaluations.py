@@ -69,8 +69,8 @@ def plan_evaluation(ledger: Ledger, name: str, top: int, seeds: int) -> Evaluati
 def conclude_evaluation(ledger: Ledger, plan: Evaluation) -> list[View]:
     """Return the results of the plan's trainings, and keep them on the evaluation's study.
 
-    There is a row for each configuration. Its optimism gap is how much the search promised too
-    much: mean valid perplexity under fresh seeds, less the one by which it was chosen.
+    There is a row for each configuration. Its optimism gap tells how far the search was too
+    optimistic: mean valid perplexity under fresh seeds, less the one by which it was chosen.
     """
     record = ledger.study(plan.config.study)
     complete = ledger.trials(record, TrialState.COMPLETE)

@@ -40,7 +40,7 @@ class Tracker(Observer, Protocol):
 
 
 class BackgroundTracker(Tracker):
-    """Fills a queue when it is called; one background thread takes the calls and makes them.
+    """Puts calls into a queue, from which one background thread takes and makes them.
 
     After the first error, or once the queue is full, this tracking is turned off for good, and the
     person is told once. The abstract methods run in the thread, and may raise.
@@ -54,7 +54,7 @@ class BackgroundTracker(Tracker):
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUE_SIZE)
         self._off = threading.Event()
         self._configs: dict[int, TrainConfig | None] = {}
-        self._last_steps: dict[int, int] = {}  # that this process has reported
+        self._last_steps: dict[int, int] = {}  # that this process reported, by trial
         self._thread = threading.Thread(target=self._work, name=f"hpo-{self.name}", daemon=True)
         self._thread.start()
 

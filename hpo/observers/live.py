@@ -66,12 +66,10 @@ class Board:
     def begin(
         self, trial: int, attempt: int, config: Mapping[str, Any], params: Mapping[str, Any]
     ) -> None:
-        """A trial starts, or goes on."""
         self.running[trial] = RunningTrial(f"trial {trial}", attempt, config["steps"])
         self._line(f"trial {trial} starts" + (f", attempt {attempt}" if attempt > 1 else ""))
 
     def report(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
-        """A trial was evaluated."""
         shown = self.running[trial]
         shown.step, shown.value = step, metrics.get(self.objective.metric)
         found = violations(self.constraints, metrics, out_of_memory=False)
@@ -80,7 +78,6 @@ class Board:
         self._line(f"trial {trial} step {step}/{shown.steps}{value}")
 
     def end(self, trial: int, state: str, reason: str | None) -> None:
-        """An attempt ended."""
         shown = self.running.pop(trial, RunningTrial("", 0, 0))  # a parked trial is not running
         why = f" ({reason})" if reason else ""
         if state == "RUNNING":
@@ -98,7 +95,6 @@ class Board:
         self._line(f"trial {trial} {state}{why}{value}{better}")
 
     def teacher(self, teacher: TeacherRecord) -> None:
-        """A teacher of the study has changed."""
         name, shown = f"teacher {teacher.key}", self.running.pop(teacher.key, None)
         if teacher.state is TeacherState.TRAINING:
             self.running[teacher.key] = RunningTrial(
@@ -113,10 +109,13 @@ class Board:
                 f"{name} {teacher.state}" + (f" ({teacher.reason})" if teacher.reason else "")
             )
 
-    def recall(self, trial: int, value: float) -> None:
-        """A trial that an earlier controller of the study completed."""
-        if self._improves(value):
-            self.best = trial, value
+    def recall(self, study: optuna.Study) -> None:
+        """Show what all controllers of the study have done, earlier ones included."""
+        trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        self.finished = dict(Counter(trial.state.name for trial in trials))
+        for trial in feasible(trials):
+            if self._improves(trial.values[0]):
+                self.best = trial.number, trial.values[0]
 
     def progress(self, found: Mapping[Job, RankProgress]) -> None:
         """Show the steps made between evaluations, and the messages of runs."""
@@ -231,14 +230,6 @@ class Board:
             self.console.print(
                 f"{self.study}: {text}", markup=False, highlight=False, soft_wrap=True
             )
-
-
-def recall(board: Board, study: optuna.Study) -> None:
-    """Show what all controllers of the study have done."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    board.finished = dict(Counter(trial.state.name for trial in trials))
-    for trial in feasible(trials):
-        board.recall(trial.number, trial.values[0])
 
 
 def _duration(seconds: float) -> str:

@@ -83,23 +83,19 @@ class LogObserver:
     def begin(
         self, trial: int, attempt: int, config: Mapping[str, Any], params: Mapping[str, Any]
     ) -> None:
-        """An attempt starts."""
         self._attempts[trial] = attempt
         self._log(trial, f"trial {trial} begins attempt {attempt}")
 
     def report(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
-        """A trial was evaluated."""
         said = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
         self._log(trial, f"trial {trial} at step {step}: {said}", step=step)
 
     def end(self, trial: int, state: str, reason: str | None) -> None:
-        """An attempt ended."""
         why = f" ({reason})" if reason else ""
         self._log(trial, f"trial {trial} is {state}{why}", state=state, reason=reason)
         self._attempts.pop(trial, None)
 
     def teacher(self, teacher: TeacherRecord) -> None:
-        """A teacher has changed."""
         said = {"step": teacher.step, "state": teacher.state.value, "reason": teacher.reason}
         message = f"teacher {teacher.key} is {teacher.state.value} at step {teacher.step}"
         logger.info(message, extra={"teacher": teacher.key, "attempt": teacher.attempts, **said})

@@ -7,10 +7,7 @@ from typing import Any
 
 
 def spread_text(spread: Mapping[str, Any], style: str = ".2f", unit: float = 1.0) -> str:
-    """Return `mean ± sd` in units of `unit`, each number formatted by `style`.
-
-    The text is empty where there is no mean, and has no `±` where there is no deviation.
-    """
+    """Return `mean ± sd` in units of `unit`, each formatted by `style` and left out if None."""
     shown = (spread[part] for part in ("mean", "sd") if spread[part] is not None)
     return " ± ".join(f"{value / unit:{style}}" for value in shown)
 

@@ -30,7 +30,7 @@ ENOUGH = 3  # configurations: two of them are always in the same or in the rever
 ENOUGH_FOR_AN_INTERVAL = 10
 RESAMPLES = 9_999
 
-_NOT_SEARCHED = object  # stands for a setting that a trial's other values leave out
+_NOT_SEARCHED = object  # the value of a setting that a trial's other values left unsearched
 
 
 def rank_correlation(small: tuple[Ledger, str], big: tuple[Ledger, str]) -> View:

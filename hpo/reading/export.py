@@ -20,10 +20,7 @@ FIXED = ("number", "state", "reason", "feasible", "attempts", "device_seconds", 
 
 
 def content_for(file: Path, ledger: Ledger, name: str) -> str | bytes:
-    """Return the study's trials in the format that the suffix of `file` names.
-
-    Raises ConfigError for a suffix that names none.
-    """
+    """Return the trials in the format that `file`'s suffix names. Raises ConfigError for others."""
     formats: dict[str, Callable[[pd.DataFrame], str | bytes]] = {
         ".csv": lambda frame: frame.to_csv(index=False),
         ".parquet": _parquet,
@@ -37,7 +34,7 @@ def content_for(file: Path, ledger: Ledger, name: str) -> str | bytes:
 
 
 def table(ledger: Ledger, name: str) -> pd.DataFrame:
-    """Return a row for each trial: times in UTC, and `metric.*` as last evaluated."""
+    """Return a row per trial: times are UTC, costs device-seconds, metrics as last evaluated."""
     record, found = ledger.study(name), views.trial_list(ledger, name)
     trials = {trial.number: trial for trial in ledger.trials(record, *TrialState)}
     attempts, metrics = ledger.attempts(record), ledger.last_metrics(record)
@@ -66,7 +63,7 @@ def table(ledger: Ledger, name: str) -> pd.DataFrame:
 
 
 def _parquet(frame: pd.DataFrame) -> bytes:
-    """Return the table as Parquet. A column has one type there: one of several becomes text."""
+    """Return the table as Parquet, whose columns have one type: mixed ones become text."""
     for column in frame.columns:
         if pd.api.types.infer_dtype(frame[column], skipna=True).startswith("mixed"):
             frame[column] = frame[column].map(str, na_action="ignore")

@@ -67,7 +67,7 @@ def thinned(ranked: Sequence[int], most: int) -> set[int]:
 
 
 def ranking(trials: Sequence[FrozenTrial], position: int, direction: Direction) -> list[int]:
-    """Numbers of the complete trials by their value of one objective, the best first."""
+    """Return the numbers of the complete trials by one objective's value, the best first."""
     drawn = filter(_is_drawn, trials)
     return [t.number for t in sorted(drawn, key=lambda t: sign(direction) * t.values[position])]
 
@@ -79,10 +79,7 @@ def history(study: optuna.Study, metric: str) -> go.Figure:
 
 
 def importances(study: optuna.Study, metric: str) -> go.Figure:
-    """Draw how much of the value's variation each parameter explains.
-
-    Raises ValueError if that cannot be computed.
-    """
+    """Draw how much of the value each parameter explains. Raises ValueError if it cannot tell."""
     if len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])) < FEW_FOR_IMPORTANCES:
         raise ValueError(f"importances need {FEW_FOR_IMPORTANCES} complete trials")
     with warnings.catch_warnings(action="ignore"):  # they are about parameters that few trials have
@@ -113,8 +110,7 @@ def learning_curves(
 ) -> go.Figure:
     """Draw a metric by step: the best trials in colour, others grey, and unfinished ones faint.
 
-    `curves` has values by trial number and optimizer step; `ranked` has the numbers of the
-    complete trials, the best first.
+    `curves` is by trial number and step; `ranked` has the complete trials, the best first.
     """
     best = [number for number in ranked[:BEST] if number in curves]
     rest = [number for number in curves if number not in best]
@@ -148,7 +144,7 @@ def learning_curves(
 
 
 def depth_front(fronts: Mapping[int, Sequence[Mapping[str, Any]]]) -> go.Figure:
-    """Draw the perplexity of trained models by how many layers are kept; `fronts` by trial."""
+    """Draw each trial's perplexity by how many layers are kept; `fronts` is by trial number."""
     figure = go.Figure()
     for number, points in fronts.items():
         for search in sorted({point["search"] for point in points}):
@@ -204,7 +200,7 @@ def to_draw(
     values: Callable[[FrozenTrial], Sequence[float]],
     keep: Collection[int] | None = None,
 ) -> optuna.Study:
-    """Copy into memory what is drawn of complete trials; the others only keep their numbers."""
+    """Copy into memory what is drawn of complete trials; of the others, only their numbers."""
     study = optuna.create_study(
         storage=optuna.storages.InMemoryStorage(),
         directions=directions,

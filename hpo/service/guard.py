@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from hpo.control.controller import Controller
-from hpo.observers.live import Board, recall
+from hpo.observers.live import Board
 from storage import Lease, LeaseLost, Ledger, StudyRecord
 
 logger = logging.getLogger("hpo.service")
@@ -116,7 +116,7 @@ class Guard:
     def _count_others(self) -> None:
         controllers = self._ledger.controllers(self._record)
         if sum(controller.alive for controller in controllers) > 1:
-            recall(self._board, self._controller.study)
+            self._board.recall(self._controller.study)
 
     def _asked_to_stop(self) -> bool:
         asked_at = self._ledger.stop_requested_at(self._record)

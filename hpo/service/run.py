@@ -19,7 +19,7 @@ from rich.console import Console
 from hpo.control.controller import Controller
 from hpo.control.outage import LEDGER_ERRORS, RayLost
 from hpo.control.telling import Observer
-from hpo.observers.live import Board, recall
+from hpo.observers.live import Board
 from hpo.observers.logs import LogObserver, logged
 from hpo.observers.trackers import make_trackers
 from hpo.reading.prometheus import metrics_served
@@ -120,7 +120,7 @@ def _run(
         explore = make_explore(config.schedule, config.space, config.sampler.seed)
     observers: list[Observer] = [board, LogObserver(), *trackers]
     controller = Controller(ledger, record, config, lease, launch.place.runs, observers, explore)
-    recall(board, controller.study)
+    board.recall(controller.study)
     guard = Guard(ledger, record, lease, controller, board, exits=exits)
     with ExitStack() as stack:
         for tracker in trackers:

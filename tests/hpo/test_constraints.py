@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from hpo.control.messages import Message
-from hpo.observers.live import Board, recall
+from hpo.observers.live import Board
 from hpo.reading import tables, views
 from hpo.reading.dashboard.overlay import application
 from hpo.search.constraints import Constraint
@@ -131,7 +131,7 @@ def test_the_live_view_calls_no_infeasible_trial_best(url: str) -> None:
     assert board.best == (0, 6.0)
     assert "trial 1 COMPLETE valid_ppl 3, infeasible" in out.getvalue()
     resumed = Board(Console(file=out), "played", objective, 4, constraints)
-    recall(resumed, controller.study)
+    resumed.recall(controller.study)
     assert resumed.best == (0, 6.0)
 
 

@@ -22,7 +22,7 @@ SAYS = ["tiny", "3/12 trials", "1 complete, 2 pruned", "trial 9", "800/2400", "1
 def board_of(console: Console) -> Board:
     board = Board(console, "tiny", Objective(metric="valid_ppl"), 12)
     board.finished = {"COMPLETE": 1, "PRUNED": 2}
-    board.recall(4, 91.2)
+    board.best = 4, 91.2
     board.begin(9, 1, {"steps": 2400}, {})
     board.begin(10, 1, {"steps": 2400}, {})
     board.report(9, 800, ppl(123.4))

@@ -35,7 +35,7 @@ def depth_front(ledger: Ledger, trial_id: int) -> Series:
     return found
 
 
-# By the id in a picture's address, in which optuna-dashboard allows hexadecimal digits only.
+# The keys are ids in the pictures' addresses, for which optuna-dashboard wants hexadecimal digits.
 PICTURES: dict[str, tuple[str, str, Callable[[Ledger, int], Series]]] = {
     "c": ("learning-curve.png", "optimizer step", learning_curve),
     "d": ("depth-front.png", "layers kept", depth_front),
