@@ -89,8 +89,7 @@ def compare(
         ),
     ] = None,
     output: Annotated[
-        list[Path] | None,
-        typer.Option("-o", metavar="FILE", help="The tables: .md, .tex or .csv."),
+        list[Path] | None, typer.Option("-o", metavar="FILE", help="The tables: .md, .tex or .csv.")
     ] = None,
     as_name: Annotated[
         str | None,

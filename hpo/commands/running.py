@@ -77,8 +77,7 @@ def resume(
     same_machine: Annotated[
         bool,
         typer.Option(
-            "--same-machine",
-            help="With SQLite, join a study that this very machine runs already.",
+            "--same-machine", help="With SQLite, join a study that this very machine runs already."
         ),
     ] = False,
 ) -> None:

@@ -66,10 +66,7 @@ def compare_recipes(
 
 
 def conclude_comparison(
-    ledger: Ledger,
-    plan: Comparison,
-    against: str | None = None,
-    target_ppl: float | None = None,
+    ledger: Ledger, plan: Comparison, against: str | None = None, target_ppl: float | None = None
 ) -> View:
     """Return the plan's results by recipe, and keep them on the comparison's study.
 

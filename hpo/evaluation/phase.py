@@ -111,10 +111,7 @@ def begun_trials(ledger: Ledger, study: str) -> list[FrozenTrial]:
 
 
 def fresh_seeds(
-    config: StudyConfig,
-    trials: Sequence[FrozenTrial],
-    begun: Sequence[FrozenTrial],
-    wanted: int,
+    config: StudyConfig, trials: Sequence[FrozenTrial], begun: Sequence[FrozenTrial], wanted: int
 ) -> list[int]:
     """Return the seeds that were begun, then the next ones that no training of `trials` had.
 

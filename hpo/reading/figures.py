@@ -201,10 +201,7 @@ def to_draw(
     keep: Collection[int] | None = None,
 ) -> optuna.Study:
     """Copy into memory what is drawn of complete trials; of the others, only their numbers."""
-    study = optuna.create_study(
-        storage=optuna.storages.InMemoryStorage(),
-        directions=directions,
-    )
+    study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), directions=directions)
     shown: dict[tuple[str, BaseDistribution], BaseDistribution] = {}
     for trial in trials:
         if _is_drawn(trial) and (keep is None or trial.number in keep):
