@@ -8,14 +8,13 @@ from typing import Any
 import optuna
 
 from hpo.control.assignment import Assignment, make_assignment
+from hpo.control.leased import LeasedStudy
 from hpo.control.messages import Message
-from hpo.control.places import trial_folder
 from hpo.control.repeats import repeat_document
-from hpo.search.population import Population, fork_of
+from hpo.search.population import fork_of
 from hpo.search.samplers.rebuilt import check_new
 from hpo.search.space import suggest
-from hpo.study.config import StudyConfig
-from storage import Attempt, Lease, Ledger, Transaction
+from storage import Attempt, Transaction
 
 
 @dataclass
@@ -54,37 +53,23 @@ class TrialAttempt:
         return self.until is not None and max(step, self.reported_step) >= self.until
 
 
+@dataclass
 class Attempts:
-    """Makes the attempts at one study's trials under one lease."""
+    """Makes the attempts at one study's trials."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        lease: Lease,
-        study: optuna.Study,
-        config: StudyConfig,
-        folder: str,
-        population: Population | None,
-    ) -> None:
-        """`folder` is the study's: a folder, or a URL."""
-        self._ledger = ledger
-        self._lease = lease
-        self._study = study
-        self._config = config
-        self._folder = folder
-        self._population = population
+    _leased: LeasedStudy
 
     def first(self, transaction: Transaction) -> TrialAttempt:
         """Ask for a new trial in the transaction that counts it. Raises SpaceExhausted."""
-        trial = self._study.ask()
-        params = suggest(self._config.space, trial)
-        if self._config.sampler.finite:
-            check_new(self._study, trial)
-        if self._population is not None:
-            self._population.enter(trial)
-        folder = self._place(trial)
-        attempt = transaction.begin_attempt(trial._trial_id, devices=self._config.resources.ranks)
-        document = self._config.trial_document(params, folder)
+        leased = self._leased
+        trial = leased.study.ask()
+        params = suggest(leased.config.space, trial)
+        if leased.config.sampler.finite:
+            check_new(leased.study, trial)
+        if leased.population is not None:
+            leased.population.enter(trial)
+        attempt = self._begin(transaction, trial)
+        document = leased.config.trial_document(params, leased.run_folder(trial.number))
         return self._made(trial, attempt, document, params, reported_step=0)
 
     def next(self, trial_id: int) -> TrialAttempt | None:
@@ -92,27 +77,28 @@ class Attempts:
 
         None if another controller has claimed it.
         """
-        with self._ledger.transaction(self._lease) as transaction:
+        leased, ledger = self._leased, self._leased.ledger
+        with leased.transaction() as transaction:
             if not transaction.claim(trial_id):
                 return None
-            attempt = transaction.begin_attempt(trial_id, devices=self._config.resources.ranks)
-            trial = optuna.Trial(self._study, trial_id)
-            folder = self._place(trial)  # the runs may have been moved
-        frozen = self._ledger.storage.get_trial(trial_id)
-        document = self._config.trial_document(frozen.params, folder)
-        document |= fork_of(frozen, lambda parent: trial_folder(self._folder, parent))
-        repeat = len(self._ledger.results(trial_id))
+            trial = leased.trial(trial_id)
+            attempt = self._begin(transaction, trial)
+        frozen = ledger.storage.get_trial(trial_id)
+        document = leased.config.trial_document(frozen.params, leased.run_folder(trial.number))
+        document |= fork_of(frozen, leased.run_folder)
+        repeat = len(ledger.results(trial_id))
         begins = frozen.user_attrs.get("parent_step", 0)
-        reported = max(self._ledger.metrics(trial_id), default=begins)
+        reported = max(ledger.metrics(trial_id), default=begins)
         if repeat:  # only the first training's evaluations are in the ledger
             reported = document["steps"]
         document = repeat_document(document, repeat)
         return self._made(trial, attempt, document, frozen.params, reported, repeat)
 
-    def _place(self, trial: optuna.Trial) -> str:
-        folder = trial_folder(self._folder, trial.number)
-        trial.set_user_attr("run_dir", folder)
-        return folder
+    def _begin(self, transaction: Transaction, trial: optuna.Trial) -> Attempt:
+        # The runs may have been moved since the last attempt.
+        trial.set_user_attr("run_dir", self._leased.run_folder(trial.number))
+        ranks = self._leased.config.resources.ranks
+        return transaction.begin_attempt(trial._trial_id, devices=ranks)
 
     def _made(
         self,
@@ -123,9 +109,9 @@ class Attempts:
         reported_step: int,
         repeat: int = 0,
     ) -> TrialAttempt:
-        number = trial.number
+        number, population = trial.number, self._leased.population
         assignment = make_assignment(
-            self._config, number, f"trial {number}", attempt.number, document, reported_step
+            self._leased.config, number, f"trial {number}", attempt.number, document, reported_step
         )
-        until = None if self._population is None else self._population.barrier
+        until = None if population is None else population.barrier
         return TrialAttempt(assignment, trial, attempt, params, reported_step, repeat, until)

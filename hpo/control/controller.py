@@ -22,6 +22,7 @@ from hpo.control.assignment import Assigned
 from hpo.control.attempts import Attempts, TrialAttempt
 from hpo.control.endings import Endings, Verdict
 from hpo.control.judge import Judge
+from hpo.control.leased import LeasedStudy
 from hpo.control.limits import Limits
 from hpo.control.messages import Job, Message
 from hpo.control.outage import LEDGER_ERRORS, Disk, DiskAway, Lifeline, database_is_away
@@ -67,43 +68,32 @@ class Controller:
 
         `explore` says who exploits whom, in a study that learns a schedule.
         """
-        self.config = config
-        self.study = optuna.load_study(
+        study = optuna.load_study(
             study_name=record.name, storage=ledger.storage, pruner=make_pruner(config)
         )
+        population: Population | None = None
+        if config.schedule is not None:
+            assert explore is not None, "a population needs it"
+            population = Population(study, config.schedule, explore)
+        folder, limit_seconds = study_folder(runs, record.name), config.failures.outage_seconds
+        leased = LeasedStudy(ledger, record, config, lease, study, folder, population)
+        self.config = config
+        self.study = study
         self.running: dict[Job, TrialAttempt] = {}  # by the trial's number
         self.stopping = False  # by a person: nothing new is asked, running attempts are left
         self.broken: Exception | None = None  # why this controller can go on no more
-        self._ledger = ledger
-        self._record = record
-        self._lease = lease
+        self._ledger, self._record, self._leased = ledger, record, leased
         self._observers = Observers(observers)
-        self._population: Population | None = None
-        if config.schedule is not None:
-            assert explore is not None, "a population needs it"
-            self._population = Population(self.study, config.schedule, explore)
-        self._suggestions = Suggestions(self.study, config, record.budget_trials)
-        pruning, endings = Pruning(ledger, self.study, config), Endings(ledger, self.study, config)
-        self._parking = Parking(
-            ledger,
-            lease,
-            self.study,
-            config.pruner,
-            pruning,
-            self._population,
-            endings,
-            self._observers,
-        )
-        self._judge = Judge(
-            ledger, self.study, config, self._suggestions, pruning, self._parking, endings
-        )
-        self._folder = study_folder(runs, record.name)
-        self._attempts = Attempts(ledger, lease, self.study, config, self._folder, self._population)
-        self._limits = Limits(ledger, record, config)
-        self._teaching = Teaching(ledger, record, config, lease, self._observers.teacher)
-        self._database = Lifeline(config.failures.outage_seconds)
+        self._suggestions = Suggestions(leased)
+        pruning, endings = Pruning(leased), Endings(leased)
+        self._parking = Parking(leased, pruning, endings, self._observers)
+        self._judge = Judge(leased, self._suggestions, pruning, self._parking, endings)
+        self._attempts = Attempts(leased)
+        self._limits = Limits(leased)
+        self._teaching = Teaching(leased, self._observers)
+        self._database = Lifeline(limit_seconds)
         self._kept: deque[tuple[Job, int, Message]] = deque()  # to be written when it is back
-        self._disk = Disk(self._folder, config.failures.outage_seconds)
+        self._disk = Disk(folder, limit_seconds)
         self._next_look = 0.0
         self._lock = threading.RLock()
         self._suggestions.inform()
@@ -198,7 +188,7 @@ class Controller:
     def _next_trial(self, waiting: list[Waiting], *, asks: bool) -> TrialAttempt | None:
         again = [trial.trial_id for trial in waiting if not trial.parked and trial.due_in <= 0]
         # Children first: they begin at a checkpoint that their parent does not keep for ever.
-        for trial_id in reversed(again) if self._population else again:
+        for trial_id in reversed(again) if self._leased.population else again:
             attempt = self._attempts.next(trial_id)
             if attempt is not None:
                 return attempt
@@ -231,16 +221,16 @@ class Controller:
             return None
         if {trial.number for trial in self._ledger.waiting(self._record)} != parked.keys():
             return None  # another controller has just parked one more, or taken one
-        if self._population is None:
+        if self._leased.population is None:
             furthest = self._parking.end_of_halving(parked, over=self._limits.over())
             return None if furthest is None else self._attempts.next(parked[furthest])
-        if self._parking.next_round(parked, self._folder, may_begin=self._may_begin()):
+        if self._parking.next_round(parked, may_begin=self._may_begin()):
             return self._next_trial(self._ledger.waiting(self._record), asks=False)
         return None
 
     def _ask(self) -> TrialAttempt | None:
         try:
-            with self._ledger.transaction(self._lease) as transaction:
+            with self._leased.transaction() as transaction:
                 transaction.reserve_trial()
                 attempt = self._attempts.first(transaction)
         except BudgetSpent:
@@ -291,8 +281,8 @@ class Controller:
 
     def _write_trial(self, attempt: TrialAttempt, message: Message, *, kept: bool) -> bool:
         if kept:  # Optuna's object remembers a report whose commit was refused as made
-            attempt.trial = optuna.Trial(self.study, attempt.attempt.trial_id)
-        with self._ledger.transaction(self._lease) as transaction:
+            attempt.trial = self._leased.trial(attempt.attempt.trial_id)
+        with self._leased.transaction() as transaction:
             verdict: Verdict | None
             if kept and not transaction.is_open(attempt.attempt):
                 verdict = self._judge.written(attempt)  # by a commit whose answer was lost
@@ -326,7 +316,7 @@ class Controller:
                 return
             kept = len(self._kept)
             try:
-                with self._ledger.transaction(self._lease):
+                with self._leased.transaction():
                     pass
                 while self._kept:
                     self._write(*self._kept[0], kept=True)
@@ -342,9 +332,9 @@ class Controller:
     def _let_go_of_unknown(self) -> None:
         # A commit whose answer was lost may have begun an attempt that nobody executes.
         known = {attempt.attempt.attempt_id for attempt in self.running.values()}
-        with self._ledger.transaction(self._lease) as transaction:
+        with self._leased.transaction() as transaction:
             for attempt in self._ledger.open_attempts(self._record):
-                mine = attempt.controller_id == self._lease.controller_id
+                mine = attempt.controller_id == self._leased.lease.controller_id
                 if mine and attempt.attempt_id not in known:
                     transaction.end_attempt(attempt, Reason.CONTROLLER_LOST, None)
                     transaction.wait(attempt.trial_id)
@@ -360,7 +350,8 @@ class Controller:
 
     @property
     def _full(self) -> bool:
-        return self._population is not None and self._population.full
+        population = self._leased.population
+        return population is not None and population.full
 
     def _may_begin(self) -> bool:
         return not self.stopping and self._limits.may_begin()

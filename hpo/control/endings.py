@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import TrialState
 
+from hpo.control.leased import LeasedStudy
 from hpo.search.constraints import violations
-from hpo.study.config import StudyConfig
-from storage import Ledger, Reason
+from storage import Reason
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,11 @@ class Verdict:
     means: dict[str, float] | None = None  # of a COMPLETE trial: over its trainings
 
 
+@dataclass
 class Endings:
     """Ends the trials of one study, inside the transaction of whoever decided it."""
 
-    def __init__(self, ledger: Ledger, study: optuna.Study, config: StudyConfig) -> None:
-        self._ledger = ledger
-        self._study = study
-        self._constraints = config.constraints
-        self._metrics = [objective.metric for objective in config.objectives]
+    _leased: LeasedStudy
 
     def tell(
         self,
@@ -41,7 +38,8 @@ class Endings:
     ) -> None:
         """End `trial` in `state`; `means` has the metrics of one that is COMPLETE."""
         trial_id = trial._trial_id
-        attempts = self._ledger.trial_attempts(trial_id)
+        ledger = self._leased.ledger
+        attempts = ledger.trial_attempts(trial_id)
         trial.set_user_attr("attempts", len(attempts))
         trial.set_user_attr("device_seconds", round(sum(a.device_seconds for a in attempts), 3))
         if reason is not None:
@@ -49,19 +47,19 @@ class Endings:
         found = self.violations(trial_id, means, reason)
         if found and state is not TrialState.FAIL:
             # `Trial.set_constraint` writes what the dashboard does not read; all read this.
-            self._ledger.storage.set_trial_system_attr(trial_id, "constraints", found)
-        values = [means[metric] for metric in self._metrics] if means else None
-        self._study.tell(trial, values, state=state)
+            ledger.storage.set_trial_system_attr(trial_id, "constraints", found)
+        values = [means[metric] for metric in self._leased.metrics] if means else None
+        self._leased.study.tell(trial, values, state=state)
 
     def violations(
         self, trial_id: int, means: Mapping[str, float] | None, reason: Reason | None = None
     ) -> list[float]:
         """Return a trial's violations by `means`, or else by the last metrics in the ledger."""
-        known: dict[str, float] = {}
-        for metrics in self._ledger.metrics(trial_id).values() if self._constraints else ():
+        constraints, known = self._leased.config.constraints, dict[str, float]()
+        for metrics in self._leased.ledger.metrics(trial_id).values() if constraints else ():
             known |= metrics
         return violations(
-            self._constraints,
+            constraints,
             {**known, **(means or {})},
             out_of_memory=reason is Reason.OUT_OF_MEMORY,
         )

@@ -6,18 +6,19 @@ transactions. The judge does not know who runs attempts, and does not decide wha
 
 from __future__ import annotations
 
-import optuna
+from dataclasses import dataclass
+
 from optuna.trial import TrialState
 
 from hpo.control.attempts import TrialAttempt
 from hpo.control.endings import Endings, Verdict
+from hpo.control.leased import LeasedStudy
 from hpo.control.messages import Message, last_line
 from hpo.control.parking import Parking
 from hpo.control.pruning import Pruning
 from hpo.control.repeats import mean_metrics, promising, standard_errors
 from hpo.control.suggestions import Suggestions
-from hpo.study.config import StudyConfig
-from storage import Ledger, Reason, Transaction
+from storage import Reason, Transaction
 
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 300.0
 
@@ -27,27 +28,15 @@ def backoff(lost: int) -> float:
     return min(FIRST_BACKOFF_SECONDS * 4.0 ** (lost - 1), LONGEST_BACKOFF_SECONDS)
 
 
+@dataclass
 class Judge:
     """Writes what attempts at a study's trials say, and gives its verdict on each."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        study: optuna.Study,
-        config: StudyConfig,
-        suggestions: Suggestions,
-        pruning: Pruning,
-        parking: Parking,
-        endings: Endings,
-    ) -> None:
-        self._ledger = ledger
-        self._study = study
-        self._config = config
-        self._suggestions = suggestions
-        self._pruning = pruning
-        self._parking = parking
-        self._endings = endings
-        self._metrics = [objective.metric for objective in config.objectives]
+    _leased: LeasedStudy
+    _suggestions: Suggestions
+    _pruning: Pruning
+    _parking: Parking
+    _endings: Endings
 
     def write(
         self, transaction: Transaction, attempt: TrialAttempt, message: Message, *, decide: bool
@@ -75,8 +64,9 @@ class Judge:
 
     def written(self, attempt: TrialAttempt) -> Verdict:
         """Return how an attempt ended, as the ledger has it."""
-        ended = self._ledger.trial_attempts(attempt.attempt.trial_id)[attempt.attempt.number - 1]
-        state = self._ledger.storage.get_trial(ended.trial_id).state
+        ledger, row = self._leased.ledger, attempt.attempt
+        ended = ledger.trial_attempts(row.trial_id)[row.number - 1]
+        state = ledger.storage.get_trial(row.trial_id).state
         return Verdict(ended.reason, state if state.is_finished() else None)
 
     def _record(self, transaction: Transaction, attempt: TrialAttempt, message: Message) -> None:
@@ -86,8 +76,9 @@ class Judge:
             return
         transaction.record_metrics(attempt.attempt, message.step, message.metrics)
         transaction.record_depth_front(attempt.attempt, message.step, message.depth_front)
-        value = message.metrics.get(self._metrics[0])  # some come only at the end
-        if len(self._metrics) == 1 and value is not None and attempt.is_new(message.step):
+        objectives = self._leased.metrics
+        value = message.metrics.get(objectives[0])  # some come only at the end
+        if len(objectives) == 1 and value is not None and attempt.is_new(message.step):
             attempt.trial.report(value, message.step)
             self._suggestions.reported(attempt.attempt.trial_id, message.step)
 
@@ -113,21 +104,22 @@ class Judge:
                 return Verdict(Reason.BUSY, None, again_in=backoff(self._busy(attempt)))
             case "worker_lost":
                 lost = 1 + self._lost(attempt.attempt.trial_id)
-                if lost > self._config.failures.max_retries:
+                if lost > self._leased.config.failures.max_retries:
                     return Verdict(Reason.WORKER_LOST, TrialState.FAIL)
                 return Verdict(Reason.WORKER_LOST, None, again_in=backoff(lost))
 
     def _lost(self, trial_id: int) -> int:
         """Count the attempts at the training in progress that have lost a worker."""
         lost = 0
-        for attempt in self._ledger.trial_attempts(trial_id):
+        for attempt in self._leased.ledger.trial_attempts(trial_id):
             finished = attempt.ended_at is not None and attempt.reason is None
             lost = 0 if finished else lost + (attempt.reason is Reason.WORKER_LOST)
         return lost
 
     def _busy(self, attempt: TrialAttempt) -> int:
         """Count the attempts in a row, this one too, that found the run folder in use."""
-        reasons = [a.reason for a in self._ledger.trial_attempts(attempt.attempt.trial_id)[:-1]]
+        attempts = self._leased.ledger.trial_attempts(attempt.attempt.trial_id)
+        reasons = [earlier.reason for earlier in attempts[:-1]]
         others = (n for n, reason in enumerate(reversed(reasons)) if reason is not Reason.BUSY)
         return 1 + next(others, len(reasons))
 
@@ -144,20 +136,20 @@ class Judge:
     def _at_last_step(
         self, transaction: Transaction, attempt: TrialAttempt, message: Message
     ) -> Verdict:
-        if self._config.repeats == 1:
+        if self._leased.config.repeats == 1:
             return Verdict(None, TrialState.COMPLETE, means=message.metrics)
         trial_id = attempt.attempt.trial_id
         transaction.record_result(attempt.attempt, attempt.repeat, message.metrics)
-        results = self._ledger.results(trial_id)
+        results = self._leased.ledger.results(trial_id)
         means = mean_metrics(results)
         infeasible = any(v > 0 for v in self._endings.violations(trial_id, means))
         enough = (
-            len(results) >= self._config.repeats
+            len(results) >= self._leased.config.repeats
             or infeasible
             or not promising(
-                [means[metric] for metric in self._metrics],
-                self._study.get_trials(deepcopy=False),
-                self._study.directions,
+                [means[metric] for metric in self._leased.metrics],
+                self._leased.study.get_trials(deepcopy=False),
+                self._leased.study.directions,
             )
         )
         if not enough:
@@ -170,9 +162,9 @@ class Judge:
         trial = attempt.trial
         if said := last_line(message.detail):
             trial.set_user_attr("detail", said)
-        repeats = self._config.repeats > 1
-        results = self._ledger.results(attempt.attempt.trial_id) if repeats else []
+        repeats = self._leased.config.repeats > 1
+        results = self._leased.ledger.results(attempt.attempt.trial_id) if repeats else []
         if len(results) > 1:
             trial.set_user_attr("repeats", len(results))
-            trial.set_user_attr("standard_errors", standard_errors(results, self._metrics))
+            trial.set_user_attr("standard_errors", standard_errors(results, self._leased.metrics))
         self._endings.tell(trial, verdict.reason, state, verdict.means)

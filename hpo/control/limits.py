@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from optuna.trial import TrialState
 
-from hpo.study.config import StudyConfig
-from storage import Ledger, StudyRecord
+from hpo.control.leased import LeasedStudy
 
 
 class Limits:
     """The limits of one study, as one controller sees them."""
 
-    def __init__(self, ledger: Ledger, record: StudyRecord, config: StudyConfig) -> None:
+    def __init__(self, leased: LeasedStudy) -> None:
+        record = leased.record
         self.budget = record.budget_trials
         self.trials_spent = record.reserved_trials >= record.budget_trials
         self.space_exhausted = False
         self.gave_up: str | None = None  # why not, if not for one of these
         self.failing = False  # whether that is because trials fail, or a teacher does
-        self._ledger = ledger
+        self._ledger = leased.ledger
         self._record = record
-        self._config = config
+        self._config = leased.config
         self._failures = 0  # trials in a row; a resume counts anew, what was wrong may be mended
 
     def may_begin(self) -> bool:

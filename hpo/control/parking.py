@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import optuna
 from optuna.trial import TrialState
 
 from hpo.control.attempts import TrialAttempt
 from hpo.control.endings import Endings
-from hpo.control.places import trial_folder
+from hpo.control.leased import LeasedStudy
 from hpo.control.pruning import Pruning
 from hpo.control.telling import Observers
 from hpo.search.halving import Halving
-from hpo.search.population import Population
-from hpo.search.pruners import ParkedHalving, PrunerConfig
-from storage import Lease, Ledger, Reason
+from hpo.search.pruners import ParkedHalving
+from storage import Reason
 
 Parked = Mapping[int, int]  # trial ids by number
 
@@ -28,24 +26,15 @@ class Parking:
     """Decides which of a study's trials are parked, and ends those that will not go on."""
 
     def __init__(
-        self,
-        ledger: Ledger,
-        lease: Lease,
-        study: optuna.Study,
-        pruner: PrunerConfig,
-        pruning: Pruning,
-        population: Population | None,
-        endings: Endings,
-        observers: Observers,
+        self, leased: LeasedStudy, pruning: Pruning, endings: Endings, observers: Observers
     ) -> None:
-        self._ledger = ledger
-        self._lease = lease
-        self._study = study
+        self._leased = leased
         self._pruning = pruning
-        self._population = population
         self._endings = endings
         self._observers = observers
+        self._population = leased.population
         self._halving: Halving | None = None
+        pruner = leased.config.pruner
         if isinstance(pruner, ParkedHalving):
             self._halving = Halving(pruner.minimum, pruner.reduction_factor)
 
@@ -70,19 +59,16 @@ class Parking:
             return None
         return self._halving.promotable(parked, self._pruning.curves())
 
-    def next_round(self, parked: Parked, folder: str, *, may_begin: bool) -> bool:
-        """Compare the population, all of whose living members are parked; whether any goes on.
-
-        `folder` is the study's.
-        """
+    def next_round(self, parked: Parked, *, may_begin: bool) -> bool:
+        """Compare the population, all of whose living members are parked; whether any goes on."""
         if not parked:
             return False
         assert self._population is not None
         losers = []
-        with self._ledger.transaction(self._lease) as transaction:
+        with self._leased.transaction() as transaction:
             for loser, child in self._population.compare(transaction, may_begin):
-                run_dir = trial_folder(folder, child.number)
-                self._ledger.storage.set_trial_user_attr(child._trial_id, "run_dir", run_dir)
+                run_dir = self._leased.run_folder(child.number)
+                self._leased.ledger.storage.set_trial_user_attr(child._trial_id, "run_dir", run_dir)
                 transaction.wait(child._trial_id)
                 if loser in parked:  # and not one that had ended early
                     transaction.claim(parked[loser])
@@ -99,11 +85,11 @@ class Parking:
         """
         if self._halving is None or not parked:
             return None
-        complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        complete = self._leased.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if not over and not complete:
             return self._halving.furthest(parked, self._pruning.curves())
         retired = []
-        with self._ledger.transaction(self._lease) as transaction:
+        with self._leased.transaction() as transaction:
             for number, trial_id in parked.items():
                 if transaction.claim(trial_id):
                     self._retire(trial_id, Reason.PRUNED)
@@ -114,4 +100,4 @@ class Parking:
 
     def _retire(self, trial_id: int, reason: Reason) -> None:
         """End a parked trial where it stands."""
-        self._endings.tell(optuna.Trial(self._study, trial_id), reason, TrialState.PRUNED)
+        self._endings.tell(self._leased.trial(trial_id), reason, TrialState.PRUNED)

@@ -18,6 +18,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.control.leased import LeasedStudy
 from hpo.search.pruners import ParkedHalving, comparison
 from hpo.search.ranking import sign
 from hpo.search.space import values_of
@@ -43,11 +44,10 @@ def make_pruner(config: StudyConfig) -> optuna.pruners.BasePruner:
 class Pruning:
     """Asks a study's pruner whether its running trials go on."""
 
-    def __init__(self, ledger: Ledger, study: optuna.Study, config: StudyConfig) -> None:
-        self._ledger = ledger
-        self._study = study
-        self._study_id = ledger.storage.get_study_id_from_name(study.study_name)
-        self._config = config
+    def __init__(self, leased: LeasedStudy) -> None:
+        ledger, study, config = leased.ledger, leased.study, leased.config
+        self._ledger, self._study, self._config = ledger, study, config
+        self._study_id = leased.record.study_id
         self._compared = comparison(config.pruner)
         # Parked halving compares the same curves, and stops no trial.
         self._prunes = self._compared is not None and not isinstance(config.pruner, ParkedHalving)

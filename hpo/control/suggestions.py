@@ -5,21 +5,19 @@ The controller alone talks to this, so that nobody else has to know which sample
 
 from __future__ import annotations
 
-import optuna
-
+from hpo.control.leased import LeasedStudy
 from hpo.search.samplers.ahead import make_ahead
 from hpo.search.samplers.at_rungs import make_shown_rungs
-from hpo.study.config import StudyConfig
 
 
 class Suggestions:
     """The suggestions for one study's trials. Called under the controller's lock."""
 
-    def __init__(self, study: optuna.Study, config: StudyConfig, trials: int) -> None:
-        """Give `study` the sampler for a budget of `trials` trials in all."""
-        self._study = study
-        self._config = config
-        self.plan(trials)
+    def __init__(self, leased: LeasedStudy) -> None:
+        """Give the study its sampler, for its budget of trials."""
+        self._study = leased.study
+        self._config = leased.config
+        self.plan(leased.record.budget_trials)
 
     def plan(self, trials: int) -> None:
         """Plan for another budget of trials: what was made ahead is for the old one."""

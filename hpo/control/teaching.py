@@ -8,14 +8,14 @@ another ledger, trains it already, which the lock of its run folder tells, this 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpo.control.assignment import Assignment, make_assignment
+from hpo.control.leased import LeasedStudy
 from hpo.control.messages import Job, Message, last_line
-from hpo.study.config import StudyConfig
-from storage import Lease, Ledger, Reason, StudyRecord, TeacherRecord, TeacherState
+from hpo.control.telling import Observers
+from storage import Reason, TeacherRecord, TeacherState
 from trainer.config.settings import is_url, parse_document
 from trainer.runs.lock import in_use
 from trainer.teaching.teacher import is_trained
@@ -32,21 +32,12 @@ class TeacherAttempt:
 class Teaching:
     """The teachers that a study still waits for. Called under the controller's lock."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        record: StudyRecord,
-        config: StudyConfig,
-        lease: Lease,
-        tell: Callable[[TeacherRecord], None],
-    ) -> None:
+    def __init__(self, leased: LeasedStudy, observers: Observers) -> None:
         self.attempt: TeacherAttempt | None = None  # in progress
         self.failure: str | None = None  # why the study cannot go on, in one line
-        self._ledger = ledger
-        self._config = config
-        self._lease = lease
-        self._tell = tell  # what was written
-        self._waiting = deque(ledger.teachers(record))
+        self._leased = leased
+        self._observers = observers
+        self._waiting = deque(leased.ledger.teachers(leased.record))
         self._waits_for_another = False  # and has said so
         self._lost = 0  # attempts at the teacher in progress that lost a worker
 
@@ -80,7 +71,7 @@ class Teaching:
         assert self.attempt is not None
         key, attempt = self.attempt.key, self.attempt.assignment.attempt
         ended = message.kind != "evaluated"
-        with self._ledger.transaction(self._lease) as transaction:
+        with self._leased.transaction() as transaction:
             if not transaction.teachers.is_open(key, attempt):
                 self.attempt = None  # its end was written, or another controller has taken over
                 return False
@@ -92,35 +83,36 @@ class Teaching:
         if ended:
             self.attempt = None
             self._follow(written)
-        self._tell(written)
+        self._observers.teacher(written)
         return not ended
 
     def _found(self, teacher: TeacherRecord) -> None:
         if teacher.state not in (TeacherState.TRAINED, TeacherState.REUSED):
             # One that was trained here just before a kill has had an attempt.
             state = TeacherState.TRAINED if teacher.attempts else TeacherState.REUSED
-            with self._ledger.transaction(self._lease) as transaction:
+            with self._leased.transaction() as transaction:
                 written = transaction.teachers.end(teacher.key, state)
-            self._tell(written)
+            self._observers.teacher(written)
 
     def _wait(self, teacher: TeacherRecord) -> None:
         if not self._waits_for_another:
             self._waits_for_another = True
-            self._tell(replace(teacher, state=TeacherState.WAITING, reason=None, detail=None))
+            waiting = replace(teacher, state=TeacherState.WAITING, reason=None, detail=None)
+            self._observers.teacher(waiting)
 
     def _begin(self, teacher: TeacherRecord) -> TeacherAttempt | None:
-        with self._ledger.transaction(self._lease) as transaction:
+        with self._leased.transaction() as transaction:
             begun = transaction.teachers.begin(teacher.key)
         if begun is None:
             return None
         self._waits_for_another = False
-        self._tell(begun)
+        self._observers.teacher(begun)
         config = parse_document(teacher.config, f"teacher {teacher.key}")
-        document = self._config.placed(config, teacher.folder)
+        document = self._leased.config.placed(config, teacher.folder)
         # None of its evaluations needs a report.
         key = teacher.key
         assignment = make_assignment(
-            self._config, key, f"teacher {key}", begun.attempts, document, teacher.steps
+            self._leased.config, key, f"teacher {key}", begun.attempts, document, teacher.steps
         )
         return TeacherAttempt(key, assignment)
 
@@ -133,7 +125,7 @@ class Teaching:
             case "stopped" | "disk":
                 return TeacherState.WAITING, Reason(message.kind)
             case "worker_lost":
-                used_up = self._lost >= self._config.failures.max_retries
+                used_up = self._lost >= self._leased.config.failures.max_retries
                 return TeacherState.FAILED if used_up else TeacherState.WAITING, Reason.WORKER_LOST
             case kind:
                 return TeacherState.FAILED, Reason(kind)
