@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.postgres import INSTALLED, PostgresServer
 from tests import planted
-from tests.databases import empty_database
+from tests.databases import empty_database, server_stopped, shared_server
 
 os.environ.update(planted.SECRETS)
 
@@ -24,10 +23,11 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail if a secret is in anything that the tests wrote; the workers have ended by now."""
-    if not hasattr(session.config, "workerinput"):
+    """Stop what the workers shared, and fail if a secret is in anything that the tests wrote."""
+    if not hasattr(session.config, "workerinput"):  # the workers have ended by now
         written = session.config._tmp_path_factory.getbasetemp()
-        shown.extend(map(str, planted.found_in(written, *planted.ray_sessions())))
+        with server_stopped(written) as data:
+            shown.extend(map(str, planted.found_in(written, *data, *planted.ray_sessions())))
         if shown:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -39,14 +39,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """A real PostgreSQL server of our own."""
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder of this run of pytest, which all its workers share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def postgres_server(run_folder: Path) -> PostgresServer:
+    """A real PostgreSQL server of our own, one for the whole run."""
     if not INSTALLED:
         pytest.skip("no PostgreSQL server (initdb, pg_ctl) is installed on this machine")
-    server = PostgresServer(tmp_path_factory.mktemp("postgres"), planted.DATABASE_PASSWORD)
-    server.start()
-    yield server
-    server.stop()
+    return shared_server(run_folder)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
