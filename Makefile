@@ -38,8 +38,9 @@ $(READY): requirements.lock pyproject.toml
 	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(READY)
 
-# The newest versions that pyproject.toml allows, tried by `make test`, then written down.
+# Install the newest versions within the bounds of pyproject.toml, and write them down; run
+# `make test` next. CUDA's packages are left out: a torch that is built for CUDA pins its own.
 lock: $(READY)
-	$(VENV)/bin/pip install --quiet --upgrade --editable ".[dev]"
-	( head -1 requirements.lock; $(VENV)/bin/pip freeze --all --exclude pip --exclude-editable | sed 's/+cpu$$//' ) > $(VENV)/lock
+	$(VENV)/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev]"
+	( head -1 requirements.lock; $(VENV)/bin/pip freeze --all --exclude pip --exclude-editable | sed -E 's/\+cpu$$//; /^(cuda-|nvidia-|triton)/d' ) > $(VENV)/lock
 	mv $(VENV)/lock requirements.lock
