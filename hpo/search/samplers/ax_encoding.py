@@ -80,7 +80,7 @@ def middle(each: BaseDistribution) -> Any:
 
 def contains(each: BaseDistribution, value: Any) -> bool:
     """Return whether the dimension, as it is now, has the value."""
-    try:  # Optuna holds the parameters of a trial against their distributions
+    try:  # Optuna checks the parameters of a new trial against their distributions
         create_trial(state=TrialState.RUNNING, params={"it": value}, distributions={"it": each})
     except (ValueError, TypeError):  # outside the range, of another type, or no such choice
         return False

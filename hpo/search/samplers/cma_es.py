@@ -86,7 +86,7 @@ class CmaEsFromTrials(CmaEsSampler):
             optimizer.tell(
                 [(self._point(trials[n], transform), sign(direction) * y) for n, y in solutions]
             )
-            if generation in kept:  # Optuna's had it from its pickle, which rounds as a copy does
+            if generation in kept:  # Optuna reads it back from a pickle, which rounds like a copy
                 vars(optimizer).update(vars(copy.deepcopy(optimizer)))
 
     def _point(self, trial: FrozenTrial, transform: _SearchSpaceTransform) -> Any:
