@@ -82,7 +82,7 @@ class Controller:
         self.running: dict[Job, TrialAttempt] = {}  # by the trial's number
         self.stopping = False  # by a person: nothing new is asked, running attempts are left
         self.broken: Exception | None = None  # why this controller can go on no more
-        self._ledger, self._record, self._leased = ledger, record, leased
+        self._ledger, self._record, self.leased = ledger, record, leased
         self._observers = Observers(observers)
         self._suggestions = Suggestions(leased)
         pruning, endings = Pruning(leased), Endings(leased)
@@ -188,7 +188,7 @@ class Controller:
     def _next_trial(self, waiting: list[Waiting], *, asks: bool) -> TrialAttempt | None:
         again = [trial.trial_id for trial in waiting if not trial.parked and trial.due_in <= 0]
         # Children first: they begin at a checkpoint that their parent does not keep for ever.
-        for trial_id in reversed(again) if self._leased.population else again:
+        for trial_id in reversed(again) if self.leased.population else again:
             attempt = self._attempts.next(trial_id)
             if attempt is not None:
                 return attempt
@@ -221,7 +221,7 @@ class Controller:
             return None
         if {trial.number for trial in self._ledger.waiting(self._record)} != parked.keys():
             return None  # another controller has just parked one more, or taken one
-        if self._leased.population is None:
+        if self.leased.population is None:
             furthest = self._parking.end_of_halving(parked, over=self._limits.over())
             return None if furthest is None else self._attempts.next(parked[furthest])
         if self._parking.next_round(parked, may_begin=self._may_begin()):
@@ -230,7 +230,7 @@ class Controller:
 
     def _ask(self) -> TrialAttempt | None:
         try:
-            with self._leased.transaction() as transaction:
+            with self.leased.transaction() as transaction:
                 transaction.reserve_trial()
                 attempt = self._attempts.first(transaction)
         except BudgetSpent:
@@ -281,8 +281,8 @@ class Controller:
 
     def _write_trial(self, attempt: TrialAttempt, message: Message, *, kept: bool) -> bool:
         if kept:  # Optuna's object remembers a report whose commit was refused as made
-            attempt.trial = self._leased.trial(attempt.attempt.trial_id)
-        with self._leased.transaction() as transaction:
+            attempt.trial = self.leased.trial(attempt.attempt.trial_id)
+        with self.leased.transaction() as transaction:
             verdict: Verdict | None
             if kept and not transaction.is_open(attempt.attempt):
                 verdict = self._judge.written(attempt)  # by a commit whose answer was lost
@@ -316,7 +316,7 @@ class Controller:
                 return
             kept = len(self._kept)
             try:
-                with self._leased.transaction():
+                with self.leased.transaction():
                     pass
                 while self._kept:
                     self._write(*self._kept[0], kept=True)
@@ -332,9 +332,9 @@ class Controller:
     def _let_go_of_unknown(self) -> None:
         # A commit whose answer was lost may have begun an attempt that nobody executes.
         known = {attempt.attempt.attempt_id for attempt in self.running.values()}
-        with self._leased.transaction() as transaction:
+        with self.leased.transaction() as transaction:
             for attempt in self._ledger.open_attempts(self._record):
-                mine = attempt.controller_id == self._leased.lease.controller_id
+                mine = attempt.controller_id == self.leased.lease.controller_id
                 if mine and attempt.attempt_id not in known:
                     transaction.end_attempt(attempt, Reason.CONTROLLER_LOST, None)
                     transaction.wait(attempt.trial_id)
@@ -350,7 +350,7 @@ class Controller:
 
     @property
     def _full(self) -> bool:
-        population = self._leased.population
+        population = self.leased.population
         return population is not None and population.full
 
     def _may_begin(self) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from hpo.control.controller import Controller
 from hpo.observers.live import Board
-from storage import Lease, LeaseLost, Ledger, StudyRecord
+from storage import LeaseLost
 
 logger = logging.getLogger("hpo.service")
 
@@ -29,22 +29,10 @@ LOOKS_AT_OTHERS = 5  # polls from one look at what other controllers have finish
 class Guard:
     """Watches for signals, wishes to stop, a lost ledger and progress."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        record: StudyRecord,
-        lease: Lease,
-        controller: Controller,
-        board: Board,
-        *,
-        exits: bool,
-    ) -> None:
+    def __init__(self, controller: Controller, board: Board, *, exits: bool) -> None:
         """A second signal `exits` this process, or else raises KeyboardInterrupt."""
         self.signalled = False
         self.asked_to_stop = False  # by a signal, or `hpo stop`
-        self._ledger = ledger
-        self._record = record
-        self._lease = lease
         self._controller = controller
         self._board = board
         self._exits = exits
@@ -114,13 +102,15 @@ class Guard:
         self._board.progress(gang.progress())
 
     def _count_others(self) -> None:
-        controllers = self._ledger.controllers(self._record)
+        leased = self._controller.leased
+        controllers = leased.ledger.controllers(leased.record)
         if sum(controller.alive for controller in controllers) > 1:
             self._board.recall(self._controller.study)
 
     def _asked_to_stop(self) -> bool:
-        asked_at = self._ledger.stop_requested_at(self._record)
-        return asked_at is not None and asked_at > self._lease.started_at
+        leased = self._controller.leased
+        asked_at = leased.ledger.stop_requested_at(leased.record)
+        return asked_at is not None and asked_at > leased.lease.started_at
 
     def _stop(self, why: str) -> None:
         self.asked_to_stop = self._controller.stopping = True

@@ -121,7 +121,7 @@ def _run(
     observers: list[Observer] = [board, LogObserver(), *trackers]
     controller = Controller(ledger, record, config, lease, launch.place.runs, observers, explore)
     board.recall(controller.study)
-    guard = Guard(ledger, record, lease, controller, board, exits=exits)
+    guard = Guard(controller, board, exits=exits)
     with ExitStack() as stack:
         for tracker in trackers:
             stack.callback(tracker.close)

@@ -70,8 +70,8 @@ class TestTwoControllers:
         stage = Stage(ledger_url)
         paused, other = joined(stage), joined(stage)
         assert paused.next() is not None
-        lapse(stage.ledger, paused._leased.lease)
-        with other._leased.transaction() as transaction:  # as its heartbeat does
+        lapse(stage.ledger, paused.leased.lease)
+        with other.leased.transaction() as transaction:  # as its heartbeat does
             transaction.reap()
         adopted = other.next()
         assert adopted is not None
