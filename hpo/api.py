@@ -129,24 +129,20 @@ class Study:
         The comparison is called `name`; its tables go to the files `output`, as their suffixes say.
         A second call goes on, or returns again what was found. Raises as `hpo.start` does.
         """
-        from hpo.evaluation.comparison_results import compare_recipes
+        from hpo.evaluation.comparison_results import ComparisonRequest, compare_recipes
         from hpo.reading import comparison_table
 
         _check_thread("Study.compare")
         _check_least(seeds=seeds, target=1 if target is None else target)
         files = [Path(file) for file in output]
+        wanted = recipes if isinstance(recipes, str) else ",".join(recipes)
         found = compare_recipes(
             self._ledger,
             self.name,
-            (recipes if isinstance(recipes, str) else ",".join(recipes)) or None,
-            seeds,
-            against=against,
-            target=target,
-            files=files,
-            study=name,
-            runs=str(runs),
-            train=lambda planned: _train(self._ledger, planned, str(runs), ray_address),
-            say=print,
+            ComparisonRequest(wanted or None, seeds, against, target, files, name),
+            str(runs),
+            lambda planned: _train(self._ledger, planned, str(runs), ray_address),
+            print,
         )
         for file in files:
             write_whole(comparison_table.content_for(file, found), file)

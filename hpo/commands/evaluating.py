@@ -104,7 +104,7 @@ def compare(
 
     Typed again, it goes on, or says again what it found.
     """
-    from hpo.evaluation.comparison_results import compare_recipes
+    from hpo.evaluation.comparison_results import ComparisonRequest, compare_recipes
     from hpo.reading import tables
     from hpo.reading.comparison_table import content_for
 
@@ -114,21 +114,17 @@ def compare(
         place = Place(None, runs, ray_address)
         _train(ledger, planned, place, f"hpo compare {name}", as_json=as_json)
 
+    files = output or []
     found = compare_recipes(
         ledger,
         name,
-        recipes,
-        seeds,
-        against=against,
-        target=target,
-        files=output or (),
-        study=as_name,
-        runs=runs,
-        train=train,
-        say=lambda note: print(f"hpo: {note}", file=sys.stderr),
+        ComparisonRequest(recipes, seeds, against, target, files, as_name),
+        runs,
+        train,
+        lambda note: print(f"hpo: {note}", file=sys.stderr),
     )
     answer(found, as_json, tables.comparison)
-    for file in output or ():
+    for file in files:
         save(content_for(file, found), file, quiet=as_json)
 
 

@@ -34,35 +34,42 @@ COMPARED = ("valid_ppl", "test_ppl")
 MEASURED = (*COMPARED, "tokens_per_second", "peak_memory_bytes")
 
 
+@dataclass(frozen=True)
+class ComparisonRequest:
+    """What a person wants to compare."""
+
+    recipes: str | None  # a list with commas; None: the usual ones, or those that it was begun with
+    seeds: int
+    against: str | None  # the recipe that the others are compared with; None: the first
+    target: float | None  # a perplexity on valid
+    files: Sequence[Path]  # the caller writes the tables to these files
+    study: str | None  # the comparison's name; None: after the study's
+
+
 def compare_recipes(
     ledger: Ledger,
     name: str,
-    recipes: str | None,
-    seeds: int,
-    *,
-    against: str | None,
-    target: float | None,
-    files: Sequence[Path],
-    study: str | None,
+    request: ComparisonRequest,
     runs: str,
     train: Callable[[Comparison], None],
     say: Say,
 ) -> View:
-    """Train and compare `recipes`, a list with commas, in the settings of study `name`.
+    """Train and compare recipes in the settings of study `name`; return the results.
 
-    The study `study` is the comparison, and the caller writes the results that are returned to
-    `files`. Raises ConfigError, in one line, with nothing written.
+    Raises ConfigError, in one line, with nothing written.
     """
-    check_files(files)
-    wanted = [] if recipes is None else names_in(recipes)
-    planned = plan_comparison(ledger, name, wanted, seeds, study or f"{name}{SUFFIX}", runs)
+    check_files(request.files)
+    against = request.against
+    wanted = [] if request.recipes is None else names_in(request.recipes)
+    study = request.study or f"{name}{SUFFIX}"
+    planned = plan_comparison(ledger, name, wanted, request.seeds, study, runs)
     if against is not None and against not in planned.recipes:
         near = nearest(against, planned.recipes)
         raise ConfigError(f"--against {against}: is none of the recipes{near}")
     if planned.note:
         say(planned.note)
     train(planned)
-    return conclude_comparison(ledger, planned, against, target)
+    return conclude_comparison(ledger, planned, against, request.target)
 
 
 def conclude_comparison(
