@@ -93,7 +93,7 @@ class Run:
         config: TrainConfig,
         world: World,
         on_step: Callable[[StepInfo], None] | None = None,
-        on_evaluation_batch: Callable[[], None] | None = None,
+        on_evaluation_batch: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = print,
         attempt: int | None = None,
     ) -> None:
@@ -105,7 +105,7 @@ class Run:
         self._config = config
         self._world = world
         self._on_step = on_step
-        self._on_evaluation_batch = on_evaluation_batch
+        self._alive = on_evaluation_batch
         self._say = say
         self._attempt = attempt
         self._stop_requested = False  # on this rank, by anyone
@@ -298,11 +298,11 @@ class Run:
             metrics["test_ppl"] = test_ppl
         if config.distillation.enabled:
             metrics["distillation_loss"] = self._progress.taught_sum / self._progress.loss_steps
-        evaluation = self._config.evaluation
+        evaluation = config.evaluation
         metrics |= to_target([*self._progress.history, metrics], evaluation.target_ppl)
         metrics |= front_metrics(self._progress.depth_front, evaluation.reference)
-        if config.evaluation.stride is not None:
-            metrics["evaluation_stride"] = config.evaluation.stride
+        if evaluation.stride is not None:
+            metrics["evaluation_stride"] = evaluation.stride
         self._folder.append_metrics(metrics)
         return metrics
 
@@ -322,10 +322,6 @@ class Run:
     def _report(self, kind: Kind) -> Report:
         history, front = self._progress.history, self._progress.depth_front
         return Report(kind, self.step, dict(history[-1]) if history else {}, front)
-
-    def _alive(self) -> None:
-        if self._on_evaluation_batch is not None:
-            self._on_evaluation_batch()
 
     def _free(self) -> None:
         self._engine.close()

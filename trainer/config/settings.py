@@ -232,9 +232,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def leaf_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every dotted path of `model` that holds a value, with its field."""
     for name, field in model.model_fields.items():
-        section = _section(field.annotation)
-        if section is not None:
-            yield from leaf_fields(section, f"{prefix}{name}.")
+        if sections := _sections(field.annotation):
+            yield from leaf_fields(sections[0], f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
 
@@ -253,10 +252,6 @@ def _adapter(model: type[BaseModel], path: str) -> TypeAdapter[Any]:
     field = dict(leaf_fields(model))[path]
     annotated: Any = field.annotation
     return TypeAdapter(Annotated[annotated, *field.metadata] if field.metadata else annotated)
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    return next(iter(_sections(annotation)), None)
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

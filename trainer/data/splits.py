@@ -117,19 +117,14 @@ def _source(
 
 
 def _text_files(config: DataConfig) -> dict[Split, _File]:
-    paths: dict[Split, str | None] = {
-        "train": config.train,
-        "valid": config.valid,
-        "test": config.test,
-    }
     return {
         split: _File(
             expanded(path, f"data.{split}"),
             f"data.{split}",
             f"put it there, or change data.{split}",
         )
-        for split, path in paths.items()
-        if path is not None
+        for split in SPLITS
+        if (path := getattr(config, split)) is not None
     }
 
 

@@ -113,22 +113,14 @@ def join(rank: int, ranks: int, local_rank: int, master_addr: str, master_port: 
     """
     assert not dist.is_initialized(), "a process joins once"
     deepspeed = load_deepspeed()
-    place = {
-        "RANK": rank,
-        "WORLD_SIZE": ranks,
-        "LOCAL_RANK": local_rank,
-        "MASTER_ADDR": master_addr,
-        "MASTER_PORT": master_port,
-    }
-    os.environ.update({name: str(value) for name, value in place.items()})
-    gpu = torch.cuda.is_available()
-    if gpu:
-        torch.cuda.set_device(local_rank)
-    backend = "nccl" if gpu else "gloo"
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(local_rank))
+    os.environ.update(MASTER_ADDR=master_addr, MASTER_PORT=str(master_port))
+    backend, device = "gloo", torch.device("cpu")
+    if torch.cuda.is_available():
+        backend, device = "nccl", torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
-    return World(
-        rank, ranks, local_rank, torch.device("cuda", local_rank) if gpu else torch.device("cpu")
-    )
+    return World(rank, ranks, local_rank, device)
 
 
 def from_environment() -> World:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,11 +19,9 @@ def reset_peak(device: torch.device) -> None:
     """Forget the peak so far. If the system does not allow that, the process' whole peak counts."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
-    except OSError:
-        return
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
 
 
 def release_freed(device: torch.device) -> None:

@@ -19,15 +19,12 @@ from trainer.config.sections import OptimConfig
 from trainer.model.transformer import LanguageModel
 
 Group = dict[str, Any]  # a param_group of torch's: settings and parameters
+State = dict[str, Tensor]  # what an optimizer keeps of one parameter, by name
 
 
 def make_optimizer(optim: OptimConfig, model: LanguageModel) -> Optimizer:
     """The optimizer of `model`'s parameters; its learning rate is set before every step."""
-    common: dict[str, Any] = {
-        "lr": optim.lr,
-        "betas": optim.betas,
-        "weight_decay": optim.weight_decay,
-    }
+    common = optim.model_dump(include={"lr", "betas", "weight_decay"})
     if optim.name == "muon":
         return MuonAndAdamW(model, optim.momentum, **common)
     if optim.name == "adamw":
@@ -51,9 +48,7 @@ class _ByParameter(Optimizer, ABC):
                     self._move(group, parameter, parameter.grad, self.state[parameter])
 
     @abstractmethod
-    def _move(
-        self, group: Group, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor]
-    ) -> None:
+    def _move(self, group: Group, parameter: Tensor, gradient: Tensor, state: State) -> None:
         """Move `parameter` one step; `state`, empty at first, belongs to it alone."""
 
 
@@ -64,9 +59,7 @@ class Lion(_ByParameter):
     elementwise, so it does the same on flat pieces of parameters.
     """
 
-    def _move(
-        self, group: Group, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor]
-    ) -> None:
+    def _move(self, group: Group, parameter: Tensor, gradient: Tensor, state: State) -> None:
         if not state:
             state["exp_avg"] = torch.zeros_like(parameter)
         for_update, for_memory = group["betas"]
@@ -85,9 +78,7 @@ class Lamb(_ByParameter):
 
     _EPSILON = 1e-6
 
-    def _move(
-        self, group: Group, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor]
-    ) -> None:
+    def _move(self, group: Group, parameter: Tensor, gradient: Tensor, state: State) -> None:
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"] = torch.zeros_like(parameter)

@@ -30,7 +30,8 @@ class DropPolicy(ABC):
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        drop = config.layerdrop
+        self.drop = drop = config.layerdrop
+        self.steps = config.steps
         self.layers = config.model.layers
         self.seed = config.seed
         self._largest = [
@@ -86,26 +87,17 @@ class NoDrop(DropPolicy):
 class StaticDrop(DropPolicy):
     """Drop with the same probability `p_init` at every step: Baseline B."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        super().__init__(config)
-        self.p = config.layerdrop.p_init
-
     def rate(self, layer: int, step: int) -> float:
-        return self.p
+        return self.drop.p_init
 
 
 class AnnealedDrop(DropPolicy):
     """Go from `p_init` at step 0 to `p_final` at step `decay_steps`, and stay there."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        super().__init__(config)
-        drop = config.layerdrop
-        self.p_init, self.p_final = drop.p_init, drop.p_final
-        self.decay_steps = drop.decay_steps or drop.decay_fraction * config.steps
-
     def rate(self, layer: int, step: int) -> float:
-        progress = min(step / self.decay_steps, 1.0)
-        return self.p_final + (self.p_init - self.p_final) * self.remaining(progress)
+        drop = self.drop
+        progress = min(step / (drop.decay_steps or drop.decay_fraction * self.steps), 1.0)
+        return drop.p_final + (drop.p_init - drop.p_final) * self.remaining(progress)
 
     @abstractmethod
     def remaining(self, progress: float) -> float:
@@ -129,13 +121,9 @@ class CosineDrop(AnnealedDrop):
 class PiecewiseDrop(DropPolicy):
     """Straight lines through `points`, (fraction of the run's steps, p), and constant outside."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        super().__init__(config)
-        self.fractions, self.rates = zip(*config.layerdrop.points, strict=True)
-        self.steps = config.steps
-
     def rate(self, layer: int, step: int) -> float:
-        return float(np.interp(step / self.steps, self.fractions, self.rates))
+        fractions, rates = zip(*self.drop.points, strict=True)
+        return float(np.interp(step / self.steps, fractions, rates))
 
 
 class ProgressiveDrop(DropPolicy):
@@ -147,15 +135,10 @@ class ProgressiveDrop(DropPolicy):
     paper's 100 / T for a run of T steps: theta then reaches theta_bar after a tenth of the run.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        super().__init__(config)
-        self.theta_bar = config.layerdrop.theta_bar
-        gamma = config.layerdrop.gamma
-        self.gamma = 100.0 / config.steps if gamma is None else gamma
-
     def rate(self, layer: int, step: int) -> float:
+        gamma = self.drop.gamma or 100.0 / self.steps
         # 1 - theta(t), without the rounding of the subtraction
-        dropping = -math.expm1(-self.gamma * step) * (1.0 - self.theta_bar)
+        dropping = -math.expm1(-gamma * step) * (1.0 - self.drop.theta_bar)
         return layer / self.layers * dropping
 
     def residual_scale(self, layer: int, step: int) -> float:
@@ -179,8 +162,8 @@ class SensitivityDrop(DropPolicy):
         """`sensitivity` has each layer's, first layer first; it is empty before the analysis."""
         super().__init__(config)
         self.first_step = config.analysed_steps().stop
-        self.ramp_steps = config.layerdrop.ramp_fraction * config.steps
-        self.rates = self._by_order(config.layerdrop.p_init, sensitivity)
+        self.ramp_steps = self.drop.ramp_fraction * self.steps
+        self.rates = self._by_order(self.drop.p_init, sensitivity)
 
     def rate(self, layer: int, step: int) -> float:
         if step < self.first_step:
