@@ -28,9 +28,7 @@ def feasible(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     return [t for t in trials if t.state is TrialState.COMPLETE and is_feasible(t)]
 
 
-def best_of(
-    trials: Iterable[FrozenTrial], direction: StudyDirection | Direction
-) -> FrozenTrial | None:
+def best_of(trials: Iterable[FrozenTrial], direction: Direction) -> FrozenTrial | None:
     """Return the feasible trial with the best first value, the first of equal ones, or None."""
     return min(feasible(trials), key=lambda t: sign(direction) * t.values[0], default=None)
 
@@ -38,7 +36,7 @@ def best_of(
 def best_in_ledger(
     ledger: Ledger, record: StudyRecord, directions: Sequence[Direction], *, constrained: bool
 ) -> FrozenTrial | None:
-    """Return a study's best feasible trial, or None: without one, or with several objectives."""
+    """Return a study's best feasible trial; None if there is none, or several objectives."""
     if len(directions) > 1:
         return None
     if constrained:

@@ -115,13 +115,7 @@ def trial_seed(seed: int, number: int) -> int:
 class _NeverStops:
     # Optuna's exhaustive samplers end `Study.optimize`, and raise outside of it. Here the
     # controller notices that a point comes again, and ends the study.
-    def after_trial(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
+    def after_trial(self, *_: Any, **__: Any) -> None:
         pass
 
 
