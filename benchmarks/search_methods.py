@@ -1,8 +1,8 @@
 """The searches that are replayed: this service's, and Ray Tune with `OptunaSearch`.
 
-Ours are its sampler factory, its pruners and its parked halving, put together as hpo/controller.py
-does but without a ledger. Tune's are its own objects, called as its `TuneController` calls them.
-Nothing here knows a clock.
+Ours are the sampler factory, the pruners and the parked halving, put together as in
+hpo/control/controller.py but without a ledger. Tune's are its own objects, called as its
+`TuneController` calls them. These searches know no clock.
 """
 
 from __future__ import annotations

@@ -11,24 +11,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hpo.api import Study, Unfinished, load, resume, start
     from hpo.errors import HpoError
+    from hpo.study.config import StudyConfig
     from storage import LedgerError
     from trainer.config.settings import ConfigError
 
 __all__ = [
-    "ConfigError",
-    "HpoError",
-    "LedgerError",
-    "Study",
-    "Unfinished",
-    "load",
-    "resume",
-    "start",
-]
+    "ConfigError", "HpoError", "LedgerError", "Study", "StudyConfig", "Unfinished",
+    "load", "resume", "start",
+]  # fmt: skip
 
 _ELSEWHERE = {
     "ConfigError": "trainer.config.settings",
     "HpoError": "hpo.errors",
     "LedgerError": "storage",
+    "StudyConfig": "hpo.study.config",
 }
 
 

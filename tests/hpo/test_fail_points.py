@@ -29,7 +29,7 @@ from tests.hpo.plays import PLAYS, Told, play_to_the_end
 DATABASE = "storage/database.py"  # what opens a ledger: its commits are of a new one
 OPTUNA_S_TABLES = f"{DATABASE}:open_storage, on its own"  # Optuna makes them, in its own commits
 PLACES = [*(str(write) for write in writes()[0]), OPTUNA_S_TABLES]
-REPORTS = "hpo/controller.py:Controller._write_trial"
+REPORTS = "hpo/control/controller.py:Controller._write_trial"
 NEW = "short"  # the play that begins without a database, and in which one is copied
 OF_NEW = (DATABASE, "storage/copying.py")
 HANGS_SECONDS = 60

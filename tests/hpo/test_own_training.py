@@ -19,6 +19,7 @@ from hpo.control.messages import Message
 from hpo.evaluation.evaluations import plan_evaluation
 from hpo.reading import tables
 from hpo.reading.views import trial_config, trial_details
+from hpo.service.opening import Place
 from hpo.service.preflight import check_place
 from hpo.study.config import StudyConfig
 from hpo.study.functions import OwnFunction
@@ -137,7 +138,7 @@ def test_killed_anywhere_it_goes_on_without_gap_or_repeat(tmp_path: Path, functi
         history = [int(metrics["step"]) for metrics in run.history()]
         assert history == [20, 40, 60][: len(history)]
         reported = max((step for _, step in told), default=0)
-        # What was checkpointed and not reported comes first, as hpo/trainable.py has it.
+        # What was checkpointed and not reported comes first, as hpo/workers/trainable.py has it.
         told += [("evaluated", step) for step in history if reported < step < STEPS]
         goes_on = reports(run)
         if function is halving:  # the others say again what the ledger keeps once
@@ -396,9 +397,9 @@ def test_resumed_elsewhere_a_study_is_refused_before_anything_is_dispatched(
     desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = load_study(written())
-    check_place(study, "runs", None)
+    check_place(study, Place(None))
     with pytest.raises(ConfigError, match=r"--runs s3://b/p: a study with `trainer` keeps"):
-        check_place(study, "s3://b/p", None)
+        check_place(study, Place(None, "s3://b/p"))
     elsewhere = desk / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
@@ -406,7 +407,7 @@ def test_resumed_elsewhere_a_study_is_refused_before_anything_is_dispatched(
     for name in ("mine", "mine.training"):
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ConfigError) as refused:
-        check_place(study, "runs", None)
+        check_place(study, Place(None))
     assert str(refused.value) == (
         "study own: trainer: mine.training:train: there is no module mine in "
         f"{elsewhere}, nor is it installed; type the command in the folder that holds it"

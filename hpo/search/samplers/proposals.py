@@ -57,7 +57,7 @@ class Proposal:
 def known(trials: Sequence[FrozenTrial], number: int, concurrent: int) -> list[FrozenTrial]:
     """Return the trials below `number`, in order, as the proposal for trial `number` may see them.
 
-    A trial that had ended when trial `number` - `concurrent` was asked is shown as it is. All others
+    A trial that had ended when trial `number` - `concurrent` was asked is shown as it is. Others
     are shown RUNNING, with their values at the rungs that they had reached by then.
     """
     horizon = number - concurrent
