@@ -15,7 +15,7 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     """Yield a file to write in; at the end of the block it becomes `path`.
 
     A kill leaves `.NAME.writing` beside it, which the next call writes over; an error leaves
-    nothing. `durable` has the content on the disk before the rename.
+    nothing. With `durable`, the content is on the disk before the rename.
     """
     aside = path.with_name(f".{path.name}.writing")
     try:
@@ -31,8 +31,8 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
 def whole_folder(path: Path, aside: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield `aside`, an empty folder to fill; at the end of the block it becomes `path`.
 
-    A kill or an error leaves `aside`, and the next call empties it. `durable` has the list of its
-    files on the disk before the rename, and the rename too; their content is the caller's to sync.
+    A kill or an error leaves `aside`, and the next call empties it. With `durable`, the list of its
+    files is on the disk before the rename, and then the rename; the caller syncs their content.
     """
     yield empty_folder(aside)
     put_in_place(aside, path, durable=durable)

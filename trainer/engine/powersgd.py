@@ -38,7 +38,7 @@ class PowerSGD:
         self._hook = PowerSGDState(
             process_group=None,
             matrix_approximation_rank=rank,
-            start_powerSGD_iter=max(2, config.optim.warmup_steps),  # 2 is the least
+            start_powerSGD_iter=max(2, config.optim.warmup_steps),  # the hook wants 2 or more
             # A layer dropped in a whole step has gradients of zero. Their factors would be 0/0
             # without an epsilon, and with warm start they would stay zero for ever.
             warm_start=False,
@@ -60,7 +60,7 @@ class PowerSGD:
         return {_ERRORS: errors.cpu()} if self._world.rank == 0 else {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over rank 0's `state`. If it has another number of ranks, all take their mean.
+        """Take over rank 0's `state`. If it is of another number of ranks, each takes the mean.
 
         The gradient is a mean over ranks too, so it is the mean that reaches it.
         """

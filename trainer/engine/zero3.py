@@ -13,7 +13,7 @@ from trainer.engine.distributed import load_deepspeed
 
 
 def whole_weights(engine: Any) -> AbstractContextManager[Any]:
-    """A context in which every rank has all weights of `engine`, DeepSpeed's; all enter together.
+    """A context in which every rank has all weights of DeepSpeed's `engine`; all enter together.
 
     They are gathered once. Ranks evaluate unequal numbers of batches, so a layer that gathered
     its own, as in training, would wait for ever on a rank that has finished.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 def to_target(history: Sequence[dict[str, float]], target_ppl: float | None) -> dict[str, float]:
     """Steps and train seconds to the first evaluation whose `valid_ppl` is `target_ppl` or less.
 
-    `history` has every evaluation's metrics, oldest first. Empty if none did.
+    `history` has every evaluation's metrics, oldest first. Empty if there is no such evaluation.
     """
     if target_ppl is None:
         return {}

@@ -38,7 +38,7 @@ def every_other(layers: int, depth: int) -> Layers:
 def greedy(layers: int, shallowest: int, perplexity: Perplexity) -> Iterator[Layers]:
     """Yield sub-models with one layer fewer each time, down to `shallowest` layers.
 
-    Each time that layer is dropped without which `perplexity` is lowest; of equals, the first.
+    Each time it drops the layer whose removal gives the lowest `perplexity`, the first of equals.
     """
     kept = tuple(range(1, layers + 1))
     while len(kept) > shallowest:

@@ -56,7 +56,7 @@ class Live(Signal):
     def divergence(
         self, logits: Tensor, normalizer: Tensor, rows: slice, mixture: Mixture
     ) -> tuple[Tensor, Tensor]:
-        """Compare softmax(logits / T) of both (Hinton et al. 2015, arXiv 1503.02531)."""
+        """Compare softmax(logits / T) of both models (Hinton et al. 2015, arXiv 1503.02531)."""
         alpha, beta, temperature = mixture.alpha, mixture.beta, mixture.temperature
         theirs = F.linear(self.hidden[rows], self.embedding).to(logits.dtype)
         if temperature == 1.0:
