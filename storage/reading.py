@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import sqlalchemy as sa
@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import scoped_session
 
-from storage.database import clock, time_of
+from storage.database import clock
 from storage.errors import StudyNotFound
 from storage.models import (
     AttemptRow,
@@ -72,87 +72,59 @@ class Reader:
 
     def stop_requested_at(self, study: StudyRecord) -> float | None:
         """Return when somebody last asked to stop the study, by the ledger's clock."""
-        with self.sessions() as session:
-            return session.scalar(
-                sa.select(StudyRow.stop_requested_at).where(StudyRow.study_id == study.study_id)
-            )
+        asked = sa.select(StudyRow.stop_requested_at).where(StudyRow.study_id == study.study_id)
+        return next(iter(self._scalars(asked)), None)
 
     def controllers(self, study: StudyRecord) -> list[Controller]:
         """Return every controller that the study has had, oldest first."""
-        with self.sessions() as session:
-            now = time_of(session)
-            rows = session.scalars(
-                sa.select(ControllerRow)
-                .where(ControllerRow.study_id == study.study_id)
-                .order_by(ControllerRow.id)
-            )
-            return [
-                Controller(
-                    row.id,
-                    row.host,
-                    row.pid,
-                    row.state,
-                    row.started_at,
-                    row.seen_at,
-                    row.expires_at - now,
-                )
-                for row in rows
-            ]
+        row = ControllerRow
+        expires_in = row.expires_at - clock(self.engine.dialect.name)
+        rows = self._rows(
+            sa.select(row.id, row.host, row.pid, row.state, row.started_at, row.seen_at, expires_in)
+            .where(row.study_id == study.study_id)
+            .order_by(row.id)
+        )
+        return [Controller(*row) for row in rows]
 
     def attempts(self, study: StudyRecord) -> dict[int, list[Attempt]]:
         """Return every attempt of every trial of the study, by trial id, in order."""
         found: dict[int, list[Attempt]] = defaultdict(list)
-        with self.sessions() as session:
-            rows = session.scalars(
-                sa.select(AttemptRow)
-                .join(TRIALS, TRIALS.c.trial_id == AttemptRow.trial_id)
-                .where(TRIALS.c.study_id == study.study_id)
-                .order_by(AttemptRow.trial_id, AttemptRow.number)
-            )
-            for row in rows:
-                found[row.trial_id].append(attempt_record(row))
+        for row in self._scalars(
+            sa.select(AttemptRow)
+            .join(TRIALS, TRIALS.c.trial_id == AttemptRow.trial_id)
+            .where(TRIALS.c.study_id == study.study_id)
+            .order_by(AttemptRow.trial_id, AttemptRow.number)
+        ):
+            found[row.trial_id].append(attempt_record(row))
         return dict(found)
 
     def trial_attempts(self, trial_id: int) -> list[Attempt]:
         """Return every attempt of one trial, in order."""
-        with self.sessions() as session:
-            rows = session.scalars(
-                sa.select(AttemptRow)
-                .where(AttemptRow.trial_id == trial_id)
-                .order_by(AttemptRow.number)
-            )
-            return [attempt_record(row) for row in rows]
+        wanted = sa.select(AttemptRow).where(AttemptRow.trial_id == trial_id)
+        return [attempt_record(row) for row in self._scalars(wanted.order_by(AttemptRow.number))]
 
     def waiting(self, study: StudyRecord) -> list[Waiting]:
         """Return the RUNNING trials that wait for their next attempt, oldest first."""
-        with self.sessions() as session:
-            rows = session.execute(
-                sa.select(
-                    WaitingRow.trial_id,
-                    TRIALS.c.number,
-                    WaitingRow.due_at - clock(self.engine.dialect.name),
-                    WaitingRow.parked,
-                )
-                .join(TRIALS, TRIALS.c.trial_id == WaitingRow.trial_id)
-                .where(TRIALS.c.study_id == study.study_id)
-                .order_by(WaitingRow.trial_id)
-            )
-            return [Waiting(*row) for row in rows]
+        row = WaitingRow
+        due_in = row.due_at - clock(self.engine.dialect.name)
+        rows = self._rows(
+            sa.select(row.trial_id, TRIALS.c.number, due_in, row.parked)
+            .join(TRIALS, TRIALS.c.trial_id == row.trial_id)
+            .where(TRIALS.c.study_id == study.study_id)
+            .order_by(row.trial_id)
+        )
+        return [Waiting(*row) for row in rows]
 
     def open_attempts(self, study: StudyRecord) -> list[Attempt]:
         """Return the attempts that the study's active controllers are executing."""
-        with self.sessions() as session:
-            rows = session.scalars(
-                sa.select(AttemptRow)
-                .join(ControllerRow, ControllerRow.id == AttemptRow.controller_id)
-                .where(
-                    ControllerRow.study_id == study.study_id,
-                    ControllerRow.state == "active",
-                    AttemptRow.ended_at.is_(None),
-                )
-                .order_by(AttemptRow.id)
-            )
-            return [attempt_record(row) for row in rows]
+        rows = self._scalars(
+            sa.select(AttemptRow)
+            .join(ControllerRow, ControllerRow.id == AttemptRow.controller_id)
+            .where(ControllerRow.study_id == study.study_id, ControllerRow.state == "active")
+            .where(AttemptRow.ended_at.is_(None))
+            .order_by(AttemptRow.id)
+        )
+        return [attempt_record(row) for row in rows]
 
     def trials(self, study: StudyRecord, *states: TrialState) -> list[FrozenTrial]:
         """Return the study's trials in any of these states, by number. Reads no others."""
@@ -160,35 +132,30 @@ class Reader:
 
     def trial_counts(self, study: StudyRecord) -> Counter[str]:
         """Return how many trials the study has in each state."""
-        with self.sessions() as session:
-            rows = session.execute(
-                sa.select(TrialModel.state, sa.func.count())
-                .where(TrialModel.study_id == study.study_id)
-                .group_by(TrialModel.state)
-            )
-            return Counter({state.name: count for state, count in rows})
+        rows = self._rows(
+            sa.select(TrialModel.state, sa.func.count())
+            .where(TrialModel.study_id == study.study_id)
+            .group_by(TrialModel.state)
+        )
+        return Counter({state.name: count for state, count in rows})
 
     def states(
         self, study_id: int, unfinished: Collection[int], newest: int
     ) -> dict[int, TrialState]:
         """Return the states, by id, of the trials `unfinished` and of those after `newest`."""
-        with self.sessions() as session:
-            rows = session.execute(
-                sa.select(TrialModel.trial_id, TrialModel.state)
-                .where(newer_or_named(study_id, newest, unfinished))
-                .order_by(TrialModel.trial_id)
-            )
-            return {row.trial_id: row.state for row in rows}
+        rows = self._rows(
+            sa.select(TrialModel.trial_id, TrialModel.state)
+            .where(newer_or_named(study_id, newest, unfinished))
+            .order_by(TrialModel.trial_id)
+        )
+        return {row.trial_id: row.state for row in rows}
 
     def metrics(self, trial_id: int) -> dict[int, dict[str, Any]]:
         """Return the metrics of one trial by optimizer step, in order."""
-        with self.sessions() as session:
-            rows = session.scalars(
-                sa.select(MetricsRow)
-                .where(MetricsRow.trial_id == trial_id)
-                .order_by(MetricsRow.step)
-            )
-            return {row.step: dict(row.metrics) for row in rows}
+        wanted = sa.select(MetricsRow.step, MetricsRow.metrics).where(
+            MetricsRow.trial_id == trial_id
+        )
+        return {step: dict(each) for step, each in self._rows(wanted.order_by(MetricsRow.step))}
 
     def curves(self, study_id: int, metric: str, *, finished: bool) -> dict[int, dict[int, float]]:
         """Return the values of `metric` by optimizer step, of each trial that has it, by trial id.
@@ -197,7 +164,7 @@ class Reader:
         """
         found: dict[int, dict[int, float]] = defaultdict(dict)
         states = [state for state in TrialState if state.is_finished() == finished]
-        with self.sessions() as session:
+        with self.sessions() as session:  # row by row: of a big study they are many
             rows = session.execute(
                 sa.select(MetricsRow.trial_id, MetricsRow.step, MetricsRow.metrics)
                 .join(TrialModel, TrialModel.trial_id == MetricsRow.trial_id)
@@ -212,19 +179,13 @@ class Reader:
     def last_metrics(self, study: StudyRecord) -> dict[int, dict[str, Any]]:
         """Return all metrics of each trial of the study at its last step, by trial id."""
         newest = _at_newest_step(MetricsRow, TRIALS.c.study_id == study.study_id)
-        with self.sessions() as session:
-            rows = session.execute(sa.select(MetricsRow.trial_id, MetricsRow.metrics).join(*newest))
-            return {trial_id: dict(metrics) for trial_id, metrics in rows}
+        rows = self._rows(sa.select(MetricsRow.trial_id, MetricsRow.metrics).join(*newest))
+        return {trial_id: dict(metrics) for trial_id, metrics in rows}
 
     def results(self, trial_id: int) -> list[dict[str, float]]:
         """Return the last metrics of each training of a trial that has several, in order."""
-        with self.sessions() as session:
-            rows = session.scalars(
-                sa.select(ResultRow)
-                .where(ResultRow.trial_id == trial_id)
-                .order_by(ResultRow.repeat)
-            )
-            return [dict(row.metrics) for row in rows]
+        wanted = sa.select(ResultRow.metrics).where(ResultRow.trial_id == trial_id)
+        return [dict(metrics) for metrics in self._scalars(wanted.order_by(ResultRow.repeat))]
 
     def seconds(self, study: StudyRecord) -> float:
         """Return the seconds of wall-clock time during which the study had any controller."""
@@ -240,13 +201,12 @@ class Reader:
         An open attempt counts up to the time when its controller was last seen.
         """
         until = sa.func.coalesce(AttemptRow.ended_at, ControllerRow.seen_at)
-        with self.sessions() as session:
-            spent = session.scalar(
-                sa.select(sa.func.sum((until - AttemptRow.started_at) * AttemptRow.devices))
-                .join(ControllerRow, ControllerRow.id == AttemptRow.controller_id)
-                .where(ControllerRow.study_id == study.study_id)
-            )
-            return float(spent or 0.0)
+        (spent,) = self._scalars(
+            sa.select(sa.func.sum((until - AttemptRow.started_at) * AttemptRow.devices))
+            .join(ControllerRow, ControllerRow.id == AttemptRow.controller_id)
+            .where(ControllerRow.study_id == study.study_id)
+        )
+        return float(spent or 0.0)
 
     def depth_front(self, trial_id: int) -> list[dict[str, Any]]:
         """Return the trial's newest depth front, shallowest sub-model first; empty if none."""
@@ -260,65 +220,49 @@ class Reader:
         row = DepthPointRow
         columns = [column for column in row.__table__.columns if column.name != "trial_id"]
         found: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        with self.sessions() as session:
-            points = session.execute(
-                sa.select(row.trial_id, *columns)
-                .join(*_at_newest_step(row, wanted))
-                .order_by(row.trial_id, row.depth, row.search)
-            )
-            for point in points.mappings():
-                found[point["trial_id"]].append({c.name: point[c.name] for c in columns})
+        for trial_id, *point in self._rows(
+            sa.select(row.trial_id, *columns)
+            .join(*_at_newest_step(row, wanted))
+            .order_by(row.trial_id, row.depth, row.search)
+        ):
+            found[trial_id].append({c.name: v for c, v in zip(columns, point, strict=True)})
         return dict(found)
 
     def teachers(self, study: StudyRecord) -> list[TeacherRecord]:
         """Return the study's teachers in the order of their keys."""
-        with self.sessions() as session:
-            rows = session.scalars(
-                sa.select(TeacherRow)
-                .where(TeacherRow.study_id == study.study_id)
-                .order_by(TeacherRow.key)
-            )
-            return [teacher_record(row) for row in rows]
+        wanted = sa.select(TeacherRow).where(TeacherRow.study_id == study.study_id)
+        return [teacher_record(row) for row in self._scalars(wanted.order_by(TeacherRow.key))]
 
     def _studies(self, wanted: sa.ColumnElement[bool]) -> list[StudyRecord]:
+        rows = self._rows(
+            sa.select(StudyRow, STUDIES.c.study_name)
+            .join(STUDIES, STUDIES.c.study_id == StudyRow.study_id)
+            .where(wanted)
+            .order_by(StudyRow.created_at)
+        )
+        return [_study(row, name) for row, name in rows if is_study_name(name)]
+
+    def _rows(self, query: sa.Select[Any]) -> Sequence[Any]:
         with self.sessions() as session:
-            rows = session.execute(
-                sa.select(StudyRow, STUDIES.c.study_name)
-                .join(STUDIES, STUDIES.c.study_id == StudyRow.study_id)
-                .where(wanted)
-                .order_by(StudyRow.created_at)
-            )
-            return [_study(row, name) for row, name in rows if is_study_name(name)]
+            return session.execute(query).all()
+
+    def _scalars(self, query: sa.Select[Any]) -> Sequence[Any]:
+        with self.sessions() as session:
+            return session.scalars(query).all()
 
 
 def attempt_record(row: AttemptRow) -> Attempt:
     """Return what readers get of an attempt's row."""
-    return Attempt(
-        row.id,
-        row.trial_id,
-        row.number,
-        row.controller_id,
-        row.devices,
-        row.started_at,
-        row.ended_at,
-        row.first_step,
-        row.last_step,
-        Reason(row.reason) if row.reason else None,
-        row.detail,
-    )
+    reason = Reason(row.reason) if row.reason else None
+    place = row.id, row.trial_id, row.number, row.controller_id, row.devices
+    times = row.started_at, row.ended_at, row.first_step, row.last_step
+    return Attempt(*place, *times, reason, row.detail)
 
 
 def _study(row: StudyRow, name: str) -> StudyRecord:
-    return StudyRecord(
-        row.study_id,
-        row.uid,
-        name,
-        row.document,
-        row.created_at,
-        row.budget_trials,
-        row.reserved_trials,
-        row.stop_requested_at,
-    )
+    budget = row.budget_trials, row.reserved_trials
+    study = row.study_id, row.uid, name, row.document, row.created_at
+    return StudyRecord(*study, *budget, row.stop_requested_at)
 
 
 def _at_newest_step(row: Any, wanted: sa.ColumnElement[bool]) -> tuple[Any, Any]:

@@ -10,19 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hpo.control.messages import Job
 from hpo.study.functions import OwnFunction
+from hpo.study.sections import Resources
 
 if TYPE_CHECKING:
     from hpo.study.config import StudyConfig
-
-
-@dataclass(frozen=True)
-class GangShape:
-    """The processes that train together, and how long they may make no progress."""
-
-    ranks: int
-    cpus_per_rank: int
-    gpus_per_rank: int
-    hang_seconds: float
 
 
 @dataclass(frozen=True)
@@ -35,7 +26,8 @@ class Assignment:
     document: dict[str, Any]  # the train config
     reported_step: int  # evaluations up to this optimizer step need no report
     own_function: OwnFunction | None  # trains, where the study has a training function of its own
-    gang: GangShape
+    resources: Resources  # of the gang
+    hang_seconds: float  # without any progress, after which the gang is killed
 
     @property
     def steps(self) -> int:
@@ -60,12 +52,6 @@ def make_assignment(
     document: dict[str, Any],
     reported_step: int,
 ) -> Assignment:
-    """Return an assignment for a gang of the shape that the study asks for."""
-    resources = config.resources
-    gang = GangShape(
-        resources.ranks,
-        resources.cpus_per_rank,
-        resources.gpus_per_rank,
-        config.failures.hang_seconds,
-    )
-    return Assignment(job, label, attempt, document, reported_step, config.own_function, gang)
+    """Return an assignment for a gang as the study asks for it."""
+    own, resources, seconds = config.own_function, config.resources, config.failures.hang_seconds
+    return Assignment(job, label, attempt, document, reported_step, own, resources, seconds)

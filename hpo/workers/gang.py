@@ -20,9 +20,10 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskE
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from hpo.control.assignment import Assignment, GangShape
+from hpo.control.assignment import Assignment
 from hpo.control.messages import Job, Kind, RankProgress
 from hpo.errors import HpoError
+from hpo.study.sections import Resources
 from hpo.workers.failures import Failure, first_cause, typed
 from hpo.workers.rank_log import RankLog
 
@@ -155,18 +156,20 @@ class Rank:
 class Gang:
     """The ranks of one trial in its placement group, one bundle each."""
 
-    def __init__(self, placement: PlacementGroup, shape: GangShape) -> None:
-        self._hang_seconds = shape.hang_seconds
+    def __init__(
+        self, placement: PlacementGroup, resources: Resources, hang_seconds: float
+    ) -> None:
+        self._hang_seconds = hang_seconds
         self._ranks: list[Any] = [
             Rank.options(  # type: ignore[attr-defined]
                 name=f"{_RANK_NAME}{os.getpid()}-{time.monotonic_ns()}-{index}",
-                num_cpus=shape.cpus_per_rank,
-                num_gpus=shape.gpus_per_rank,
+                num_cpus=resources.cpus_per_rank,
+                num_gpus=resources.gpus_per_rank,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement, placement_group_bundle_index=index
                 ),
-            ).remote(index, shape.ranks)
-            for index in range(shape.ranks)
+            ).remote(index, resources.ranks)
+            for index in range(resources.ranks)
         ]
         places = self._all("meet")
         spans_nodes = len({address for address, _ in places}) > 1

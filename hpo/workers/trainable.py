@@ -74,7 +74,8 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         self._free()  # a pruned trial's run is still there
         assignment = self._assignment
         if self._gang is None:
-            self._gang = Gang(ray.util.get_current_placement_group(), assignment.gang)
+            place = ray.util.get_current_placement_group()
+            self._gang = Gang(place, assignment.resources, assignment.hang_seconds)
         self._first_step, history = self._gang.start(assignment)
         self._started = True
         # Evaluations that were checkpointed, but whose report a killed controller never wrote.

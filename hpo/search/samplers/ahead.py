@@ -125,13 +125,7 @@ class AheadSampler(BaseSampler):
         rungs = [*trial.user_attrs.get(RUNGS_AT, ()), [step, _asked(study)]]
         study._storage.set_trial_user_attr(trial_id, RUNGS_AT, rungs)
 
-    def after_trial(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial, *end: Any) -> None:
         """Keep when the trial ended, in the transaction that ends it."""
         study._storage.set_trial_user_attr(trial._trial_id, TOLD_AT, _asked(study))
 
@@ -156,15 +150,9 @@ class AheadSampler(BaseSampler):
         number, proposal = self._given
         return {} if proposal is None or number != trial.number else proposal.params
 
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, *parameter: Any) -> Any:
         """Return what the fallback draws."""
-        return self._fallback.sample_independent(study, trial, param_name, param_distribution)
+        return self._fallback.sample_independent(study, trial, *parameter)
 
     def _find(self, trials: Sequence[FrozenTrial], number: int) -> Proposal | None:
         """Return the proposal for trial `number`, if it has come and fits the ledger."""

@@ -79,17 +79,11 @@ class AxSampler(BaseSampler):
         return proposal or quasi_random(space, self._seed, trial.number)
 
     def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
+        self, study: Study, trial: FrozenTrial, param_name: str, *distribution: Any
     ) -> Any:
         """Draw at random: for the first trial, or a parameter that no trial has had yet."""
-        seed = self._seed_of(trial, *param_name.encode())
-        return RandomSampler(seed=seed).sample_independent(
-            study, trial, param_name, param_distribution
-        )
+        sampler = RandomSampler(seed=self._seed_of(trial, *param_name.encode()))
+        return sampler.sample_independent(study, trial, param_name, *distribution)
 
     def _seed_of(self, trial: FrozenTrial, *more: int) -> int:
         sequence = np.random.SeedSequence([self._seed, trial.number, *more])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from optuna.samplers import (
     NSGAIIISampler,
     NSGAIISampler,
 )
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial
 
 from hpo.errors import HpoError
 
@@ -51,38 +51,21 @@ class Delegate(BaseSampler, ABC):
         """Return the study that proposals are made from."""
         return study
 
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Any:
         return self._sampler(trial).infer_relative_search_space(self._shown(study), trial)
 
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return self._sampler(trial).sample_relative(self._shown(study), trial, search_space)
+    def sample_relative(self, study: Study, trial: FrozenTrial, *space: Any) -> Any:
+        return self._sampler(trial).sample_relative(self._shown(study), trial, *space)
 
-    def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        sampler, shown = self._sampler(trial), self._shown(study)
-        return sampler.sample_independent(shown, trial, param_name, param_distribution)
+    def sample_independent(self, study: Study, trial: FrozenTrial, *parameter: Any) -> Any:
+        return self._sampler(trial).sample_independent(self._shown(study), trial, *parameter)
 
     # These two get the study itself: what they write there is the sampler's own.
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._sampler(trial).before_trial(study, trial)
 
-    def after_trial(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
-        self._sampler(trial).after_trial(study, trial, state, values)
+    def after_trial(self, study: Study, trial: FrozenTrial, *end: Any) -> None:
+        self._sampler(trial).after_trial(study, trial, *end)
 
 
 class RebuiltSampler(Delegate):
@@ -126,18 +109,10 @@ class GridOnce(_NeverStops, GridSampler):
         super().__init__(values, seed)
         self._other = other
 
-    def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
+    def sample_independent(self, study: Study, trial: FrozenTrial, *parameter: Any) -> Any:
         # An enqueued trial is not on the grid; the values that it leaves out are drawn.
-        source = super().sample_independent
-        if "grid_id" not in trial.system_attrs:
-            source = self._other.sample_independent
-        return source(study, trial, param_name, param_distribution)
+        source: Any = super() if "grid_id" in trial.system_attrs else self._other
+        return source.sample_independent(study, trial, *parameter)
 
 
 class BruteForceOnce(_NeverStops, BruteForceSampler):
