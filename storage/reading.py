@@ -242,11 +242,11 @@ class Reader:
         )
         return [_study(row, name) for row, name in rows if is_study_name(name)]
 
-    def _rows(self, query: sa.Select[Any]) -> Sequence[Any]:
+    def _rows(self, query: sa.Executable) -> Sequence[Any]:
         with self.sessions() as session:
             return session.execute(query).all()
 
-    def _scalars(self, query: sa.Select[Any]) -> Sequence[Any]:
+    def _scalars(self, query: sa.Executable) -> Sequence[Any]:
         with self.sessions() as session:
             return session.scalars(query).all()
 

@@ -31,7 +31,6 @@ class TrialAttempt:
 
     @property
     def number(self) -> int:
-        """The trial's number."""
         return self.trial.number
 
     @property

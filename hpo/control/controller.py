@@ -110,7 +110,6 @@ class Controller:
 
     @property
     def waits_for_database(self) -> bool:
-        """Whether the database is away."""
         return self._database.away
 
     def look_for_end(self) -> bool:

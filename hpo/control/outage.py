@@ -42,7 +42,6 @@ class Lifeline:
 
     @property
     def seconds(self) -> float:
-        """How long the outage has lasted."""
         return 0.0 if self._began is None else time.monotonic() - self._began
 
     @property

@@ -43,7 +43,6 @@ class Teaching:
 
     @property
     def done(self) -> bool:
-        """Whether every teacher is trained."""
         return not self._waiting and self.attempt is None
 
     def next(self) -> TeacherAttempt | None:

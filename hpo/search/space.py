@@ -60,7 +60,6 @@ class FloatDimension(Conditional):
         return float(low + (high - low) // step * step)
 
     def example(self, random: Random) -> float:
-        """Return any value."""
         return random.uniform(self.low, self.high)
 
 
@@ -88,7 +87,6 @@ class IntDimension(Conditional):
         return [*values] if len(values) <= _FEW else [values[0], values[-1]]
 
     def example(self, random: Random) -> int:
-        """Return any value."""
         return random.choice(self._values)
 
     def can_be(self, value: Scalar) -> bool:
@@ -141,7 +139,6 @@ class CategoricalDimension(Conditional):
         return [*self.choices]
 
     def example(self, random: Random) -> Scalar:
-        """Return any value."""
         return random.choice(self.probes())
 
     def can_be(self, value: Scalar) -> bool:

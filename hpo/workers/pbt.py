@@ -79,7 +79,6 @@ class _Tune:
         self._trials = trials
 
     def get_trials(self) -> list[Trial]:
-        """Return all members."""
         return self._trials
 
     def get_live_trials(self) -> list[Trial]:
