@@ -12,6 +12,9 @@ from tests import planted
 from tests.databases import empty_database, server_stopped, shared_server
 
 os.environ.update(planted.SECRETS)
+# Before anything imports numpy, here and in every process that a test starts: matrices are tiny,
+# and threads that wait for each other on busy cores double the time of what they compute.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 shown: list[str] = []  # where secrets were found
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from hpo.control import judge
-
-torch.set_num_threads(1)  # Ax's models are too small to share, and the cores are busy
 
 
 @pytest.fixture
@@ -22,3 +19,11 @@ def url(tmp_path: Path) -> str:
 def _no_pause_before_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lost trial's next attempt is due at once."""
     monkeypatch.setattr(judge, "FIRST_BACKOFF_SECONDS", 0.0)
+
+
+@pytest.fixture
+def coarse_ax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have Ax look at few points before it proposes one: its models are as they are."""
+    options = "ax.generators.torch.botorch_modular.optimizer_argparse"
+    monkeypatch.setattr(f"{options}.NUM_RESTARTS", 2)
+    monkeypatch.setattr(f"{options}.RAW_SAMPLES", 16)

@@ -26,6 +26,7 @@ from optuna.testing.pytest_samplers import (
 from hpo.search.samplers.ax import AxSampler
 
 
+@pytest.mark.usefixtures("coarse_ax")
 class TestAxSampler(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:

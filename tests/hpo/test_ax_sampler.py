@@ -119,6 +119,7 @@ def test_a_trial_outside_the_space_as_it_is_now_is_left_out() -> None:
     assert len(experiment_of([past(0), outside]).trials) == 1
 
 
+@pytest.mark.usefixtures("coarse_ax")
 def test_a_model_s_proposals_are_in_bounds_of_optuna_s_types_and_all_different() -> None:
     # One objective: with two, Ax takes ten times as long for a space with categoricals.
     study = optuna.create_study(sampler=AxSampler(3, startup_trials=4))
@@ -135,6 +136,7 @@ def test_a_model_s_proposals_are_in_bounds_of_optuna_s_types_and_all_different()
     assert len(set(everything)) == len(everything)
 
 
+@pytest.mark.usefixtures("coarse_ax")
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     optuna.logging.disable_default_handler()
     study_of([past(n) for n in range(5)]).ask(SPACE)
@@ -142,14 +144,14 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_controller_killed_after_8_of_16_trials_is_followed_by_the_same_points(
+def test_a_controller_killed_after_4_of_8_trials_is_followed_by_the_same_points(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ahead, "PATIENCE", 1e9)  # these trials take no time at all
     monkeypatch.setattr(ahead, "START_SECONDS", 1e9)
     changes: dict[str, Any] = {
-        "sampler": {"name": "ax", "seed": 0, "startup_trials": 8},
-        "budget": {"trials": 16},
+        "sampler": {"name": "ax", "seed": 0, "startup_trials": 3},
+        "budget": {"trials": 8},
         "space": {
             "optim.lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
             "layerdrop.p_init": {"type": "float", "low": 0.0, "high": 0.5},
@@ -166,21 +168,21 @@ def test_a_controller_killed_after_8_of_16_trials_is_followed_by_the_same_points
 
     stage = Stage(f"sqlite:///{tmp_path}/whole.db", **changes)
     controller = stage.controller()
-    play(stage, controller, 8)
+    play(stage, controller, 4)
     # What a kill leaves is the ledger, as it is between two transactions.
     with (
         sqlite3.connect(tmp_path / "whole.db") as whole,
         sqlite3.connect(tmp_path / "killed.db") as killed,
     ):
         whole.backup(killed)
-    play(stage, controller, 16)
+    play(stage, controller, 8)
     heir = copy.copy(stage)
     heir.ledger = Ledger.open(f"sqlite:///{tmp_path}/killed.db")
     heir.record = heir.ledger.study("played")
     heir.lapse()
-    play(heir, heir.controller(), 16)
+    play(heir, heir.controller(), 8)
     assert [t.params for t in heir.trials] == [t.params for t in stage.trials]
-    assert len({str(t.params) for t in stage.trials}) == 16
+    assert len({str(t.params) for t in stage.trials}) == 8
     assert {t.user_attrs["suggested_by"] for t in stage.trials} == {"ax"}
 
 
