@@ -54,6 +54,9 @@ class Section(BaseModel):
 MOST_CHARACTERS = 200_000  # of a document
 MOST_VALUES = 100_000  # in a document, with what its aliases stand for
 MOST_LEVELS = 32  # of sections and lists within each other
+_TOO_LARGE = (
+    f"more than {MOST_VALUES:,} values, or {MOST_LEVELS} levels, with its aliases written out"
+)
 
 _PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")}
 _PLAIN |= {"tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"}
@@ -78,9 +81,7 @@ class _Loader(yaml.SafeLoader):
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         text = super().construct_scalar(node)
         if isinstance(text, str) and not is_text(text):
-            raise yaml.constructor.ConstructorError(
-                None, None, "a character that no text has", node.start_mark
-            )
+            _refuse(node, "a character that no text has")
         return text
 
     def get_single_node(self) -> yaml.Node | None:
@@ -88,7 +89,7 @@ class _Loader(yaml.SafeLoader):
         if node is not None:
             values, levels = _measured(node, 1, {})
             if values > MOST_VALUES or levels > MOST_LEVELS:
-                _refuse_size(node)
+                _refuse(node, _TOO_LARGE)
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -96,13 +97,9 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (list, dict)):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be a word", key_node.start_mark
-                )
+                _refuse(key_node, "a key must be a word")
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", key_node.start_mark
-                )
+                _refuse(key_node, f"key {key!r} is given twice")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -112,7 +109,7 @@ def _measured(
 ) -> tuple[int, int]:
     """Count the values of a node, with its aliases written out, and the levels of its nesting."""
     if level > MOST_LEVELS:  # perhaps a node contains itself
-        _refuse_size(node)
+        _refuse(node, _TOO_LARGE)
     if node not in known:
         parts = [] if isinstance(node, yaml.ScalarNode) else node.value
         if isinstance(node, yaml.MappingNode):
@@ -125,13 +122,8 @@ def _measured(
     return known[node]
 
 
-def _refuse_size(node: yaml.Node) -> NoReturn:
-    raise yaml.constructor.ConstructorError(
-        None,
-        None,
-        f"more than {MOST_VALUES:,} values, or {MOST_LEVELS} levels, with its aliases written out",
-        node.start_mark,
-    )
+def _refuse(node: yaml.Node, problem: str) -> NoReturn:
+    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 _Loader.add_implicit_resolver(

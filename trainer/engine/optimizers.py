@@ -18,6 +18,7 @@ from torch.optim import AdamW, Muon, Optimizer
 from trainer.config.sections import OptimConfig
 from trainer.model.transformer import LanguageModel
 
+Betas = tuple[float, float]
 Group = dict[str, Any]  # a param_group of torch's: settings and parameters
 State = dict[str, Tensor]  # what an optimizer keeps of one parameter, by name
 
@@ -36,7 +37,7 @@ class _ByParameter(Optimizer, ABC):
     """An optimizer that moves each parameter by that parameter's own gradient and state alone."""
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float, betas: tuple[float, float], weight_decay: float
+        self, params: Iterable[Tensor], lr: float, betas: Betas, weight_decay: float
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
@@ -103,12 +104,7 @@ class MuonAndAdamW(Optimizer):
     """
 
     def __init__(
-        self,
-        model: LanguageModel,
-        momentum: float,
-        lr: float,
-        betas: tuple[float, float],
-        weight_decay: float,
+        self, model: LanguageModel, momentum: float, lr: float, betas: Betas, weight_decay: float
     ) -> None:
         matrices = list(model.blocks.parameters())
         others = [model.embedding, model.positions, model.gain]
