@@ -63,7 +63,7 @@ def node(tmp_path: Path, token_cache: None) -> Iterator[Callable[[str], Path]]:
     def become(name: str) -> Path:
         folder = tmp_path / name
         if not folder.exists():
-            shutil.copytree(tokens, folder, ignore=shutil.ignore_patterns("scratch"))
+            shutil.copytree(tokens, folder, ignore=shutil.ignore_patterns("scratch", "teachers"))
         patch.setenv("HPO_CACHE_DIR", str(folder))
         return folder
 
