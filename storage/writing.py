@@ -14,14 +14,7 @@ from sqlalchemy.orm import Session
 from storage.database import time_of
 from storage.errors import BudgetSpent
 from storage.leases import Lease, reap, renew
-from storage.models import (
-    AttemptRow,
-    DepthPointRow,
-    MetricsRow,
-    ResultRow,
-    StudyRow,
-    WaitingRow,
-)
+from storage.models import AttemptRow, DepthPointRow, MetricsRow, ResultRow, StudyRow, WaitingRow
 from storage.reading import attempt_record
 from storage.reasons import Reason
 from storage.records import Attempt

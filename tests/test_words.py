@@ -44,4 +44,4 @@ def test_every_exception_on_the_page_can_be_imported_from_there() -> None:
     }
     assert not wrong
     public = {f"hpo.{name}" for name in hpo.__all__ if isinstance(getattr(hpo, name), type)}
-    assert public - {"hpo.Study", "hpo.HpoError"} <= exceptions.keys()
+    assert public - {"hpo.Study", "hpo.StudyConfig", "hpo.HpoError"} <= exceptions.keys()

@@ -35,15 +35,7 @@ from hpo.control.telling import Observer, Observers
 from hpo.search.population import Explore, Population
 from hpo.search.samplers.rebuilt import SpaceExhausted
 from hpo.study.config import StudyConfig
-from storage import (
-    BudgetSpent,
-    Lease,
-    Ledger,
-    Reason,
-    StudyRecord,
-    Waiting,
-    in_one_line,
-)
+from storage import BudgetSpent, Lease, Ledger, Reason, StudyRecord, Waiting, in_one_line
 from trainer.runs.store import StoreError
 
 logger = logging.getLogger("hpo.controller")

@@ -59,7 +59,5 @@ class Endings:
         for metrics in self._leased.ledger.metrics(trial_id).values() if constraints else ():
             known |= metrics
         return violations(
-            constraints,
-            {**known, **(means or {})},
-            out_of_memory=reason is Reason.OUT_OF_MEMORY,
+            constraints, {**known, **(means or {})}, out_of_memory=reason is Reason.OUT_OF_MEMORY
         )

@@ -34,10 +34,7 @@ def check_trainable(space: Space, check: Callable[[Params], None], source: str) 
 
 
 def _check(
-    space: Space,
-    force: Callable[[Random], Params],
-    check: Callable[[Params], None],
-    what: str,
+    space: Space, force: Callable[[Random], Params], check: Callable[[Params], None], what: str
 ) -> None:
     random, refusal = Random(0), "no trial could have it: what it waits for never comes together"
     for _ in range(DRAWS):

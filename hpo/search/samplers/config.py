@@ -16,13 +16,7 @@ from abc import abstractmethod
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal
 
-from optuna.samplers import (
-    BaseSampler,
-    GPSampler,
-    QMCSampler,
-    RandomSampler,
-    TPESampler,
-)
+from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from pydantic import Field
 
 from hpo.search.samplers.cma_es import CmaEsFromTrials
