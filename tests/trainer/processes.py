@@ -6,7 +6,6 @@ The processes, one per rank, are forked from one that has imported torch already
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import pkgutil
 import signal
@@ -16,13 +15,10 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from tests import forked
 from trainer.config.train import resolve
 
-_context = multiprocessing.get_context("forkserver")
-# The others are what torch and DeepSpeed import, slowly, with their first engine.
-_context.set_forkserver_preload(
-    ["trainer.run", "torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer"]
-)
+forked.preload("tests.trainer.preloaded")
 
 TIMEOUT_SECONDS = 120.0
 _UNREPEATABLE = {"tokens_per_second", "step_seconds", "train_seconds", "peak_memory_bytes"}
@@ -54,9 +50,9 @@ def run_ranks(ranks: int, target: Callable[..., Any], *args: Any) -> list[Any]:
     from trainer.engine.distributed import free_port
 
     port = free_port()
-    pipes = [_context.Pipe(duplex=False) for _ in range(ranks)]
+    pipes = [forked.CONTEXT.Pipe(duplex=False) for _ in range(ranks)]
     processes = [
-        _context.Process(
+        forked.CONTEXT.Process(
             target=_enter,
             args=(dict(os.environ), rank, ranks, port, pipe[1], target, args),
         )

@@ -18,7 +18,9 @@ import psutil
 import pytest
 import yaml
 
-from tests.trainer.commands import TIMEOUT_SECONDS, command, newest_step, trainer
+from tests import forked
+from tests.forked import Forked
+from tests.trainer.commands import TIMEOUT_SECONDS, command, newest_step, trainer, trainer_anew
 
 Tiny = Callable[..., dict[str, Any]]
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -32,7 +34,7 @@ def config(tiny: Tiny, tmp_path: Path) -> Path:
     return file
 
 
-def wait_for_checkpoint(config: Path, process: subprocess.Popen[str]) -> None:
+def wait_for_checkpoint(config: Path, process: Forked | subprocess.Popen[str]) -> None:
     """Wait until the run of `config` has one."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not list((config.parent / "run").glob("checkpoints/step-*")):
@@ -41,14 +43,11 @@ def wait_for_checkpoint(config: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-def stop_midway(config: Path, number: int, **options: Any) -> tuple[int, str, str]:
+def stop_midway(
+    config: Path, number: int, process: Forked | subprocess.Popen[str]
+) -> tuple[int | None, str, str]:
     """Send a signal after the first evaluation: the exit status, and what was written."""
-    with subprocess.Popen(
-        command(config, "steps=100000", **options),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with process:
         wait_for_checkpoint(config, process)
         process.send_signal(number)
         output, errors = process.communicate(timeout=TIMEOUT_SECONDS)
@@ -83,7 +82,7 @@ def test_a_training_says_what_it_measures_and_nothing_else(
     }
     # The resolved config trains the same run again, and this one has finished.
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
-    again = trainer(run / "config.yaml")
+    again = trainer_anew(run / "config.yaml")
     assert again.stdout.splitlines() == ["going on from step 12", lines[-1]]
     imported = (run / "log.txt").read_text()
     assert "deepspeed.runtime.zero.muon" in imported, "the engine was built"
@@ -112,7 +111,7 @@ def test_a_mistake_is_one_line_and_status_2_and_nothing_is_written(
 
 
 def test_a_mistake_is_told_once_by_two_ranks(config: Path, tmp_path: Path) -> None:
-    done = trainer(config, "data.batch_size=2", launcher=TORCHRUN)
+    done = forked.run(*TORCHRUN, "-m", "trainer", str(config), "data.batch_size=2", timeout=100)
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if line.startswith("trainer: ")]
     assert len(told) == 1
@@ -124,7 +123,8 @@ def test_a_mistake_is_told_once_by_two_ranks(config: Path, tmp_path: Path) -> No
 def test_a_signal_checkpoints_and_stops(
     config: Path, tmp_path: Path, number: int, status: int
 ) -> None:
-    returncode, output, errors = stop_midway(config, number)
+    process = Forked("trainer", str(config), "steps=100000")
+    returncode, output, errors = stop_midway(config, number, process)
     step = newest_step(tmp_path / "run")
     assert (returncode, errors) == (status, "")
     stopped = f"stopped at step {step}; the same command goes on from there"
@@ -134,7 +134,11 @@ def test_a_signal_checkpoints_and_stops(
 def test_torchrun_hands_a_sigterm_on_and_two_ranks_stop_together(
     config: Path, tmp_path: Path
 ) -> None:
-    _, output, _ = stop_midway(config, signal.SIGTERM, launcher=TORCHRUN)
+    process = subprocess.Popen(
+        command(config, "steps=100000", launcher=TORCHRUN),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    _, output, _ = stop_midway(config, signal.SIGTERM, process)
     step = newest_step(tmp_path / "run")
     assert f"stopped at step {step}; the same command goes on from there" in output
     assert output.count("step 4/100000") == 1  # one rank speaks for both
@@ -142,9 +146,7 @@ def test_torchrun_hands_a_sigterm_on_and_two_ranks_stop_together(
 
 def test_a_run_killed_on_two_ranks_goes_on_on_one(config: Path, tmp_path: Path) -> None:
     settings = ("steps=200", "eval_every=100")
-    with subprocess.Popen(
-        command(config, *settings, launcher=TORCHRUN), stdout=subprocess.PIPE, text=True
-    ) as process:
+    with Forked(*TORCHRUN, "-m", "trainer", str(config), *settings) as process:
         wait_for_checkpoint(config, process)
         for child in psutil.Process(process.pid).children():
             child.kill()
@@ -257,6 +259,7 @@ def test_a_terminal_shows_a_bar_and_no_chatter(config: Path) -> None:
     assert re.search(r"loss \d\.\d{3}  valid_ppl \d+\.\d\d  [\d,]+ tokens/s", text)
     assert "step 40/40  valid_ppl" in text
     assert "WARNING" not in text
+    assert "Warning" not in text
     assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l"), "the cursor is back"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.trainer.commands import TIMEOUT_SECONDS, command, newest_step, trainer
+from tests.forked import Forked
+from tests.trainer.commands import TIMEOUT_SECONDS, newest_step, trainer
 from trainer.config.cache import cache_dir
 from trainer.config.settings import ConfigError
 from trainer.config.train import load, resolve
@@ -137,18 +137,17 @@ def student(tiny: Tiny, folder: Path, name: str, **teacher: Any) -> Path:
 def test_a_teacher_is_trained_first_by_one_process_at_a_time_and_goes_on_after_a_signal(
     tiny: Tiny, tmp_path: Path
 ) -> None:
-    config = student(tiny, tmp_path, "a", steps=400, eval_every=20, seed=71)
+    config = student(tiny, tmp_path, "a", steps=200, eval_every=20, seed=71)
     folder = Path(str(find_teacher(load(config)).folder))  # type: ignore[union-attr]
     folder.mkdir(parents=True)
     with (
         folder_lock(folder, 0) as other_process,
-        subprocess.Popen(command(config), stdout=subprocess.PIPE, text=True) as process,
+        Forked("trainer", str(config)) as process,
     ):
-        assert process.stdout is not None
         waiting = process.stdout.readline()
         assert waiting == f"teacher: waiting for the process that trains it in {folder}\n"
         other_process.release()
-        assert process.stdout.readline().startswith("teacher: step 20/400  valid_ppl ")
+        assert process.stdout.readline().startswith("teacher: step 20/200  valid_ppl ")
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
     stopped = newest_step(folder)
