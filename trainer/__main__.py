@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,28 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(config: TrainConfig, teacher: Teacher | None, signals: StopSignals) -> int:
     # Imported here: torch takes seconds, and most of the user's mistakes are known by now.
+    from trainer.engine.distributed import from_environment, leave
     from trainer.runs.checkpoint import CheckpointError
     from trainer.runs.store import StoreError
 
     try:
-        with Quiet() as quiet:
-            return _train_quietly(config, teacher, signals, quiet)
+        with Quiet() as quiet, ExitStack() as leaving:
+            world = from_environment()
+            leaving.callback(leave)
+            if teacher is not None and (status := _train_teacher(teacher, world, signals, quiet)):
+                return status
+            return _train_run(config, world, signals, quiet)
     except (CheckpointError, StoreError) as error:
         return _failed(error, status=1)
-
-
-def _train_quietly(
-    config: TrainConfig, teacher: Teacher | None, signals: StopSignals, quiet: Quiet
-) -> int:
-    from trainer.engine.distributed import from_environment, leave
-
-    world = from_environment()
-    try:
-        if teacher is not None and (status := _train_teacher(teacher, world, signals, quiet)):
-            return status
-        return _train_run(config, world, signals, quiet)
-    finally:
-        leave()
 
 
 def _train_teacher(teacher: Teacher, world: World, signals: StopSignals, quiet: Quiet) -> int:

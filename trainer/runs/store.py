@@ -46,12 +46,9 @@ class Store:
 
     def read(self, name: str) -> bytes | None:
         """An object's content; None if there is none."""
-        with self._typed():
-            try:
-                content: bytes = self._files.cat_file(self._at(name))
-            except FileNotFoundError:
-                return None
-            return content
+        with self._typed(), suppress(FileNotFoundError):
+            return bytes(self._files.cat_file(self._at(name)))
+        return None
 
     def write(self, name: str, content: bytes) -> None:
         """Write `content` as the object `name`."""
@@ -66,12 +63,10 @@ class Store:
     def download(self, name: str, path: Path) -> bool:
         """Write the object `name` to the file at `path`; False if there is none."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self._typed():
-            try:
-                self._files.get_file(self._at(name), str(path), callback=self._alive)
-            except FileNotFoundError:
-                return False
+        with self._typed(), suppress(FileNotFoundError):
+            self._files.get_file(self._at(name), str(path), callback=self._alive)
             return True
+        return False
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete the objects, one after the other; some may be gone already."""
@@ -82,12 +77,11 @@ class Store:
 
     def names(self, prefix: str) -> list[str]:
         """The objects in the folder `prefix`, by their whole names."""
-        with self._typed():
+        with self._typed(), suppress(FileNotFoundError):
             self._files.invalidate_cache()  # others write here too
-            with suppress(FileNotFoundError):
-                found = self._files.find(self._at(prefix))
-                return [path.removeprefix(f"{self._root}/") for path in found]
-            return []
+            found = self._files.find(self._at(prefix))
+            return [path.removeprefix(f"{self._root}/") for path in found]
+        return []
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"

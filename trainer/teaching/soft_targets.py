@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -142,15 +143,10 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def _locked(path: Path, alive: Alive) -> Iterator[None]:
+def _locked(path: Path, alive: Alive) -> AbstractContextManager[Any]:
     lock = FileLock(path, timeout=_LOCK_SECONDS)
-    while not lock.is_locked:
+    while True:
         try:
-            lock.acquire()
+            return lock.acquire()
         except Timeout:
             alive()
-    try:
-        yield
-    finally:
-        lock.release()
