@@ -209,6 +209,12 @@ TABLE = (
     ),
     # Ray
     Private(
+        "ray._private.authentication.authentication_token_setup",
+        "_enable_token_auth",
+        "hpo/workers/dispatch.py",
+        "Ray sends its token to a given address only if it is told to before it is imported",
+    ),
+    Private(
         "ray.tune.execution.class_cache",
         "ENV_VARS_TO_PROPAGATE DEFAULT_ENV_VARS",
         "hpo/workers/dispatch.py",

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray._private.authentication.authentication_token_setup import _enable_token_auth
 from ray.exceptions import RayError
 from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
@@ -50,11 +51,12 @@ def configure_ray() -> None:
     Called before Ray is started or joined; a second call changes nothing more.
     """
     os.environ.update(_TUNE_SETTINGS)
-    # A cluster demands a token by default, and Ray sends the one it has only when told to.
-    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or (
-        Path("~/.ray/auth_token").expanduser().exists()
-    ):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # A cluster demands a token by default, and Ray sends the one it has only when told to. Ray has
+    # read RAY_AUTH_MODE when it was imported, perhaps long ago.
+    given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    token = given or Path("~/.ray/auth_token").expanduser().exists()
+    if token and "RAY_AUTH_MODE" not in os.environ:
+        _enable_token_auth()
     # Tune hands AWS keys to its actors in their runtime environment, which Ray writes into its
     # logs. A node's workers have the keys that the node was started with.
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(

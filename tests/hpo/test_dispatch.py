@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,3 +45,28 @@ def test_an_actors_error_is_not_unpickled_from_the_runs_folder(tmp_path: Path) -
     assert result_grid.ResultGrid._populate_exception(trial) is None
     assert not (tmp_path / "ran").exists()
     assert "get_pickled_error" in inspect.getsource(result_grid), "Tune still goes through it"
+
+
+def test_a_ray_that_was_imported_before_a_token_was_there_starts_all_the_same(
+    tmp_path: Path,
+) -> None:
+    """As in a notebook that imports ray, where an earlier Ray has left a token."""
+    program = """
+import ray, secrets
+from pathlib import Path
+token = Path("~/.ray/auth_token").expanduser()
+token.parent.mkdir()
+token.write_text(secrets.token_hex(32))
+from hpo.workers.dispatch import cluster_size, ray_session
+with ray_session(None, "test"):
+    assert cluster_size()[0] >= 1
+"""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**kept, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
