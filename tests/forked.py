@@ -6,13 +6,15 @@ test of how a process starts uses `subprocess` instead.
 
 from __future__ import annotations
 
-import atexit
+import ctypes
+import gc
 import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -147,6 +149,7 @@ def _run(
     *outputs: Connection,
 ) -> None:
     """In the new process: become what `python -m` would have made of it."""
+    gc.freeze()  # what is imported already is no garbage at the end
     for stream, output in enumerate(outputs, start=1):
         os.dup2(output.fileno(), stream)
         output.close()
@@ -157,7 +160,18 @@ def _run(
     os.environ.update(environment)
     sys.argv = [module, *arguments]
     sys.path[0] = folder
+    ctypes.pythonapi.Py_Exit(_status(module))  # multiprocessing would leave all undone and open
+
+
+def _status(module: str) -> int:
+    """Run the module; its exit status."""
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
-    finally:
-        atexit._run_exitfuncs()  # multiprocessing leaves them out
+    except SystemExit as ending:
+        if isinstance(ending.code, str):
+            print(ending.code, file=sys.stderr)
+        return ending.code if isinstance(ending.code, int) else int(bool(ending.code))
+    except BaseException:  # noqa: BLE001 - as Python itself does
+        traceback.print_exc()
+        return 1
+    return 0

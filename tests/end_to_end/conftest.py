@@ -27,5 +27,5 @@ def desk(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
     folder.mkdir()
     desk = Desk(folder, environment)
     yield desk
-    for process in desk.ours():
+    for process in (*desk.processes, *desk.ours()):
         process.kill()

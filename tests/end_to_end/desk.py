@@ -23,20 +23,21 @@ from typer.testing import CliRunner
 from benchmarks.tiny import STUDY as TINY
 from hpo.cli import app
 from storage import Ledger
-from tests import planted
+from tests import forked, planted
+from tests.forked import Forked
 from tests.leases import lapse
 
 MARK = "HPO_TEST_MARK"
 
+forked.preload("tests.end_to_end.preloaded")
 
-class Command(subprocess.Popen[str]):
+
+class Command(Forked):
     """A command whose output, read at its end, holds no secret."""
 
-    def communicate(
-        self, input: str | None = None, timeout: float | None = None
-    ) -> tuple[str, str]:
-        """What it printed."""
-        printed = super().communicate(input, timeout)
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Return what it printed."""
+        printed = super().communicate(timeout)
         planted.check(*printed)
         return printed
 
@@ -47,7 +48,7 @@ class Desk:
 
     folder: Path
     environment: dict[str, str]
-    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    processes: list[Forked] = field(default_factory=list)
 
     def write_study(self, **changes: Any) -> Path:
         """TINY with `changes` to its top level; sections are merged."""
@@ -59,18 +60,18 @@ class Desk:
         file.write_text(yaml.safe_dump(document))
         return file
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """`hpo` with `arguments`, running."""
-        process = Command(
-            [sys.executable, "-m", "hpo", *arguments],
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def start(self, *arguments: str) -> Command:
+        """Start `hpo` with `arguments`."""
+        process = Command("hpo", *arguments, cwd=self.folder, env=self.environment)
         self.processes.append(process)
         return process
+
+    def start_anew(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start `hpo` with `arguments` as a shell does, in a process that imports all itself."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "hpo", *arguments], cwd=self.folder, env=self.environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
 
     def hpo(self, *arguments: str, status: int = 0, timeout: float = 240) -> str:
         """What `hpo` with `arguments` prints, having ended with `status`."""
@@ -97,7 +98,7 @@ class Desk:
         url = f"sqlite:///{self.folder / 'hpo.db'}"
         return optuna.load_study(study_name=name, storage=url)
 
-    def kill(self, controller: subprocess.Popen[str]) -> str:
+    def kill(self, controller: Forked) -> str:
         """Kill -9 and its lease out of the way, once its ranks are dead too; what it printed.
 
         A real lease is waited for in test_killed.py.
@@ -132,7 +133,6 @@ class Desk:
     def dashboard(self) -> Iterator[Callable[[str], Any]]:
         """`hpo dashboard`, running; gives what its own HTTP API answers about a path."""
         process = self.start("dashboard")
-        assert process.stdout is not None
         address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
         assert address is not None
 
@@ -167,7 +167,7 @@ class Desk:
             return []
         return [json.loads(line)["step"] for line in file.read_text().splitlines()]
 
-    def interrupt(self, process: subprocess.Popen[str]) -> tuple[str, str]:
+    def interrupt(self, process: Forked) -> tuple[str, str]:
         """Ctrl-C, and what the command said."""
         process.send_signal(signal.SIGINT)
         return process.communicate(timeout=60)

@@ -50,7 +50,6 @@ def test_a_dashboard_for_others_opens_to_its_users_alone(desk: Desk) -> None:
     assert message.count("\n") == 1
     users = written(desk.folder, f"alice:{HASH.replace('$2b$', '$2y$')}\nbob:{HASH}\n")
     server = desk.start("dashboard", "--host", "0.0.0.0", "--users", str(users))  # noqa: S104
-    assert server.stdout is not None
     found = re.search(r"http://0\.0\.0\.0:(\d+)/", server.stdout.readline())
     assert found is not None
     page, data = (f"http://127.0.0.1:{found[1]}/{path}" for path in ("dashboard", "api/studies"))

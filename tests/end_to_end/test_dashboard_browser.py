@@ -109,7 +109,6 @@ def look(url: str, name: str, folder: Path, height: int) -> str:
 def test_a_browser_shows_trials_a_note_the_front_and_pictures(desk: Desk, tmp_path: Path) -> None:
     make_study(f"sqlite:///{desk.folder}/hpo.db")
     server = desk.start("dashboard")
-    assert server.stdout is not None
     address = re.search(r"http://127\.0\.0\.1:\d+/dashboard", server.stdout.readline())
     assert address is not None
     study = f"{address[0]}/studies/1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import sqlite3
 
@@ -14,6 +15,7 @@ from optuna.trial import TrialState
 from storage import LeaseHeld, Ledger
 from tests import planted
 from tests.end_to_end.desk import Desk
+from tests.forked import Forked
 from tests.hpo.scraping import free_port, scrape
 from tests.wandb_files import offline_runs
 
@@ -115,10 +117,11 @@ def test_an_early_ctrl_c_says_how_to_go_on_and_a_second_one_leaves_at_once(desk:
     file = desk.write_study(
         budget={"trials": 1}, resources={"ranks": 1}, train={"steps": 4000, "eval_every": 20}
     )
-    early = desk.start("start", str(file))
+    early = desk.start_anew("start", str(file))
     assert early.stdout is not None
     assert early.stdout.readline() == "tiny: starting workers\n"
-    _, said = desk.interrupt(early)
+    early.send_signal(signal.SIGINT)
+    _, said = early.communicate(timeout=60)
     assert (early.returncode, said) == (130, "study tiny is stopped; go on with: hpo resume tiny\n")
     study = desk.start("resume", "tiny")
     desk.wait_for(lambda: desk.steps(0))
@@ -158,14 +161,8 @@ def test_a_controller_whose_study_was_taken_over_leaves_it_alone_with_status_1(d
     assert not desk.ranks()
 
 
-def peek(process: object) -> bytes:
-    """What the process has printed by now, without waiting for more."""
-    import os
-    import select
-    import subprocess
-
-    assert isinstance(process, subprocess.Popen)
-    assert process.stdout is not None
+def peek(process: Forked) -> bytes:
+    """Return what the process has printed by now, without waiting for more."""
     descriptor = process.stdout.fileno()
     if select.select([descriptor], [], [], 0)[0]:
         return os.read(descriptor, 1 << 16)

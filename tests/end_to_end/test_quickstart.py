@@ -117,7 +117,7 @@ def test_every_command_and_option_is_in_the_readme() -> None:
 
 def quickstart(desk: Desk, tmp_path: Path) -> None:
     """`hpo start`, watched from the dashboard while it runs."""
-    study = desk.start("start")
+    study = desk.start_anew("start")
     desk.wait_for(lambda: desk.steps(0, "quickstart"))
     names, trials = from_dashboard(desk)
     assert names == ["quickstart"]
