@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from optuna.storages._rdb.models import TrialModel
+from optuna.trial import TrialState
 from sqlalchemy.orm import Session
 
 from storage.database import clock, time_of
@@ -110,6 +112,14 @@ def reap(session: Session, study_id: int, now: float) -> None:
     for controller in session.scalars(expired):
         controller.state = "lost"
         _let_go(session, study_id, controller.id, controller.seen_at)
+    # What another program has ended waits for nothing any more.
+    ended = (TrialModel.study_id == study_id) & (TrialModel.state != TrialState.RUNNING)
+    session.flush()
+    session.execute(
+        sa.delete(WaitingRow)
+        .where(WaitingRow.trial_id.in_(sa.select(TrialModel.trial_id).where(ended)))
+        .execution_options(**UNSYNCED)
+    )
 
 
 def _let_go(session: Session, study_id: int, controller_id: int, at: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, cast
 
 import sqlalchemy as sa
@@ -108,9 +108,9 @@ class Reader:
         row = WaitingRow
         due_in = row.due_at - clock(self.engine.dialect.name)
         rows = self._rows(
-            sa.select(row.trial_id, TRIALS.c.number, due_in, row.parked)
-            .join(TRIALS, TRIALS.c.trial_id == row.trial_id)
-            .where(TRIALS.c.study_id == study.study_id)
+            sa.select(row.trial_id, TrialModel.number, due_in, row.parked)
+            .join(TrialModel, TrialModel.trial_id == row.trial_id)
+            .where(TrialModel.study_id == study.study_id, TrialModel.state == TrialState.RUNNING)
             .order_by(row.trial_id)
         )
         return [Waiting(*row) for row in rows]
@@ -149,6 +149,11 @@ class Reader:
             .order_by(TrialModel.trial_id)
         )
         return {row.trial_id: row.state for row in rows}
+
+    def states_of(self, trial_ids: Iterable[int]) -> dict[int, TrialState]:
+        """Return the states, by id, of those of the trials that are there."""
+        wanted = TrialModel.trial_id.in_(list(trial_ids))
+        return dict(self._rows(sa.select(TrialModel.trial_id, TrialModel.state).where(wanted)))
 
     def metrics(self, trial_id: int) -> dict[int, dict[str, Any]]:
         """Return the metrics of one trial by optimizer step, in order."""

@@ -18,6 +18,7 @@ class Reason(StrEnum):
     PARKED = "parked"  # waits at a rung, checkpointed, and goes on if it is among the best there
     EXPLOITED = "exploited"  # a new trial took its place in the population
     STOPPED = "stopped"  # by a person; the trial goes on at a resume
+    OUTSIDE = "outside"  # another program has ended or deleted the trial, which stays as it is
     CONTROLLER_LOST = "controller_lost"  # the controller died; the trial is adopted
 
 

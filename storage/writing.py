@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from optuna.storages._rdb.models import TrialModel
+from optuna.trial import TrialState
 from sqlalchemy.orm import Session
 
 from storage.database import time_of
@@ -86,6 +88,11 @@ class Transaction:
             .execution_options(**UNSYNCED)
         )
         return changed(claimed) == 1
+
+    def trial_state(self, trial_id: int) -> TrialState | None:
+        """Return the trial's state and keep it until this commits; None if it was deleted."""
+        state = sa.select(TrialModel.state).where(TrialModel.trial_id == trial_id)
+        return self._session.scalar(state.with_for_update())
 
     def is_open(self, attempt: Attempt) -> bool:
         """Return whether the attempt's end has not been written yet."""

@@ -172,17 +172,17 @@ TABLE = (
         "optuna.storages._rdb.models",
         "NOT_FOUND_MSG TrialModel TrialParamModel TrialValueModel TrialIntermediateValueModel "
         "TrialUserAttributeModel TrialSystemAttributeModel",
-        "storage/trials.py",
+        "storage",
         "we read trials from Optuna's tables",
     ),
     *(
         Private(f"optuna.storages._rdb.models.{model}", names, place, "we read these columns")
         for model, names, place in (
-            ("TrialModel", "trial_id study_id state", "storage/trials.py storage/reading.py"),
+            ("TrialModel", "trial_id study_id state", "storage"),
             (
                 "TrialModel",
                 "number _datetime_start_utc _datetime_complete_utc",
-                "storage/trials.py",
+                "storage",
             ),
             ("TrialParamModel", "param_name param_value distribution_json", "storage/trials.py"),
             (

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Sequence
 
 import optuna
+from optuna.trial import TrialState
 
 from hpo.control.assignment import Assigned
 from hpo.control.attempts import Attempts, TrialAttempt
@@ -271,23 +272,37 @@ class Controller:
         return goes_on
 
     def _write_trial(self, attempt: TrialAttempt, message: Message, *, kept: bool) -> bool:
-        if kept:  # Optuna's object remembers a report whose commit was refused as made
-            attempt.trial = self.leased.trial(attempt.attempt.trial_id)
+        trial_id = attempt.attempt.trial_id
         with self.leased.transaction() as transaction:
             verdict: Verdict | None
             if kept and not transaction.is_open(attempt.attempt):
                 verdict = self._judge.written(attempt)  # by a commit whose answer was lost
+            elif (state := transaction.trial_state(trial_id)) is not TrialState.RUNNING:
+                verdict = self._judge.leave(transaction, attempt, state)
             else:
+                if kept:  # Optuna's object remembers a report whose commit was refused as made
+                    attempt.trial = self.leased.trial(trial_id)
                 decide = not kept or attempt.waits_at(message.step)
                 verdict = self._judge.write(transaction, attempt, message, decide=decide)
         self._database.kept()
         attempt.wrote(message)
         if verdict is not None:
             del self.running[attempt.number]
-            if verdict.state is not None:
+            if verdict.state is not None and verdict.reason is not Reason.OUTSIDE:
                 self._limits.count(verdict.state)
         self._observers.wrote(attempt, message, verdict)
         return verdict is None
+
+    def ended_outside(self) -> list[Job]:
+        """Return the running trials that another program has ended: their gangs are to stop."""
+        with self._lock:
+            ids = {attempt.attempt.trial_id: job for job, attempt in self.running.items()}
+            try:
+                states = self._ledger.states_of(ids)
+            except LEDGER_ERRORS as error:
+                self.report_error(error)
+                return []
+            return [job for i, job in ids.items() if states.get(i) is not TrialState.RUNNING]
 
     def report_error(self, error: Exception) -> None:
         """The ledger raised `error`: wait until it is back, or leave."""

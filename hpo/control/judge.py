@@ -62,6 +62,13 @@ class Judge:
             transaction.wait(attempt.attempt.trial_id, seconds=verdict.again_in, parked=parked)
         return verdict
 
+    def leave(
+        self, transaction: Transaction, attempt: TrialAttempt, state: TrialState | None
+    ) -> Verdict:
+        """End an attempt at a trial that another program has ended, or deleted (`state` None)."""
+        transaction.end_attempt(attempt.attempt, Reason.OUTSIDE, None)
+        return Verdict(Reason.OUTSIDE, state or TrialState.FAIL)
+
     def written(self, attempt: TrialAttempt) -> Verdict:
         """Return how an attempt ended, as the ledger has it."""
         ledger, row = self._leased.ledger, attempt.attempt

@@ -49,9 +49,10 @@ class Observers:
         """Tell what an attempt said, once it is written, and the verdict if it has ended."""
         number = attempt.number
         ended = verdict is not None and verdict.state is not None
+        outside = verdict is not None and verdict.reason is Reason.OUTSIDE
         for observer in self._observers:
             # Of several trainings the first is followed; then comes what all of them come to.
-            if message.measured and (attempt.repeat == 0 or ended):
+            if message.measured and not outside and (attempt.repeat == 0 or ended):
                 metrics = (verdict and verdict.means) or message.metrics
                 observer.report(number, message.step, metrics)
             if verdict is not None:
@@ -60,6 +61,9 @@ class Observers:
         if verdict is not None and verdict.reason in (Reason.ERROR, Reason.WORKER_LOST):
             about = {"trial": number, "attempt": attempt.attempt.number}
             logger.warning("trial %d: %s: %s", number, verdict.reason, message.detail, extra=about)
+
+        if outside:
+            logger.warning("trial %d was ended by another program", number, extra={"trial": number})
 
     def retired(self, number: int, reason: Reason) -> None:
         """Tell that a parked trial was ended where it stands."""

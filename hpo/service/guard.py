@@ -99,6 +99,8 @@ class Guard:
         self._looks += 1
         if not self._controller.waits_for_database and self._looks % LOOKS_AT_OTHERS == 0:
             self._count_others()
+            if jobs := self._controller.ended_outside():
+                gang.request_stop(jobs)
         self._board.progress(gang.progress())
 
     def _count_others(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -127,10 +127,10 @@ class Rank:
         return self._progress
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
-    def request_stop(self) -> None:
-        """Checkpoint and stop at the next step, now and in every later run."""
-        self._stop = True
-        if self._run is not None:
+    def request_stop(self, jobs: Collection[Job] | None = None) -> None:
+        """Checkpoint and stop at the next step of a run of `jobs`; else of this and later runs."""
+        self._stop = self._stop or jobs is None
+        if self._run is not None and (jobs is None or self._progress.job in jobs):
             self._run.request_stop()
 
     def _logged(self, work: Callable[[], T]) -> T | Failure:
@@ -257,10 +257,13 @@ def progress() -> dict[Job, RankProgress]:
     return {answer.job: answer for answer in answers if answer.job is not None}
 
 
-def request_stop() -> None:
-    """Have every rank of this controller checkpoint and stop at its next step."""
+def request_stop(jobs: Collection[Job] | None = None) -> None:
+    """Have the ranks that work at `jobs`, else all of them, checkpoint and stop at the next step.
+
+    Without `jobs` they stop in every later run too.
+    """
     for rank in _living_ranks():
-        rank.request_stop.remote()
+        rank.request_stop.remote(jobs)
 
 
 def kill_all() -> None:
