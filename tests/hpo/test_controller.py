@@ -278,16 +278,6 @@ def test_a_study_that_failed_too_often_may_be_resumed_when_that_is_mended(url: s
     assert not second.look_for_end()
 
 
-def test_a_trial_ended_by_somebody_else_breaks_the_run_and_not_the_program(url: str) -> None:
-    stage = Stage(url)
-    controller = stage.controller()
-    assignment = controller.next()
-    assert assignment is not None
-    stage.ledger.storage.set_trial_state_values(assignment.attempt.trial_id, TrialState.FAIL)
-    assert controller.handle(0, 1, Message("finished", 300, ppl(1.0))) is False
-    assert controller.broken is not None
-
-
 def test_device_hours_are_counted_while_trials_run_and_over_all_controllers(url: str) -> None:
     stage = Stage(
         url,
