@@ -49,6 +49,7 @@ class Desk:
     folder: Path
     environment: dict[str, str]
     processes: list[Forked] = field(default_factory=list)
+    marks: list[str] = field(default_factory=list)  # of what was there already, and is joined
 
     def write_study(self, **changes: Any) -> Path:
         """TINY with `changes` to its top level; sections are merged."""
@@ -111,23 +112,30 @@ class Desk:
 
     def ours(self) -> list[psutil.Process]:
         """Every living process that a command of this desk started, Ray's included."""
+        return self._marked(self.environment[MARK])
+
+    def ranks(self) -> list[psutil.Process]:
+        """The processes of living ranks, in the order they were started."""
+        return sorted(
+            (
+                process
+                for process in self._marked(self.environment[MARK], *self.marks)
+                if process.name().startswith("ray::Rank")
+            ),
+            key=lambda process: process.create_time(),
+        )
+
+    def _marked(self, *marks: str) -> list[psutil.Process]:
         found = []
         for process in psutil.process_iter():
             try:
-                marked = process.environ().get(MARK) == self.environment[MARK]
+                marked = process.environ().get(MARK) in marks
                 if marked and process.status() != psutil.STATUS_ZOMBIE:
                     planted.check(*process.cmdline())
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         return found
-
-    def ranks(self) -> list[psutil.Process]:
-        """The processes of living ranks, in the order they were started."""
-        return sorted(
-            (p for p in self.ours() if p.name().startswith("ray::Rank")),
-            key=lambda process: process.create_time(),
-        )
 
     @contextmanager
     def dashboard(self) -> Iterator[Callable[[str], Any]]:

@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
-from ray.util import get_node_ip_address
 
 from tests.end_to_end.desk import Desk
 
 
-@pytest.fixture
-def cluster(desk: Desk) -> Iterator[str]:
-    """The address of a Ray head of our own with two CPUs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ray = Path(sys.executable).parent / "ray"
-    head = subprocess.Popen(
-        [ray, "start", "--head", "--block", "--port", str(port), "--num-cpus", "2",
-         "--include-dashboard", "false", "--disable-usage-stats"],
-        env=desk.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    desk.wait_for(lambda: listens(port), timeout=60)
-    yield f"{get_node_ip_address()}:{port}"
-    head.terminate()
-    head.wait(timeout=30)
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 @pytest.mark.timeout(240)
-def test_a_study_joins_a_cluster_and_leaves_it_running(desk: Desk, cluster: str) -> None:
+def test_a_study_joins_a_cluster_and_leaves_it_running(desk: Desk, joined: tuple[str, str]) -> None:
     file = desk.write_study(budget={"trials": 1}, train={"steps": 20})
-    assert "study tiny is done" in desk.hpo("start", str(file), "--ray-address", cluster)
+    assert "study tiny is done" in desk.hpo("start", str(file), *joined)
     assert desk.study().best_value > 0
     desk.wait_for(lambda: not desk.ranks(), timeout=20)
     too_many = desk.write_study(study="wide", resources={"ranks": 4})
-    message = desk.hpo("start", str(too_many), "--ray-address", cluster, status=2)
+    message = desk.hpo("start", str(too_many), *joined, status=2)
     assert "4 ranks x 1 cpus_per_rank need 4 CPUS, and the Ray cluster has 2" in message
     desk.environment["RAY_AUTH_TOKEN"] = "0" * 64
-    message = desk.hpo("start", str(too_many), "--ray-address", cluster, status=2)
+    message = desk.hpo("start", str(too_many), *joined, status=2)
     assert "$RAY_AUTH_TOKEN is not its token" in message
     assert message.count("\n") == 1
     assert [study["study"] for study in desk.json("list")] == ["tiny"], "nothing was written"

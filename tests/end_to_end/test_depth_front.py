@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from tests.end_to_end.desk import Desk
 
 
-def test_a_study_searches_for_the_best_sub_model(desk: Desk) -> None:
+def test_a_study_searches_for_the_best_sub_model(desk: Desk, joined: tuple[str, str]) -> None:
     file = desk.write_study(
         objectives=[{"metric": "valid_ppl_depth_2"}],
         train={
@@ -22,7 +22,7 @@ def test_a_study_searches_for_the_best_sub_model(desk: Desk) -> None:
             "evaluation": {"depths": [2], "reference": {"depth": 4, "ppl": 5000.0}},
         },
     )
-    said = desk.hpo("start", str(file))
+    said = desk.hpo("start", str(file), *joined)
     assert "trial 0 step 3/6\n" in said, "there is no value yet"
     assert re.search(r"best of tiny: trial \d, valid_ppl_depth_2 ", said)
 

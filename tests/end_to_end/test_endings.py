@@ -12,7 +12,7 @@ HUGE = 2**42  # a layer of this width fits in no memory
 
 
 def test_trials_that_diverge_raise_or_run_out_of_memory_end_typed_and_the_study_goes_on(
-    desk: Desk,
+    desk: Desk, joined: tuple[str, str]
 ) -> None:
     file = desk.write_study(
         sampler={"name": "random", "seed": 2},  # each ending once, the good one last
@@ -29,7 +29,7 @@ def test_trials_that_diverge_raise_or_run_out_of_memory_end_typed_and_the_study_
             },
         },
     )
-    out = desk.hpo("start", str(file))
+    out = desk.hpo("start", str(file), *joined)
     assert "study tiny is done" in out
 
     endings: Counter[str] = Counter()
@@ -55,19 +55,23 @@ def test_trials_that_diverge_raise_or_run_out_of_memory_end_typed_and_the_study_
     assert desk.study().trials[-1].state is TrialState.COMPLETE, "by processes made anew"
 
 
-def test_a_study_whose_trials_keep_raising_stops_with_status_1(desk: Desk) -> None:
+def test_a_study_whose_trials_keep_raising_stops_with_status_1(
+    desk: Desk, joined: tuple[str, str]
+) -> None:
     file = desk.write_study(
         budget={"trials": 9},
         resources={"ranks": 1},
         train={"deepspeed": {"communication_data_type": "none such"}},
         failures={"max_failures": 2},
     )
-    message = desk.hpo("start", str(file), status=1)
+    message = desk.hpo("start", str(file), *joined, status=1)
     assert "the last 2 trials failed" in message
     assert [trial.state for trial in desk.study().trials] == [TrialState.FAIL] * 2
 
 
-def test_a_loss_past_its_limit_keeps_the_last_finite_value(desk: Desk) -> None:
+def test_a_loss_past_its_limit_keeps_the_last_finite_value(
+    desk: Desk, joined: tuple[str, str]
+) -> None:
     file = desk.write_study(
         budget={"trials": 1},
         resources={"ranks": 1},
@@ -75,7 +79,7 @@ def test_a_loss_past_its_limit_keeps_the_last_finite_value(desk: Desk) -> None:
         train={"steps": 400, "eval_every": 2, "loss_limit": 12.0, "optim": {"warmup_steps": 400}},
         space={"optim.lr": {"type": "float", "low": 9.0, "high": 10.0}},
     )
-    desk.hpo("start", str(file), status=1)
+    desk.hpo("start", str(file), *joined, status=1)
     (trial,) = desk.study().trials
     assert (trial.state, trial.user_attrs["reason"]) == (TrialState.PRUNED, "diverged")
     assert trial.value == trial.intermediate_values[max(trial.intermediate_values)]

@@ -13,7 +13,9 @@ from tests.end_to_end.desk import Desk
 
 
 @pytest.mark.timeout(400)
-def test_parked_trials_survive_a_kill_and_no_step_is_trained_twice(desk: Desk) -> None:
+def test_parked_trials_survive_a_kill_and_no_step_is_trained_twice(
+    desk: Desk, joined: tuple[str, str]
+) -> None:
     file = desk.write_study(
         budget={"trials": 8},
         resources={"ranks": 1, "concurrent_trials": 2},
@@ -27,7 +29,7 @@ def test_parked_trials_survive_a_kill_and_no_step_is_trained_twice(desk: Desk) -
     assert len(kept) >= 2
     shown = desk.json("trials", "tiny")
     assert {t["trial"] for t in shown if t["reason"] == "parked"} == set(kept)
-    assert "study tiny is done" in desk.hpo("resume", "tiny")
+    assert "study tiny is done" in desk.hpo("resume", "tiny", *joined)
 
     trials = desk.study().trials
     states = Counter(trial.state.name for trial in trials)

@@ -21,7 +21,9 @@ from tests.wandb_files import offline_runs
 
 
 @pytest.mark.timeout(400)
-def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(desk: Desk) -> None:
+def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(
+    desk: Desk, joined: tuple[str, str]
+) -> None:
     file = desk.write_study(
         resources={"concurrent_trials": 2},  # two cores have a place for one
         train={"steps": 600, "eval_every": 100},
@@ -39,7 +41,7 @@ def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(desk: Desk) -> No
     assert desk.json("status", "tiny")["controller"] is None
 
     port = free_port()
-    second = desk.start("resume", "tiny", "--metrics-port", str(port))
+    second = desk.start("resume", "tiny", "--metrics-port", str(port), *joined)
     desk.wait_for(lambda: max(desk.steps(0) + desk.steps(1)) >= 200)
     assert desk.json("status", "tiny")["controller"].startswith(f"process {second.pid} on")
     assert scrape(port)["hpo_trials", "RUNNING"] >= 1
@@ -49,7 +51,7 @@ def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(desk: Desk) -> No
     assert second.wait(timeout=60) == 130
     assert "is not being run" in desk.hpo("stop", "tiny", status=2)
 
-    out = desk.hpo("resume", "tiny")
+    out = desk.hpo("resume", "tiny", *joined)
     assert "study tiny is done" in out
     trials = desk.study().trials
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 2

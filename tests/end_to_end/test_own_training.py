@@ -21,7 +21,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.mark.timeout(600)
 def test_the_example_is_killed_and_goes_on_as_if_undisturbed(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, joined: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In a folder of a name that nothing else has: it is found from where the command is typed.
     mine = desk.folder / "mine"
@@ -38,7 +38,7 @@ def test_the_example_is_killed_and_goes_on_as_if_undisturbed(
     begun = desk.study("spirals").trials
     ledger = Ledger.open(f"sqlite:///{desk.folder}/hpo.db")
     lapse(ledger)
-    assert "study spirals is done" in desk.hpo("resume", "spirals")
+    assert "study spirals is done" in desk.hpo("resume", "spirals", *joined)
 
     trials = desk.study("spirals").trials
     assert [trial.state.is_finished() for trial in trials] == [True, True]

@@ -7,7 +7,9 @@ from tests.end_to_end.desk import Desk
 BOUND = 7.0e8  # bytes; on a CPU 5.4e8 were measured with 8 sequences, 8.7e8 with 512
 
 
-def test_the_front_of_real_trainings_has_no_infeasible_trial(desk: Desk) -> None:
+def test_the_front_of_real_trainings_has_no_infeasible_trial(
+    desk: Desk, joined: tuple[str, str]
+) -> None:
     file = desk.write_study(
         objectives=[{"metric": "valid_ppl"}, {"metric": "step_seconds"}],
         constraints=[{"metric": "peak_memory_bytes", "max": BOUND}],
@@ -28,7 +30,7 @@ def test_the_front_of_real_trainings_has_no_infeasible_trial(desk: Desk) -> None
             },
         },
     )  # fmt: skip
-    said = desk.hpo("start", str(file))
+    said = desk.hpo("start", str(file), *joined)
 
     trials = desk.json("trials", "tiny")
     large = {t["trial"] for t in trials if t["params"]["data.batch_size"] == 512}

@@ -17,7 +17,9 @@ SAME = ("step", "valid_ppl", "train_loss", "lr", "drop_probability")
 
 
 @pytest.mark.timeout(400)
-def test_the_winners_path_trains_from_step_0_as_it_did_in_the_population(desk: Desk) -> None:
+def test_the_winners_path_trains_from_step_0_as_it_did_in_the_population(
+    desk: Desk, joined: tuple[str, str]
+) -> None:
     file = desk.write_study(
         sampler={"name": "random", "seed": 10},  # 1.2 times the learning rate at both comparisons
         budget={"trials": 6},
@@ -33,7 +35,7 @@ def test_the_winners_path_trains_from_step_0_as_it_did_in_the_population(desk: D
             "layerdrop.p_init": {"type": "float", "low": 0.05, "high": 0.4},
         },
     )
-    assert "best of tiny" in desk.hpo("start", str(file))
+    assert "best of tiny" in desk.hpo("start", str(file), *joined)
     trials = desk.study().trials
     assert [trial.user_attrs.get("parent_step") for trial in trials] == [None, None, 20, 40]
     states = [trial.state for trial in trials]

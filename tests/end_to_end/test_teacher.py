@@ -38,7 +38,9 @@ def evaluated(folder: str) -> list[int]:
 
 
 @pytest.mark.timeout(300)
-def test_a_teacher_is_trained_once_whatever_is_killed_and_whoever_needs_it(desk: Desk) -> None:
+def test_a_teacher_is_trained_once_whatever_is_killed_and_whoever_needs_it(
+    desk: Desk, joined: tuple[str, str]
+) -> None:
     file = write_study(desk, steps=250, eval_every=25, seed=81)
     killed = desk.start("start", str(file))
     desk.wait_for((desk.folder / "runs" / "tiny" / "log.jsonl").exists)
@@ -49,7 +51,7 @@ def test_a_teacher_is_trained_once_whatever_is_killed_and_whoever_needs_it(desk:
     assert (left["state"], left["steps"], left["attempts"]) == ("training", 250, 1)
     assert left["step"] >= 25
 
-    out = desk.hpo("resume", "tiny")
+    out = desk.hpo("resume", "tiny", *joined)
     assert "study tiny is done" in out
     assert out.count("caching the teacher's 8 best of") == 1
     trained = teacher(desk, "tiny")
@@ -64,7 +66,7 @@ def test_a_teacher_is_trained_once_whatever_is_killed_and_whoever_needs_it(desk:
 
     weights = Path(folder) / "checkpoints" / "step-00000250" / "state.safetensors"
     before = weights.stat().st_mtime_ns
-    out = desk.hpo("start", str(file), "--name", "later", "--trials", "1")
+    out = desk.hpo("start", str(file), "--name", "later", "--trials", "1", *joined)
     assert f"later: teacher {trained['teacher']} reused" in out
     assert "caching" not in out
     reused = teacher(desk, "later")
@@ -73,8 +75,10 @@ def test_a_teacher_is_trained_once_whatever_is_killed_and_whoever_needs_it(desk:
 
 
 @pytest.mark.timeout(120)
-def test_a_teacher_that_fails_ends_its_study_with_status_1_in_one_line(desk: Desk) -> None:
-    message = desk.hpo("start", str(write_study(desk, loss_limit=0.1)), status=1)
+def test_a_teacher_that_fails_ends_its_study_with_status_1_in_one_line(
+    desk: Desk, joined: tuple[str, str]
+) -> None:
+    message = desk.hpo("start", str(write_study(desk, loss_limit=0.1)), *joined, status=1)
     failed = teacher(desk, "tiny")
     key = failed["teacher"]
     assert message == f"study tiny: no trial completed: its teacher {key} failed (diverged)\n"
