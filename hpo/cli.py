@@ -6,13 +6,14 @@ goal; 2 the input is wrong, which one line says; 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import NoReturn
 
 import typer
 
 from hpo.commands import data, evaluating, operating, reading, running, writing
-from hpo.commands.common import fail
+from hpo.commands.common import fail, forget_output
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,12 +51,34 @@ def main() -> NoReturn:
         app(prog_name="hpo")
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        _lose_output(error)
     except Exception as error:
         message = _one_line(error)
         if message is None:
             raise
         fail(message)
+    finally:
+        _flush()
     sys.exit(0)
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `hpo trials mine | head -1`, where nobody wants the rest
+        forget_output()
+    except OSError as error:
+        _lose_output(error)
+
+
+def _lose_output(error: OSError) -> NoReturn:
+    """Let nobody believe that all was printed, nor Python complain as it ends."""
+    print(f"hpo: standard output: {str(error.strerror).lower()}", file=sys.stderr)
+    forget_output()
+    sys.exit(1)
 
 
 def _one_line(error: Exception) -> str | None:

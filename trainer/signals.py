@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run in progress checkpoints and stops, anything else ends at once."""
+"""SIGTERM, SIGHUP and SIGINT: a run in progress checkpoints and stops, all else ends at once."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ _SAME_PRESS_SECONDS = 1.0  # torchrun forwards a Ctrl-C, so its ranks get one pr
 
 
 class StopSignals:
-    """Takes SIGTERM and SIGINT over for the rest of the process."""
+    """Takes these signals over for the rest of the process, but for a SIGHUP that is ignored."""
 
     def __init__(self) -> None:
         self._request_stop: Callable[[], None] | None = None
         self._received = signal.SIGTERM  # a rank may stop because of another's signal
         self._first_at = 0.0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:
+                signal.signal(number, self._handle)
 
     @property
     def exit_status(self) -> int:

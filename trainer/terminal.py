@@ -5,11 +5,12 @@ What libraries print goes to the run folder's `log.txt` instead. Nothing here tr
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
 import tempfile
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -35,7 +36,7 @@ class Quiet:
                 undo.callback(os.close, copy)
                 undo.callback(os.dup2, copy, stream)
             self._aside = undo.enter_context(tempfile.TemporaryFile())
-            self.output = undo.enter_context(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+            self.output = undo.enter_context(_Lasting(os.fdopen(os.dup(1), "wb"), "utf-8"))
             # A notebook shows what is printed, whatever the file descriptors point to.
             undo.enter_context(redirect_stdout(_on(1)))
             undo.enter_context(redirect_stderr(_on(2)))
@@ -56,6 +57,23 @@ class Quiet:
 
     def __exit__(self, *_: object) -> None:
         self._undo.close()
+
+
+class _Lasting(io.TextIOWrapper):
+    """A stream that drops what cannot be written: its reader or its terminal may be gone."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            return super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            super().flush()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class Display:

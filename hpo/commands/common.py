@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,13 @@ def answer(found: Any, as_json: bool, table: Callable[[Any], None]) -> None:
 def say(text: str) -> None:
     """Tell the person."""
     print(text, flush=True)
+
+
+def forget_output() -> None:
+    """Print nowhere from now on: nobody reads it, and Python would complain as it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
 
 
 def fail(message: str) -> NoReturn:

@@ -16,6 +16,7 @@ from hpo.commands.common import (
     Storage,
     Trials,
     fail,
+    forget_output,
     open_ledger,
     say,
     storage_url,
@@ -156,7 +157,10 @@ def _run(launch: Launch) -> NoReturn:
     from hpo.service.run import run_study
 
     ending, name = run_study(launch), launch.record.name
-    if ending.status == 0:
-        tables.best(name, views.best_trials(launch.ledger, name))
-    print(ending.message, file=sys.stdout if ending.status == 0 else sys.stderr)
+    try:
+        if ending.status == 0:
+            tables.best(name, views.best_trials(launch.ledger, name))
+        print(ending.message, file=sys.stdout if ending.status == 0 else sys.stderr, flush=True)
+    except (OSError, SystemExit):  # rich leaves where a pipe is closed
+        forget_output()  # the terminal is gone, or full: the study is as it is all the same
     sys.exit(ending.status)

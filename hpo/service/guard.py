@@ -64,10 +64,16 @@ class Guard:
             thread.join()
 
     def _listen(self) -> dict[signal.Signals, Any]:
-        return {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        # Whoever ignores SIGHUP, as `nohup` does, wants the study to outlive the terminal.
+        heard = {signal.SIGINT, signal.SIGTERM}
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            heard.add(signal.SIGHUP)
+        return {s: signal.signal(s, self._on_signal) for s in heard}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # A handler may interrupt a print: it only leaves word for the thread that watches.
+        if self.signalled and number == signal.SIGHUP:
+            return  # a terminal that closes says so twice
         if self.signalled:  # leave at once: the checkpoints are what they are
             if self._exits:
                 self._board.give_up()
