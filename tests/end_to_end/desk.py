@@ -100,15 +100,16 @@ class Desk:
         return optuna.load_study(study_name=name, storage=url)
 
     def kill(self, controller: Forked) -> str:
-        """Kill -9 and its lease out of the way, once its ranks are dead too; what it printed.
-
-        A real lease is waited for in test_killed.py.
-        """
+        """Kill -9, and its lease out of the way; what it printed."""
         controller.kill()
         out, _ = controller.communicate()
+        self.lapse()
+        return out
+
+    def lapse(self) -> None:
+        """Let the lease of a killed controller run out, once its ranks are dead too."""
         self.wait_for(lambda: not self.ranks(), timeout=30)
         lapse(Ledger.open(f"sqlite:///{self.folder}/hpo.db"))
-        return out
 
     def ours(self) -> list[psutil.Process]:
         """Every living process that a command of this desk started, Ray's included."""

@@ -139,11 +139,13 @@ def test_an_early_ctrl_c_says_how_to_go_on_and_a_second_one_leaves_at_once(desk:
 
 
 @pytest.mark.timeout(200)
-def test_a_controller_whose_study_was_taken_over_leaves_it_alone_with_status_1(desk: Desk) -> None:
+def test_a_controller_whose_study_was_taken_over_leaves_it_alone_with_status_1(
+    desk: Desk, joined: tuple[str, str]
+) -> None:
     file = desk.write_study(
         budget={"trials": 1}, resources={"ranks": 1}, train={"steps": 4000, "eval_every": 20}
     )
-    study = desk.start("start", str(file))
+    study = desk.start("start", str(file), *joined)
     desk.wait_for(lambda: desk.steps(0))
     ledger = Ledger.open(f"sqlite:///{desk.folder}/hpo.db")
     while True:  # as if it had been paused for longer than its lease
@@ -160,7 +162,7 @@ def test_a_controller_whose_study_was_taken_over_leaves_it_alone_with_status_1(d
     assert len(ledger.waiting(ledger.study("tiny"))) == 1
     (trial,) = desk.study().trials
     assert trial.state is TrialState.RUNNING
-    assert not desk.ranks()
+    desk.wait_for(lambda: not desk.ranks(), timeout=20)
 
 
 def peek(process: Forked) -> bytes:

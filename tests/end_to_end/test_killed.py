@@ -17,13 +17,15 @@ from tests import tensorboard_files
 from tests.end_to_end.desk import Desk
 from tests.trainer.processes import train
 
+TRIALS = 8
+
 
 @pytest.mark.timeout(600)
 def test_a_study_whose_controller_is_killed_three_times_ends_with_exactly_its_trials(
     desk: Desk,
 ) -> None:
     file = desk.write_study(
-        budget={"trials": 10},
+        budget={"trials": TRIALS},
         resources={"ranks": 1, "concurrent_trials": 2},
         train={"steps": 200, "eval_every": 25},
         tracking={"tensorboard": True},
@@ -35,20 +37,22 @@ def test_a_study_whose_controller_is_killed_three_times_ends_with_exactly_its_tr
         finished = len(seen_trials(desk, seen))
         # Some way into the work, so that there are trials to be adopted, then at a random moment.
         desk.wait_for(lambda done=finished: any_progress(desk, beyond=done), timeout=120)
-        time.sleep(moments.uniform(0.0, 3.0))
+        time.sleep(moments.uniform(0.0, 1.0))
         assert controller.poll() is None
-        if kill == 0:  # its ranks may still be alive at the resume, which waits for its lease
-            controller.kill()
-            controller.communicate()
-        else:
-            desk.kill(controller)
-        seen_trials(desk, seen)
+        controller.kill()
+        controller.communicate()
+        if kill > 0:
+            desk.lapse()
         controller = desk.start("resume", "tiny")
+        if kill == 0:  # it finds a lease that could still be renewed
+            assert "s to run: waiting for them" in controller.stderr.readline()
+            desk.lapse()
+        seen_trials(desk, seen)
     out, err = controller.communicate(timeout=300)
     assert controller.returncode == 0, out + err
 
     trials = desk.study().trials
-    assert [trial.number for trial in trials] == list(range(10))
+    assert [trial.number for trial in trials] == list(range(TRIALS))
     assert all(trial.state is TrialState.COMPLETE for trial in trials)
     for number, params in seen.items():
         assert trials[number].params == params
@@ -77,7 +81,7 @@ def seen_trials(desk: Desk, seen: dict[int, dict[str, Any]]) -> dict[int, dict[s
 
 def any_progress(desk: Desk, beyond: int) -> bool:
     """Whether a trial newer than those `beyond`, or one of the last two, was evaluated."""
-    return any(desk.steps(number) for number in range(max(0, beyond - 1), 10))
+    return any(desk.steps(number) for number in range(max(0, beyond - 1), TRIALS))
 
 
 @pytest.mark.timeout(400)
