@@ -27,5 +27,5 @@ while :; do
     status=$?
     kill -0 $! 2> /dev/null || break
 done
-case $status in 2 | 130) python -c "$connect" && exit 0 ;; esac
+case $status in 2 | 130) exit 0 ;; esac
 exit $status

@@ -1,12 +1,14 @@
 """The `hpo` command: the names of its commands, and how errors are told.
 
 Each command imports itself what is heavy. Exit status: 0 done; 1 the study could not reach its
-goal; 2 the input is wrong, which one line says; 130 interrupted.
+goal; 2 the input is wrong, which one line says; 75 the database does not answer now, and the same
+may go well later (sysexits' EX_TEMPFAIL); 130 interrupted.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from typing import NoReturn
 
@@ -14,6 +16,8 @@ import typer
 
 from hpo.commands import data, evaluating, operating, reading, running, writing
 from hpo.commands.common import fail, forget_output
+
+AWAY = os.EX_TEMPFAIL
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,10 +63,17 @@ def main() -> NoReturn:
         message = _one_line(error)
         if message is None:
             raise
-        fail(message)
+        fail(message, status=AWAY if _is_away(error) else 2)
     finally:
         _flush()
     sys.exit(0)
+
+
+def _is_away(error: Exception) -> bool:
+    from hpo.control.outage import database_is_away
+    from storage import Unreachable
+
+    return isinstance(error, Unreachable) or database_is_away(error)
 
 
 def _flush() -> None:

@@ -9,6 +9,7 @@ class HpoError(Exception):
         ConfigError        the user's input is wrong: a file, a key or an option (ValueError)
             FolderInUse    another process trains in the run's folder
         LedgerError        the ledger cannot do what was asked
+            Unreachable    the database's server does not answer now
             StudyExists    the name of a new study is taken
             StudyNotFound  there is no study of that name
             BudgetSpent    every trial of the budget has been created

@@ -11,6 +11,7 @@ from storage.errors import (
     RolledBack,
     StudyExists,
     StudyNotFound,
+    Unreachable,
     in_one_line,
 )
 from storage.leases import Lease
@@ -39,6 +40,7 @@ __all__ = [
     "TeacherRecord",
     "TeacherState",
     "Transaction",
+    "Unreachable",
     "Waiting",
     "check_study_name",
     "in_one_line",

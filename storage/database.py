@@ -13,15 +13,16 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from storage.errors import LedgerError, in_one_line
+from storage.errors import LedgerError, Unreachable, in_one_line
 from storage.session import JoinedSession
 from storage.trials import TrialStorage
 
 VERSION_TABLE = "hpo_alembic_version"
 HEAD = "0005"
+CONNECT_SECONDS = 10  # to a server that does not answer
 BUSY_SECONDS = 30  # how long SQLite waits for another writer
 IDLE_SECONDS = 300  # how long PostgreSQL lets a transaction wait for us, a sampler's time included
 
@@ -115,7 +116,7 @@ def engine_options(url: URL) -> dict[str, Any]:
         return {"connect_args": {"timeout": BUSY_SECONDS}}
     # TCP's own settings would take a quarter of an hour to notice that a server is gone.
     noticed = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
-    connect = {"connect_timeout": 10, "tcp_user_timeout": 15_000, **noticed}
+    connect = {"connect_timeout": CONNECT_SECONDS, "tcp_user_timeout": 15_000, **noticed}
     return {"pool_pre_ping": True, "connect_args": connect}
 
 
@@ -141,7 +142,17 @@ def plain_errors(url: URL) -> Iterator[None]:
         reason = in_one_line(error)
         for secret in (url.password, url.query.get("password")):
             reason = reason.replace(str(secret), "***") if secret else reason
-        raise LedgerError(f"{shown(str(url))}: cannot be opened: {reason}") from None
+        kind = Unreachable if _is_away(error, url) else LedgerError
+        raise kind(f"{shown(str(url))}: cannot be opened: {reason}") from None
+
+
+def _is_away(error: Exception, url: URL) -> bool:
+    """Whether a server does not answer, or answers that it cannot serve anybody yet."""
+    if url.get_backend_name() == "sqlite" or not isinstance(error, OperationalError):
+        return False
+    busy = ("starting up", "shutting down", "recovery mode", "too many", "remaining connection")
+    text = str(error)
+    return "FATAL" not in text or any(phrase in text for phrase in busy)
 
 
 def _read_version(url: URL) -> str | None:

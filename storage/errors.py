@@ -11,6 +11,10 @@ class LedgerError(HpoError):
     """The ledger cannot do what was asked; the message says why. Nothing was written."""
 
 
+class Unreachable(LedgerError):
+    """The database's server does not answer now: the same may go well later."""
+
+
 class StudyExists(LedgerError):
     """A study of that name is already in the ledger."""
 

@@ -80,10 +80,10 @@ def forget_output() -> None:
         os.dup2(nowhere, stream)
 
 
-def fail(message: str) -> NoReturn:
-    """Exit with status 2, because the person's input is wrong."""
+def fail(message: str, status: int = 2) -> NoReturn:
+    """Exit with `status`: 2, because the person's input is wrong, or another."""
     print(f"hpo: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def save(content: str | bytes, file: Path, *, quiet: bool = False) -> None:
