@@ -149,12 +149,27 @@ def test_a_study_is_resumed_or_started_from_its_file_or_by_name(
     GROUPS["hpo"].commands[run[0]].make_context(run[0], run[1:])  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("ended", "status"), [(0, 0), (1, 1), (2, 0), (75, 75), (130, 0), (137, 137)])
+@pytest.mark.parametrize(
+    ("ended", "status"), [(0, 0), (1, 1), (2, 0), (75, 75), (130, 0), (137, 137)]
+)
 def test_the_controller_is_started_again_where_that_would_help(
     stage: Stage, ended: int, status: int
 ) -> None:
     stage.program("hpo", f"exit {ended}")
     assert stage.controller().wait(timeout=30) == status
+
+
+def test_a_controller_that_lost_its_database_is_started_again_and_waits_for_it(
+    stage: Stage,
+) -> None:
+    stage.program("python", "[ -e back ]")
+    stage.program("hpo", "rm back; exit 75")
+    controller = stage.controller()
+    while not (stage.folder / "told").exists() or not stage.told("python"):
+        time.sleep(0.1)
+    assert controller.poll() is None, "it waits"
+    (stage.folder / "back").touch()
+    assert controller.wait(timeout=30) == 75
 
 
 def test_a_controller_that_is_stopped_waits_for_the_checkpoints(stage: Stage) -> None:
