@@ -109,7 +109,9 @@ def stop(name: Name, storage: Storage = None) -> None:
     say(f"asked {', '.join(running(ledger, record))} to stop; waiting for checkpoints")
     while asked & {c.controller_id for c in ledger.controllers(record) if c.alive}:
         time.sleep(0.5)
-    say(f"study {name} is stopped; go on with: hpo resume {name}")
+    record, counts = ledger.study(name), ledger.trial_counts(record)
+    unfinished = counts["RUNNING"] or record.reserved_trials < record.budget_trials
+    say(f"study {name} is {f'stopped; go on with: hpo resume {name}' if unfinished else 'done'}")
 
 
 def enqueue(
