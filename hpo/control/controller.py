@@ -267,8 +267,8 @@ class Controller:
             return False
         if message.kind == "disk":
             self._leave_if(self._disk.refused(message.detail))
-        elif message.measured:
-            self._disk.kept()  # what is reported has a checkpoint
+        elif message.measured and attempt is not None:
+            self._disk.kept()  # what a trial reports has a checkpoint
         return goes_on
 
     def _write_trial(self, attempt: TrialAttempt, message: Message, *, kept: bool) -> bool:
