@@ -114,8 +114,12 @@ def dashboard(
             "--users", metavar="FILE", help="Who may open it: a file of `htpasswd -B`, mode 600."
         ),
     ] = None,
+    no_token: Annotated[
+        bool,
+        typer.Option("--no-token", help="Let every account of this machine open and change it."),
+    ] = False,
 ) -> None:
     """Serve the Optuna dashboard on the ledger: on this machine, or to users with passwords."""
     from hpo.reading.dashboard.server import serve
 
-    serve(open_ledger(storage_url(storage)), host, port, users, say)
+    serve(open_ledger(storage_url(storage)), host, port, users, say, token=not no_token)

@@ -142,11 +142,14 @@ class Desk:
     def dashboard(self) -> Iterator[Callable[[str], Any]]:
         """`hpo dashboard`, running; gives what its own HTTP API answers about a path."""
         process = self.start("dashboard")
-        address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
-        assert address is not None
+        printed = process.stdout.readline()
+        address = re.search(r"(http://127\.0\.0\.1:\d+)/dashboard\?(token=\S+)", printed)
+        assert address is not None, printed
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
 
         def ask(path: str) -> Any:
-            with urllib.request.urlopen(f"{address[0]}/api/{path}", timeout=10) as answer:  # noqa: S310 - our own
+            token = f"{'&' if '?' in path else '?'}{address[2]}"
+            with browser.open(f"{address[1]}/api/{path}{token}", timeout=10) as answer:
                 return json.load(answer)
 
         def responds() -> bool:

@@ -8,11 +8,12 @@ import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import bcrypt
 import pytest
 
-from hpo.reading.dashboard.access import read_users
+from hpo.reading.dashboard.access import for_hosts, for_token, read_users
 from hpo.reading.dashboard.server import serve
 from storage import Ledger
 from tests.end_to_end.desk import Desk
@@ -92,3 +93,68 @@ def test_an_address_that_is_not_this_machines_is_refused(host: str, tmp_path: Pa
     ledger = Ledger.open(f"sqlite:///{tmp_path}/hpo.db", create=True)
     with pytest.raises(ConfigError, match=f"--host {host}: "):
         serve(ledger, host, None, None, print)
+
+
+def asked(host: str, path: str = "/dashboard", cookie: str = "") -> tuple[str, dict[str, str]]:
+    """Status and headers of an application with the token `key` on this machine."""
+    answers: list[tuple[str, list[tuple[str, str]]]] = []
+    application = GUARDED.setdefault("app", for_hosts(for_token(page, "key"), {"127.0.0.1"}))
+    path, _, query = path.partition("?")
+    environ = {"HTTP_HOST": host, "PATH_INFO": path, "QUERY_STRING": query, "HTTP_COOKIE": cookie}
+    list(application(environ, lambda status, headers: answers.append((status, headers))))
+    [(status, headers)] = answers
+    return status[:3], dict(headers)
+
+
+GUARDED: dict[str, Any] = {}
+
+
+def page(environ: Any, start_response: Any) -> list[bytes]:
+    start_response("200 OK", [])
+    return [b"all studies"]
+
+
+def test_another_sites_page_reaches_no_dashboard() -> None:
+    for host in ("evil.example", "127.0.0.1.evil.example", "evil.example:80", "", "[", "127.0.0.2"):
+        assert asked(host, "/dashboard?token=key")[0] == "403", host
+    for host in ("127.0.0.1", "127.0.0.1:8080"):  # the port may be one that ssh forwards
+        assert asked(host, "/dashboard?token=key")[0] == "303"
+
+
+def test_a_token_is_said_once_and_becomes_a_cookie() -> None:
+    for path in ("/dashboard", "/dashboard?token=", "/dashboard?token=kex", "/api/studies"):
+        assert asked("127.0.0.1", path)[0] == "403", path
+    status, headers = asked("127.0.0.1", "/dashboard/studies/1?token=key&tab=a%26b")
+    assert (status, headers["Location"]) == ("303", "/dashboard/studies/1?tab=a%26b")
+    cookie, *flags = headers["Set-Cookie"].split("; ")
+    assert {*flags} == {"Path=/", "HttpOnly", "SameSite=Strict"}
+    assert "key" not in cookie
+    assert asked("127.0.0.1", cookie=cookie)[0] == "200"
+    assert asked("evil.example", cookie=cookie)[0] == "403"
+    assert asked("127.0.0.1", cookie=f"{cookie}x")[0] == "403"
+    assert asked("127.0.0.1", cookie=f"{cookie.split('=')[0]}=")[0] == "403"
+    elsewhere = asked("127.0.0.1", "//evil.example?token=key")[1]["Location"]
+    assert elsewhere == "/evil.example", "a path, and no other site"
+
+
+def test_a_dashboard_opens_to_its_token_alone_unless_none_is_wanted(desk: Desk) -> None:
+    Ledger.open(f"sqlite:///{desk.folder}/hpo.db", create=True)
+    for options, expected in (((), 403), (("--no-token",), 200)):
+        server = desk.start("dashboard", *options)
+        printed = re.search(r"(http://127\.0\.0\.1:\d+)/dashboard(\S*)", server.stdout.readline())
+        assert printed is not None
+        assert printed[2].startswith("?token=") == (expected == 403)
+        for headers, answer in (({}, expected), ({"Host": "evil.example"}, 403)):
+            url = f"{printed[1]}/api/studies"
+            assert status_of(urllib.request.Request(url, headers=headers)) == answer  # noqa: S310
+        server.terminate()
+        _, said = server.communicate(timeout=10)
+        assert "Traceback" not in said
+
+
+def status_of(request: urllib.request.Request) -> int:
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - our own
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code

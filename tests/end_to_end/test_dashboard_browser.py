@@ -109,12 +109,14 @@ def look(url: str, name: str, folder: Path, height: int) -> str:
 def test_a_browser_shows_trials_a_note_the_front_and_pictures(desk: Desk, tmp_path: Path) -> None:
     make_study(f"sqlite:///{desk.folder}/hpo.db")
     server = desk.start("dashboard")
-    address = re.search(r"http://127\.0\.0\.1:\d+/dashboard", server.stdout.readline())
+    address = re.search(
+        r"(http://127\.0\.0\.1:\d+/dashboard)\?(token=\S+)", server.stdout.readline()
+    )
     assert address is not None
-    study = f"{address[0]}/studies/1"
-    pages = {
-        "front": (study, 1000),
-        "trial": (f"{study}/trials?numbers=5", 1720),
+    study = f"{address[1]}/studies/1"
+    pages = {  # each in a browser of its own, which has no cookie
+        "front": (f"{study}?{address[2]}", 1000),
+        "trial": (f"{study}/trials?numbers=5&{address[2]}", 1720),
     }
     folder = Path(os.environ.get("HPO_SCREENSHOTS", tmp_path))
     with ThreadPoolExecutor(2) as browsers:

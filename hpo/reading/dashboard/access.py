@@ -1,17 +1,22 @@
-"""Who may open the dashboard: each request is checked against a file that `htpasswd -B` wrote.
+"""Who may open the dashboard: who knows its token, or is in a file that `htpasswd -B` wrote.
 
+The token is for this machine, where every account and every page in a browser reaches the address.
 Passwords are compared as bcrypt hashes only, in a time that reveals neither user nor password. None
 is kept, logged or taken from a command line. This module does not encrypt the connection.
 """
 
 from __future__ import annotations
 
+import hmac
 import os
 import re
+import secrets
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import bcrypt
 
@@ -76,3 +81,55 @@ def guarded(application: Application, users: Mapping[bytes, bytes]) -> Applicati
         return [b"this dashboard wants a user and a password\n"]
 
     return guard
+
+
+def for_hosts(application: Application, hosts: Collection[str]) -> Application:
+    """Return `application` for requests to one of `hosts`, whatever the port.
+
+    A page of another site can make its own name stand for this machine's address, and would then be
+    allowed to read and change everything here (DNS rebinding): its requests name that site.
+    """
+
+    def guard(environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        try:
+            host = urlsplit(f"//{environ.get('HTTP_HOST', '')}").hostname
+        except ValueError:
+            host = None
+        if host in hosts:
+            return application(environ, start_response)
+        return _refused(start_response, f"this dashboard is at {sorted(hosts)[0]} alone")
+
+    return guard
+
+
+def for_token(application: Application, token: str) -> Application:
+    """Return `application` for whoever names the `token` once, in the address; then by a cookie."""
+    session, name = secrets.token_urlsafe(32), f"hpo-{secrets.token_hex(4)}"
+
+    def guard(environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        cookies = SimpleCookie(environ.get("HTTP_COOKIE", ""))
+        if name in cookies and _same(cookies[name].value, session):
+            return application(environ, start_response)
+        query = parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+        if not any(key == "token" and _same(value, token) for key, value in query):
+            return _refused(start_response, "open the address that `hpo dashboard` has printed")
+        rest = urlencode([(key, value) for key, value in query if key != "token"])
+        path = environ.get("PATH_INFO", "/").lstrip("/")  # "//host" would be another site
+        headers = [
+            ("Location", f"/{path}{'?' if rest else ''}{rest}"),
+            ("Set-Cookie", f"{name}={session}; Path=/; HttpOnly; SameSite=Strict"),
+            ("Referrer-Policy", "no-referrer"),
+        ]
+        start_response("303 See Other", headers)
+        return [b""]
+
+    return guard
+
+
+def _same(one: str, other: str) -> bool:
+    return hmac.compare_digest(one.encode(), other.encode())
+
+
+def _refused(start_response: Callable[..., Any], why: str) -> Iterable[bytes]:
+    start_response("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
+    return [f"{why}\n".encode()]

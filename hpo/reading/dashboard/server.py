@@ -9,16 +9,18 @@ import contextlib
 import errno
 import ipaddress
 import os
+import secrets
 import socket
 import sys
+import tempfile
 import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from hpo.reading.dashboard.access import Application, guarded, read_users
+from hpo.reading.dashboard.access import Application, for_hosts, for_token, guarded, read_users
 from hpo.reading.dashboard.overlay import application
 from storage import Ledger
 from trainer.config.settings import ConfigError
@@ -30,12 +32,18 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 def serve(
-    ledger: Ledger, host: str, port: int | None, users: Path | None, say: Callable[[str], None]
+    ledger: Ledger,
+    host: str,
+    port: int | None,
+    users: Path | None,
+    say: Callable[[str], None],
+    *,
+    token: bool = True,
 ) -> None:
     """Serve until interrupted, on `port` or a free one; `say` is told the address first.
 
-    Raises ConfigError for an address that cannot be had, and for one that other machines reach if
-    there is no file of `users`.
+    Without `users` the address has a `token`, if wanted. Raises ConfigError for an address that
+    cannot be had, and for one that other machines reach if there is no file of `users`.
     """
     known = None if users is None else read_users(users)
     family, address = _resolved(host)
@@ -45,17 +53,35 @@ def serve(
             "`htpasswd -B -c FILE NAME` makes"
         )
     served: Application = application(ledger)
-    if known is not None:
+    key = secrets.token_urlsafe(32) if token and known is None else None
+    if key is not None:
+        served = for_token(served, key)
+    if known is None:
+        served = for_hosts(served, {"localhost", "127.0.0.1", "::1", host, address})
+    else:
         served = guarded(served, known)
     with _bound(family, address, host, port) as server:
         server.set_app(served)
         shown = f"[{address}]" if ":" in address else address
-        page = f"http://{shown}:{server.server_port}/dashboard"
+        page = f"http://{shown}:{server.server_port}/dashboard{f'?token={key}' if key else ''}"
         say(f"dashboard of {ledger.url} at {page} (Ctrl-C ends it)")
-        if on_a_desktop():
-            threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
-        with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
+        with _redirect(page) as file:
+            if on_a_desktop():
+                threading.Thread(target=webbrowser.open, args=(file,), daemon=True).start()
+            with contextlib.suppress(KeyboardInterrupt):
+                server.serve_forever()
+
+
+@contextlib.contextmanager
+def _redirect(page: str) -> Iterator[str]:
+    """Yield the URL of a file of this account's alone that leads to `page`.
+
+    A browser is started with it: everybody sees the command lines of processes, and the token.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".html", prefix="hpo-dashboard-") as file:
+        file.write(f'<meta charset="utf-8"><meta http-equiv="refresh" content="0; url={page}">')
+        file.flush()
+        yield Path(file.name).as_uri()
 
 
 def on_a_desktop() -> bool:
