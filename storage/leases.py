@@ -9,6 +9,7 @@ All code locks rows in one order: controllers, then studies, then everything els
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from optuna.trial import TrialState
 from sqlalchemy.orm import Session
 
 from storage.database import clock, time_of
-from storage.errors import LeaseHeld, LeaseLost
+from storage.errors import LeaseHeld, LeaseLost, StudyNotFound
 from storage.models import AttemptRow, ControllerRow, StudyRow, WaitingRow
 from storage.reasons import Reason
 from storage.records import StudyRecord
@@ -37,21 +38,32 @@ class Lease:
     study_id: int
     seconds: float
     started_at: float  # by the database's clock
+    token: str  # tells it from the lease of another study that got the same ids
+
+
+def _held(lease: Lease) -> sa.ColumnElement[bool]:
+    row = ControllerRow
+    return (row.id == lease.controller_id) & (row.token == lease.token) & (row.state == "active")
 
 
 def take(session: Session, study: StudyRecord, seconds: float, *, join: bool) -> Lease:
-    """Return a new lease on the study. Raises LeaseHeld if there is a live one, unless `join`."""
+    """Return a new lease on the study. Raises LeaseHeld if there is a live one, unless `join`.
+
+    Raises StudyNotFound if the study was deleted, even if another study has its name or its id.
+    """
     # This changes nothing: a write takes SQLite's lock before anything is read.
     active = (ControllerRow.study_id == study.study_id) & (ControllerRow.state == "active")
     session.execute(sa.update(ControllerRow).where(active).values(state="active"))
     now = time_of(session)
     reap(session, study.study_id, now)
     # Behind the lock of the study's row, one controller at a time looks for live leases.
-    session.execute(
+    there = session.execute(
         sa.update(StudyRow)
-        .where(StudyRow.study_id == study.study_id)
+        .where(StudyRow.study_id == study.study_id, StudyRow.uid == study.uid)
         .values(study_id=StudyRow.study_id)
     )
+    if changed(there) != 1:
+        raise StudyNotFound(f"study {study.name} has been deleted; `hpo list` shows what there is")
     if not join:
         for other in session.scalars(sa.select(ControllerRow).where(active)):
             raise LeaseHeld(
@@ -67,10 +79,11 @@ def take(session: Session, study: StudyRecord, seconds: float, *, join: bool) ->
         started_at=now,
         seen_at=now,
         expires_at=now + seconds,
+        token=secrets.token_hex(16),
     )
     session.add(row)
     session.flush()
-    return Lease(row.id, study.study_id, seconds, now)
+    return Lease(row.id, study.study_id, seconds, now, str(row.token))
 
 
 def renew(session: Session, lease: Lease) -> None:
@@ -78,7 +91,7 @@ def renew(session: Session, lease: Lease) -> None:
     now = clock(session.get_bind().dialect.name)
     renewed = session.execute(
         sa.update(ControllerRow)
-        .where(ControllerRow.id == lease.controller_id, ControllerRow.state == "active")
+        .where(_held(lease))
         .values(seen_at=now, expires_at=now + lease.seconds)
         .execution_options(**UNSYNCED)
     )
@@ -90,7 +103,7 @@ def give_back(session: Session, lease: Lease, now: float) -> None:
     """End the lease, so that others may claim its trials at once. Leave a lost lease alone."""
     released = session.execute(
         sa.update(ControllerRow)
-        .where(ControllerRow.id == lease.controller_id, ControllerRow.state == "active")
+        .where(_held(lease))
         .values(state="released", seen_at=now, expires_at=now)
     )
     if changed(released) == 1:

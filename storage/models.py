@@ -43,6 +43,8 @@ class ControllerRow(Base):
     started_at: Mapped[float]
     seen_at: Mapped[float]
     expires_at: Mapped[float]
+    # known to the lease's holder alone: SQLite gives the ids of deleted rows out again
+    token: Mapped[str | None] = mapped_column(String(32))
 
 
 class AttemptRow(Base):

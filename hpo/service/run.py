@@ -28,7 +28,7 @@ from hpo.service.guard import INTERRUPTED, POLL_SECONDS, Guard
 from hpo.service.launch import Launch
 from hpo.study.config import StudyConfig
 from hpo.study.load import config_of
-from storage import Lease, LeaseHeld, LeaseLost, in_one_line
+from storage import Lease, LeaseHeld, LeaseLost, StudyNotFound, in_one_line
 from trainer.config.settings import is_url
 from trainer.terminal import Quiet
 
@@ -65,6 +65,8 @@ def run_study(launch: Launch, *, exits: bool = True) -> Ending:
             lease = _acquire(launch, None, join=join)
         except LeaseHeld as error:
             return Ending(1, f"left the study to another: {error}")
+        except StudyNotFound as error:
+            return Ending(1, str(error))
 
 
 def _run_under(launch: Launch, config: StudyConfig, lease: Lease, *, exits: bool) -> Ending | None:

@@ -1,0 +1,40 @@
+"""SQLite gives the ids of deleted rows out again; who held the old ones writes nothing there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.study import StudyDirection
+
+from storage import LeaseLost, Ledger, StudyNotFound, StudyRecord
+
+
+def create(ledger: Ledger, name: str) -> StudyRecord:
+    return ledger.create_study(name, [StudyDirection.MINIMIZE], ["valid_ppl"], "study: x", 3)
+
+
+@pytest.mark.parametrize("name", ["mine", "another"])
+def test_a_controller_of_a_deleted_study_writes_nothing_into_the_one_that_got_its_ids(
+    tmp_path: Path, name: str
+) -> None:
+    ledger = Ledger.open(f"sqlite:///{tmp_path}/hpo.db", create=True)
+    record = create(ledger, "mine")
+    old = ledger.acquire(record)
+    optuna.delete_study(study_name="mine", storage=ledger.storage)
+    other = create(ledger, name)
+    new = ledger.acquire(other)
+    assert (other.study_id, new.controller_id) == (record.study_id, old.controller_id)
+    with pytest.raises(LeaseLost), ledger.transaction(old) as transaction:
+        transaction.reserve_trial()
+    assert ledger.study(name).reserved_trials == 0
+    ledger.release(old)
+    assert [c.alive for c in ledger.controllers(other)] == [True], "its lease is not given back"
+    with ledger.transaction(new) as transaction:
+        transaction.reserve_trial()
+    assert ledger.study(name).reserved_trials == 1
+    with pytest.raises(StudyNotFound, match="study mine has been deleted"):
+        ledger.acquire(record, join=True)
+    with pytest.raises(StudyNotFound):
+        ledger.acquire(record)
