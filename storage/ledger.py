@@ -82,12 +82,12 @@ class Ledger(Reader):
         check_study_name(name)
         try:
             with joined(self.sessions) as session:
+                self._forget_deleted(session)  # before a new study gets the id of a deleted one
                 study = optuna.create_study(
                     study_name=name, storage=self.storage, directions=list(directions)
                 )
                 with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
                     study.set_metric_names(list(metric_names))
-                self._forget_deleted(session)
                 study_id = self.storage.get_study_id_from_name(name)
                 session.add(
                     StudyRow(
@@ -211,8 +211,8 @@ class Ledger(Reader):
         session.execute(of_study.values(**values).execution_options(**UNSYNCED))
 
     def _forget_deleted(self, session: Session) -> None:
-        # Deleting a study in the dashboard deletes our rows only where foreign keys are enforced,
-        # and SQLite gives the ids of deleted rows to new ones.
+        # Others who delete a study delete our rows only where foreign keys are enforced, and SQLite
+        # gives the ids of deleted rows to new ones.
         for model, parent in (
             (DepthPointRow, TRIALS.c.trial_id),
             (MetricsRow, TRIALS.c.trial_id),

@@ -38,3 +38,21 @@ def test_a_controller_of_a_deleted_study_writes_nothing_into_the_one_that_got_it
         ledger.acquire(record, join=True)
     with pytest.raises(StudyNotFound):
         ledger.acquire(record)
+
+
+def test_a_study_starts_after_optunas_own_command_has_deleted_the_newest(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/hpo.db"
+    ledger = Ledger.open(url, create=True)
+    lease = ledger.acquire(create(ledger, "mine"))
+    with ledger.transaction(lease) as transaction:
+        transaction.reserve_trial()
+        trial = optuna.load_study(study_name="mine", storage=ledger.storage).ask()
+        transaction.begin_attempt(trial._trial_id, devices=1)
+    optuna.delete_study(study_name="mine", storage=url)  # where foreign keys are not enforced
+    record = create(Ledger.open(url), "mine")
+    assert (record.reserved_trials, Ledger.open(url).controllers(record)) == (0, [])
+    again = Ledger.open(url).acquire(record)
+    assert Ledger.open(url).open_attempts(record) == []
+    with pytest.raises(LeaseLost), ledger.transaction(lease):
+        pass
+    assert again.token != lease.token
