@@ -449,6 +449,7 @@ class TestOpening:
             for table in Base.metadata.tables.keys() - first:
                 session.execute(sa.text(f"DROP TABLE {table}"))
             session.execute(sa.text("DROP INDEX ix_hpo_attempts_open"))
+            session.execute(sa.text("ALTER TABLE hpo_controllers DROP COLUMN token"))
             session.execute(sa.text("UPDATE hpo_alembic_version SET version_num = '0001'"))
             session.commit()
         migrated = Ledger.open(ledger_url)
