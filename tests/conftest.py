@@ -16,7 +16,36 @@ os.environ.update(planted.SECRETS)
 # and threads that wait for each other on busy cores double the time of what they compute.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+END_TO_END = Path(__file__).with_name("end_to_end")
 shown: list[str] = []  # where secrets were found
+
+
+SLOW_FIXTURES = {"postgres_server", "uninterrupted", "world"}  # a server, trainings
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files that are slow as a whole unread: Ray, say, is then imported by none."""
+    if config.option.markexpr != "not slow":
+        return None
+    if collection_path.is_dir():
+        return True if collection_path == END_TO_END else None
+    if collection_path.suffix != ".py":
+        return None
+    return True if "\npytestmark = pytest.mark.slow\n" in collection_path.read_text() else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what is so by its place, or by what it asks for."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if (
+            END_TO_END in item.path.parents
+            or SLOW_FIXTURES & {*item.fixturenames}
+            or any(parameter == "postgresql" for parameter in parameters)
+        ):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -20,6 +20,8 @@ from ray.scripts.scripts import cli as ray_cli
 
 from hpo.cli import app
 
+pytestmark = pytest.mark.slow
+
 DOCKER = Path(__file__).parents[1] / "docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]

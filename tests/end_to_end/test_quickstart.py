@@ -45,7 +45,9 @@ def readme_commands() -> list[list[str]]:
 
 
 @pytest.mark.timeout(800)
-def test_the_readme_works_as_it_is_written(desk: Desk, tmp_path: Path) -> None:
+def test_the_readme_works_as_it_is_written(
+    desk: Desk, joined: tuple[str, str], tmp_path: Path
+) -> None:
     (desk.folder / "study.yaml").write_text(readme_blocks("yaml")[0])
     for command in readme_commands():
         match command:
@@ -59,6 +61,8 @@ def test_the_readme_works_as_it_is_written(desk: Desk, tmp_path: Path) -> None:
                 continue  # it needs the internet; test_fetch.py has a server for it
             case ["hpo", ("trials" | "best" | "show" | "report" | "export" | "copy"), *_]:
                 assert desk.read(*command[1:])
+            case ["hpo", ("start" | "evaluate" | "compare"), *_]:
+                assert desk.hpo(*command[1:], *joined)
             case ["hpo", *arguments]:
                 assert desk.hpo(*arguments)
             case ["python", *arguments]:

@@ -34,6 +34,8 @@ from storage import Ledger
 from tests.hpo.stage import Stage, finish
 from trainer.terminal import Quiet
 
+pytestmark = pytest.mark.slow
+
 ONE_RANK = {**TINY, "resources": {"ranks": 1}}
 Play = Callable[[Controller], None]
 

@@ -25,6 +25,8 @@ from optuna.testing.pytest_samplers import (
 
 from hpo.search.samplers.ax import AxSampler
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.usefixtures("coarse_ax")
 class TestAxSampler(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):

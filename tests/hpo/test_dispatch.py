@@ -11,11 +11,14 @@ from types import SimpleNamespace
 
 import cloudpickle
 import pyarrow.fs
+import pytest
 from ray.tune import result_grid
 from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 
 from hpo.workers.dispatch import GangTrainable, configure_ray
+
+pytestmark = pytest.mark.slow
 
 configure_ray()
 

@@ -26,6 +26,8 @@ from storage import Ledger
 from tests.hpo.fail_points import FailPoint, Moment, watch, writes
 from tests.hpo.plays import PLAYS, Told, play_to_the_end
 
+pytestmark = pytest.mark.slow
+
 DATABASE = "storage/database.py"  # what opens a ledger: its commits are of a new one
 OPTUNA_S_TABLES = f"{DATABASE}:open_storage, on its own"  # Optuna makes them, in its own commits
 PLACES = [*(str(write) for write in writes()[0]), OPTUNA_S_TABLES]

@@ -20,6 +20,8 @@ from trainer.runs.checkpoint import CheckpointError
 from trainer.runs.folder import FolderInUse
 from trainer.runs.store import StoreError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("error", "kind"),

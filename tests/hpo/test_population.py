@@ -23,6 +23,8 @@ from tests.hpo.grown import SPACE, STUDY, TRAIN, Grown
 from tests.hpo.study_files import refusal, written
 from trainer.config.train import TrainConfig
 
+pytestmark = pytest.mark.slow
+
 DIMENSIONS = {path: FloatDimension.model_validate(d) for path, d in SPACE.items()}
 
 

@@ -17,6 +17,8 @@ from hpo.reading.report import page
 from tests.chromium import CHROMIUM, OFFLINE, Tab, tab
 from tests.hpo.long_studies import written
 
+pytestmark = pytest.mark.slow
+
 METRICS = ("valid_ppl", "step_seconds")
 # By the title of a figure: what is drawn in it, as CSS finds it, how often at least, and its words.
 MARKS = {

@@ -34,6 +34,8 @@ from tests.tensorboard_files import read_run, steps
 from tests.wandb_files import Run, offline_runs
 from trainer.config.settings import ConfigError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 KEY = "5ecre7" * 7  # long enough for wandb to take it
 PRELUDE = """

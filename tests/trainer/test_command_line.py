@@ -22,6 +22,8 @@ from tests import forked
 from tests.forked import Forked
 from tests.trainer.commands import TIMEOUT_SECONDS, command, newest_step, trainer, trainer_anew
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[..., dict[str, Any]]
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 

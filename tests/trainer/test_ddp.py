@@ -21,6 +21,8 @@ from trainer.config.train import TrainConfig
 from trainer.engine.ddp import DDPEngine
 from trainer.engine.distributed import World
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[..., dict[str, Any]]
 MIDWAY = 12  # the warm-up is 5 steps, so errors are fed back by then
 

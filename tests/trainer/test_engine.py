@@ -32,6 +32,8 @@ from trainer.engine.schedule import learning_rate
 from trainer.model.transformer import LanguageModel
 from trainer.runs.checkpoint import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 # DeepSpeed leaves weights as small as these whole at stage 3, unless it is told not to.
 SHARDED = {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
 OFFLOADED = {"offload_optimizer": {"device": "cpu"}}

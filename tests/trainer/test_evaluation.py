@@ -24,6 +24,8 @@ from trainer.engine.distributed import World
 from trainer.model.transformer import LanguageModel
 from trainer.run import Run
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[..., dict[str, Any]]
 
 

@@ -27,6 +27,8 @@ from trainer.export import _weights, export, load_model, main
 from trainer.measuring.depth import depth_front
 from trainer.model.transformer import LanguageModel
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[..., dict[str, Any]]
 
 

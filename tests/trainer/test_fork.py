@@ -17,6 +17,8 @@ from trainer.engine.distributed import World
 from trainer.run import Run
 from trainer.runs.checkpoint import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[..., dict[str, Any]]
 
 

@@ -10,10 +10,13 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from tests.trainer.processes import train_here
 from trainer.engine.distributed import World
+
+pytestmark = pytest.mark.slow
 
 STATES = 6  # five words and the end of a line
 TOKENS = {"train": 150_000, "valid": 30_000, "test": 100}

@@ -15,6 +15,8 @@ from tests.trainer.processes import run_ranks
 from trainer.engine.distributed import World
 from trainer.engine.optimizers import make_optimizer
 
+pytestmark = pytest.mark.slow
+
 DDP: dict[str, Any] = {"engine": "ddp"}
 STAGE_0: dict[str, Any] = {"deepspeed": {"zero_stage": 0}}
 STAGE_2: dict[str, Any] = {"deepspeed": {"zero_stage": 2}}

@@ -25,6 +25,8 @@ from trainer.runs.remote import local_checkpoint
 from trainer.runs.remote_folder import open_folder
 from trainer.runs.store import Store, StoreError, check_writable
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("s3fs", reason="s3fs is not installed")
 moto = pytest.importorskip("moto.server", reason="moto[server] is not installed")
 

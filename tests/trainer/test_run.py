@@ -22,6 +22,8 @@ from trainer.data.splits import load_splits
 from trainer.engine.distributed import World, load_deepspeed
 from trainer.run import Report, Run, StepInfo
 
+pytestmark = pytest.mark.slow
+
 # Weights as small as these would stay whole on every rank.
 SHARDED = {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
 STAGE_3 = {"zero_stage": 3, "zero_optimization": SHARDED}

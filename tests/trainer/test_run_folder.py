@@ -20,6 +20,8 @@ from trainer.engine.distributed import World
 from trainer.run import Run
 from trainer.runs.checkpoint import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[..., dict[str, Any]]
 Uninterrupted = Callable[[int], Path]
 

@@ -22,6 +22,8 @@ from trainer.model.layerdrop import Mask
 from trainer.model.transformer import LanguageModel
 from trainer.run import Run
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[..., dict[str, Any]]
 # Of 12 steps, measures at steps 3, 4 and 5: a checkpoint after step 4 is in the middle.
 SBLD = {"analysis_start_fraction": 0.25, "analysis_steps": 3, "ramp_fraction": 0.25}

@@ -11,6 +11,8 @@ from benchmarks.tokenization import comes_back, measure, repeat
 from trainer.config.sections import DataConfig
 from trainer.data.splits import load_splits
 
+pytestmark = pytest.mark.slow
+
 MB = 10**6
 
 
