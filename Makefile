@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: start test lint format docs bench install lock
+.PHONY: start test test-quick lint format docs bench install lock
 
 start: $(READY)
 	$(VENV)/bin/hpo start
@@ -12,6 +12,10 @@ start: $(READY)
 # leases that run out.
 test: $(READY)
 	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# What needs no Ray, no browser, no server and no training: for the time between two edits.
+test-quick: $(READY)
+	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile -m "not slow"
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -26,11 +26,11 @@ def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(
 ) -> None:
     file = desk.write_study(
         resources={"concurrent_trials": 2},  # two cores have a place for one
-        train={"steps": 600, "eval_every": 100},
+        train={"steps": 400, "eval_every": 50},
         tracking={"wandb": {"project": "tests", "mode": "offline"}},
     )
     first = desk.start("start", str(file))
-    desk.wait_for(lambda: 100 in desk.steps(0) + desk.steps(1))
+    desk.wait_for(lambda: 50 in desk.steps(0) + desk.steps(1))
     out, err = desk.interrupt(first)
     assert first.returncode == 130, out + err
     assert "go on with: hpo resume tiny" in err
@@ -42,7 +42,7 @@ def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(
 
     port = free_port()
     second = desk.start("resume", "tiny", "--metrics-port", str(port), *joined)
-    desk.wait_for(lambda: max(desk.steps(0) + desk.steps(1)) >= 200)
+    desk.wait_for(lambda: max(desk.steps(0) + desk.steps(1)) >= 100)
     assert desk.json("status", "tiny")["controller"].startswith(f"process {second.pid} on")
     assert scrape(port)["hpo_trials", "RUNNING"] >= 1
     refused = desk.hpo("resume", "tiny", status=2)
@@ -55,7 +55,7 @@ def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(
     assert "study tiny is done" in out
     trials = desk.study().trials
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 2
-    assert desk.steps(0) == list(range(100, 601, 100))
+    assert desk.steps(0) == list(range(50, 401, 50))
     shown = [desk.json("show", "tiny", number)["attempts"] for number in "01"]
     assert [[a["reason"] for a in attempts] for attempts in shown] == [
         ["stopped", "stopped", None]
@@ -63,9 +63,9 @@ def test_a_study_is_interrupted_stopped_and_resumed_to_its_end(
     # A stop does not wait for an evaluation: it checkpoints at the next step.
     starts = [[a["first_step"] or 0 for a in attempts] for attempts in shown]
     assert all(steps == sorted(steps) for steps in starts)
-    assert any(step > 100 and step % 100 for steps in starts for step in steps)
-    assert wandb_steps(desk) == {"tiny-0000": list(range(100, 601, 100)),
-                                 "tiny-0001": list(range(100, 601, 100))}  # fmt: skip
+    assert any(step > 50 and step % 50 for steps in starts for step in steps)
+    assert wandb_steps(desk) == {"tiny-0000": list(range(50, 401, 50)),
+                                 "tiny-0001": list(range(50, 401, 50))}  # fmt: skip
     reading_commands_agree(desk)
     log = [json.loads(line) for line in (desk.folder / "runs/tiny/log.jsonl").open()]
     assert {line["study"] for line in log} == {"tiny"}
@@ -107,7 +107,7 @@ def reading_commands_agree(desk: Desk) -> None:
     trials = desk.json("trials", "tiny")
     assert trials[best["trial"]] == best
     shown = desk.json("show", "tiny", "0")
-    assert shown["metrics"]["600"]["valid_ppl"] == study.trials[0].value
+    assert shown["metrics"]["400"]["valid_ppl"] == study.trials[0].value
     for command in (["list"], ["status", "tiny"], ["trials", "tiny"], ["best", "tiny"]):
         text = desk.hpo(*command)
         assert "tiny" in text or "COMPLETE" in text

@@ -25,11 +25,14 @@ def checkpointed(desk: Desk, study: str) -> bool:
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["closed", "closed under nohup"])
 def test_a_closed_terminal_checkpoints_a_study_unless_it_is_told_to_stay(
-    desk: Desk, ignored: bool
+    desk: Desk, joined: tuple[str, str], ignored: bool
 ) -> None:
-    steps = 400 if ignored else 100_000
-    study = desk.write_study(train={"steps": steps, "eval_every": 20}, budget={"trials": 1})
-    start = [HPO, "start", str(study)]
+    study = desk.write_study(
+        resources={"ranks": 1},
+        train={"steps": 200 if ignored else 100_000, "eval_every": 20},
+        budget={"trials": 1},
+    )
+    start = [HPO, "start", str(study), *(joined if ignored else ())]
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(desk.folder)
@@ -58,9 +61,11 @@ def test_a_closed_terminal_checkpoints_a_study_unless_it_is_told_to_stay(
 
 
 @pytest.mark.parametrize("output", ["head -1", "(exec 0<&-)"])
-def test_a_study_goes_on_when_its_output_is_closed_or_full(desk: Desk, output: str) -> None:
-    study = desk.write_study(train={"steps": 40, "eval_every": 20}, budget={"trials": 2})
-    done = bash(desk, f"{HPO} start {study} | {output}; exit ${{PIPESTATUS[0]}}")
+def test_a_study_goes_on_when_its_output_is_closed_or_full(
+    desk: Desk, joined: tuple[str, str], output: str
+) -> None:
+    study = desk.write_study(resources={"ranks": 1}, train={"steps": 40, "eval_every": 20})
+    done = bash(desk, f"{HPO} start {study} {' '.join(joined)} | {output}; exit ${{PIPESTATUS[0]}}")
     assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
     assert [trial.state for trial in desk.study("tiny").trials] == [TrialState.COMPLETE] * 2
     assert "trial 1" in (desk.folder / "runs/tiny/log.jsonl").read_text()
