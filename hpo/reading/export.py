@@ -5,6 +5,8 @@ Values, parameters and metrics have prefixes of their own, so that no two column
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,16 +23,9 @@ FIXED = ("number", "state", "reason", "feasible", "attempts", "device_seconds", 
 
 def content_for(file: Path, ledger: Ledger, name: str) -> str | bytes:
     """Return the trials in the format that `file`'s suffix names. Raises ConfigError for others."""
-    formats: dict[str, Callable[[pd.DataFrame], str | bytes]] = {
-        ".csv": lambda frame: frame.to_csv(index=False),
-        ".parquet": _parquet,
-        ".json": lambda frame: frame.to_json(
-            orient="records", date_format="iso", date_unit="us", indent=2
-        ),
-    }
-    if file.suffix not in formats:
-        raise ConfigError(f"{file}: the name must end in {', '.join(formats)}")
-    return formats[file.suffix](table(ledger, name))
+    if file.suffix not in FORMATS:
+        raise ConfigError(f"{file}: the name must end in {', '.join(FORMATS)}")
+    return FORMATS[file.suffix](table(ledger, name))
 
 
 def table(ledger: Ledger, name: str) -> pd.DataFrame:
@@ -69,3 +64,24 @@ def _parquet(frame: pd.DataFrame) -> bytes:
             frame[column] = frame[column].map(str, na_action="ignore")
     content: bytes = frame.to_parquet(index=False, engine="pyarrow")
     return content
+
+
+def _json(frame: pd.DataFrame) -> str:
+    """Return the table as JSON, each number to its last digit; infinity and no value are null."""
+    rows = [{key: _json_value(v) for key, v in row.items()} for row in frame.to_dict("records")]
+    return json.dumps(rows, indent=2, ensure_ascii=False)
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, pd.Timestamp):
+        return value.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    if value is pd.NaT or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return value
+
+
+FORMATS: dict[str, Callable[[pd.DataFrame], str | bytes]] = {
+    ".csv": lambda frame: frame.to_csv(index=False),
+    ".parquet": _parquet,
+    ".json": _json,
+}

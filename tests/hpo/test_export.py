@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from hpo.commands.writing import export
-from hpo.reading.export import table
+from hpo.reading.export import FORMATS, table
 from tests.hpo.long_studies import MARKUP, START, written
 from tests.hpo.stage import Stage
 from trainer.config.settings import ConfigError
@@ -31,6 +35,20 @@ def test_a_table_is_read_back_as_it_was(tmp_path: Path, suffix: str) -> None:
         read[column] = pd.to_datetime(read[column], utc=True, format="ISO8601")
     kept["feasible"] = read["feasible"] = None  # the study has nothing to keep
     pd.testing.assert_frame_equal(read, kept, check_dtype=False, rtol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", READERS)
+@given(number=st.floats(allow_nan=False, allow_infinity=False))
+@example(number=5.06e-11)
+@example(number=1.2e-11)
+def test_a_number_arrives_to_its_last_digit(suffix: str, number: float) -> None:
+    content: Any = FORMATS[suffix](pd.DataFrame({"param.x": [number, None]}))
+    read: dict[str, Any] = {
+        ".csv": lambda: content.splitlines()[1],
+        ".parquet": lambda: pd.read_parquet(io.BytesIO(content))["param.x"][0],
+        ".json": lambda: json.loads(content)[0]["param.x"],
+    }
+    assert float(read[suffix]()) == number
 
 
 def test_a_row_says_what_became_of_a_trial(tmp_path: Path) -> None:
