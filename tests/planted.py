@@ -35,7 +35,8 @@ def check(*texts: str | None) -> None:
 def found_in(*folders: Path) -> Iterator[Path]:
     """The files below `folders` that hold a secret: logs, databases, wandb's, whatever they are."""
     for folder in folders:
-        for path in folder.rglob("*"):
+        # Unlike `rglob`, `walk` goes on where a folder has vanished meanwhile.
+        for path in (Path(top, name) for top, _, names in os.walk(folder) for name in names):
             try:
                 if not path.is_symlink() and path.is_file() and path.stat().st_size:
                     with (

@@ -1,4 +1,4 @@
-"""Wrong input to the command itself: one line on standard error, status 2, nothing written."""
+"""Wrong input to the command itself: one line on standard error, nothing written, status 2."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from storage import Ledger
 from tests.end_to_end.desk import Desk
 
 
-def refused(desk: Desk, *arguments: str) -> str:
+def refused(desk: Desk, *arguments: str, status: int = 2) -> str:
     """The one line that `hpo` refuses with, having written nothing."""
     before = files(desk.folder)
-    message = desk.hpo(*arguments, status=2)
+    message = desk.hpo(*arguments, status=status)
     assert message.count("\n") == 1, message
     assert message.startswith("hpo: ")
     assert files(desk.folder) == before
@@ -79,13 +79,16 @@ def test_missing_and_altered_data_are_refused(desk: Desk) -> None:
         ("hpo.db", "not a storage URL"),
         ("sqlite:///no/such/folder/hpo.db", "the folder no/such/folder does not exist"),
         ("sqlite:///study.yaml", "cannot be opened"),
-        ("postgresql://me:hunter2@127.0.0.1:9/db", "postgresql+psycopg://me:***@127.0.0.1:9/db"),
     ],
 )
 def test_a_storage_that_cannot_be_opened_is_refused(desk: Desk, url: str, words: str) -> None:
-    file = desk.write_study()
-    message = refused(desk, "start", str(file), "--storage", url)
-    assert words in message
+    assert words in refused(desk, "start", str(desk.write_study()), "--storage", url)
+
+
+def test_a_server_that_does_not_answer_is_no_wrong_input(desk: Desk) -> None:
+    url = "postgresql://me:hunter2@127.0.0.1:9/db"
+    message = refused(desk, "start", str(desk.write_study()), "--storage", url, status=75)
+    assert "postgresql+psycopg://me:***@127.0.0.1:9/db" in message
     assert "hunter2" not in message
 
 

@@ -144,6 +144,7 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_controller_killed_after_4_of_8_trials_is_followed_by_the_same_points(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -282,6 +282,7 @@ def ranked(config: dict[str, Any], run: TrainingRun) -> Iterator[dict[str, Any]]
             yield {"step": step}
 
 
+@pytest.mark.slow
 def test_ranks_stop_together_and_go_on_from_one_checkpoint(tmp_path: Path) -> None:
     told = run_ranks(2, two_ranks, str(tmp_path))
     assert told == [[("evaluated", 20), ("stopped", 20), ("restored", 20)]] * 2

@@ -210,6 +210,7 @@ def test_a_run_killed_before_its_result_tells_its_front_from_the_checkpoint(
     assert without_times(report.depth_front) == without_times(front_of(whole))
 
 
+@pytest.mark.slow
 def test_two_ranks_measure_together_what_one_measures(tiny: Tiny, tmp_path: Path) -> None:
     changes = {"model": {"dropout": 0.0}, "evaluation": {**DEPTHS, "depths_at": "each"}}
     one = train(tiny(tmp_path / "one", **changes))[0]

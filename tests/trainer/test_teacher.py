@@ -134,6 +134,7 @@ def student(tiny: Tiny, folder: Path, name: str, **teacher: Any) -> Path:
     return write(folder / f"{name}.yaml", tiny(folder / name, distillation=distillation))
 
 
+@pytest.mark.slow
 def test_a_teacher_is_trained_first_by_one_process_at_a_time_and_goes_on_after_a_signal(
     tiny: Tiny, tmp_path: Path
 ) -> None:
