@@ -8,6 +8,7 @@ import queue
 import re
 import sqlite3
 import sys
+import threading
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
@@ -242,9 +243,17 @@ def test_a_study_of_another_program_is_shown_as_it_is(stage: Stage, ask: Ask) ->
 def test_the_browser_opens_where_somebody_sits(
     terminal: bool, ssh: bool, stage: Stage, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: queue.Queue[str] = queue.Queue()
-    monkeypatch.setattr(webbrowser, "open", opened.put)
-    monkeypatch.setattr(dashboard._Server, "serve_forever", lambda _: None)
+    opened: queue.Queue[tuple[str, str]] = queue.Queue()
+    read = threading.Event()
+
+    def browser(url: str) -> None:
+        opened.put((url, Path(url.removeprefix("file://")).read_text()))
+        read.set()
+
+    monkeypatch.setattr(webbrowser, "open", browser)
+    monkeypatch.setattr(
+        dashboard._Server, "serve_forever", lambda _: read.wait(10 if terminal and not ssh else 0)
+    )
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
@@ -253,7 +262,11 @@ def test_the_browser_opens_where_somebody_sits(
     said: list[str] = []
     dashboard.serve(stage.ledger, "127.0.0.1", None, None, said.append)
     if terminal and not ssh:
-        assert opened.get(timeout=10) in said[0]
+        url, page = opened.get(timeout=10)
+        address = said[0].split(" at ")[1].split(" ")[0]
+        assert f"url={address}" in page
+        assert "token=" in address
+        assert "token=" not in url  # everybody sees the command line that a browser is started with
     else:
         assert opened.empty()
 
