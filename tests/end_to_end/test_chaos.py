@@ -18,7 +18,7 @@ def test_a_study_under_faults_ends_with_exactly_its_trials_and_reports(
 ) -> None:
     scene = Scene(tmp_path / "scene")
     faults = ["kill raylet", "cut checkpoint"]  # others have tests of their own
-    config = study(3, seed=1, sampler="tpe") | {"resources": {"ranks": 1}}
+    config = study(3, seed=1, sampler="tpe")
     siege = Siege(scene, [Due(name, trial, 0.0) for trial, name in enumerate(faults)], Random(0))
     try:
         scene.start(config)

@@ -15,6 +15,7 @@ from tests.end_to_end.desk import Desk
 def test_a_study_searches_for_the_best_sub_model(desk: Desk, joined: tuple[str, str]) -> None:
     file = desk.write_study(
         objectives=[{"metric": "valid_ppl_depth_2"}],
+        resources={"ranks": 1},
         train={
             "steps": 6,
             "eval_every": 3,

@@ -18,7 +18,7 @@ def test_parked_trials_survive_a_kill_and_no_step_is_trained_twice(
 ) -> None:
     file = desk.write_study(
         budget={"trials": 8},
-        resources={"ranks": 1, "concurrent_trials": 2},
+        resources={"ranks": 1},
         pruner={"name": "parked_halving", "min_steps": 20, "reduction_factor": 2},
         train={"steps": 80, "eval_every": 20},
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from optuna.trial import TrialState
 
 from benchmarks.kneser_ney import unigram_perplexity
@@ -48,7 +49,11 @@ def readme_commands() -> list[list[str]]:
 def test_the_readme_works_as_it_is_written(
     desk: Desk, joined: tuple[str, str], tmp_path: Path
 ) -> None:
-    (desk.folder / "study.yaml").write_text(readme_blocks("yaml")[0])
+    # `hpo start` trains as it does for a user; the README's own study, after it, for a moment only.
+    study = yaml.safe_load(readme_blocks("yaml")[0])
+    study["train"] |= {"steps": 40, "eval_every": 20}
+    study["resources"]["ranks"] = 1  # two are what `torchrun` below and test_killed.py have
+    (desk.folder / "study.yaml").write_text(yaml.safe_dump(study))
     for command in readme_commands():
         match command:
             case ["make", *_]:
@@ -61,14 +66,15 @@ def test_the_readme_works_as_it_is_written(
                 continue  # it needs the internet; test_fetch.py has a server for it
             case ["hpo", ("trials" | "best" | "show" | "report" | "export" | "copy"), *_]:
                 assert desk.read(*command[1:])
-            case ["hpo", ("start" | "evaluate" | "compare"), *_]:
+            case ["hpo", ("start" | "evaluate" | "compare"), *_] | [*_, "--trials", "13"]:
                 assert desk.hpo(*command[1:], *joined)
             case ["hpo", *arguments]:
                 assert desk.hpo(*arguments)
             case ["python", *arguments]:
                 run(desk, *arguments)
             case ["torchrun", *arguments]:
-                run(desk, "-m", "torch.distributed.run", "--standalone", *arguments)
+                launcher = ["-m", "torch.distributed.run", "--standalone"]
+                run(desk, *launcher, *arguments, "steps=40", "eval_every=40")
             case _:
                 pytest.fail(f"the README has a command that no test knows: {command}")
 

@@ -41,7 +41,9 @@ def treebank() -> Path:
 
 
 @pytest.mark.timeout(400)
-def test_the_tutorial_works_as_it_is_written(desk: Desk, treebank: Path) -> None:
+def test_the_tutorial_works_as_it_is_written(
+    desk: Desk, joined: tuple[str, str], treebank: Path
+) -> None:
     desk.environment["HPO_DATA_DIR"] = str(treebank)
     (desk.folder / "ptb-small.yaml").write_text(cut_down(desk.folder, treebank))
     running, said = None, ""
@@ -62,6 +64,8 @@ def test_the_tutorial_works_as_it_is_written(desk: Desk, treebank: Path) -> None
                 desk.kill(running)
             case ["hpo", ("status" | "trials" | "best" | "show" | "report"), *_]:
                 said = desk.read(*shlex.split(line)[1:])
+            case ["hpo", ("resume" | "evaluate" | "compare"), *_]:
+                said = desk.hpo(*shlex.split(line)[1:], *joined)
             case ["hpo", *arguments]:
                 said = desk.hpo(*arguments)
             case words:
