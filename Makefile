@@ -13,7 +13,8 @@ start: $(READY)
 test: $(READY)
 	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# What needs no Ray, no browser, no server and no training: for the time between two edits.
+# For the time between two edits: all but the tests marked as slow, which want Ray, a browser, a
+# training, a server or a fitted model, or try a thousand cases or a dozen processes.
 test-quick: $(READY)
 	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile -m "not slow"
 

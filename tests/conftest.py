@@ -21,6 +21,7 @@ shown: list[str] = []  # where secrets were found
 
 
 SLOW_FIXTURES = {"postgres_server", "uninterrupted", "world"}  # a server, trainings
+SLOW_TESTS = {"test_importing_changes_nothing_in_the_process"}  # it starts a dozen processes
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -42,6 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         if (
             END_TO_END in item.path.parents
+            or item.originalname in SLOW_TESTS
             or SLOW_FIXTURES & {*item.fixturenames}
             or any(parameter == "postgresql" for parameter in parameters)
         ):

@@ -29,6 +29,8 @@ from hpo.search.samplers.ahead import AheadSampler
 from hpo.search.samplers.proposals import RUNGS_AT, TOLD_AT, fingerprint, known
 from tests.hpo.asking import SPACE, draw, study_of
 
+pytestmark = pytest.mark.slow
+
 
 def ask(study: optuna.Study) -> optuna.Trial:
     """As the controller does; fails where a suggestion is waited for without end."""

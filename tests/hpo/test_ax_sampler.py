@@ -27,6 +27,8 @@ from hpo.search.samplers.ax import AxSampler, _experiment, _read
 from storage import Ledger
 from tests.hpo.stage import Stage, ppl
 
+pytestmark = pytest.mark.slow
+
 SPACE: dict[str, optuna.distributions.BaseDistribution] = {
     "lr": FloatDistribution(1e-4, 1e-2, log=True),
     "policy": CategoricalDistribution(["static", None, True]),
@@ -144,7 +146,6 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.slow
 def test_a_controller_killed_after_4_of_8_trials_is_followed_by_the_same_points(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
-import optuna_dashboard
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,6 +151,8 @@ def test_the_dashboard_and_the_command_line_have_one_front_without_infeasible_tr
     controller = stage.controller()
     for ppl, memory in ((3, 1100), (6, 900), (5, 900), (2, 1200)):
         play(controller, ended(ppl, memory))
+    import optuna_dashboard  # which takes seconds: for the tests that ask for it
+
     alone = optuna_dashboard.wsgi(stage.ledger.storage)
     assert front_in(alone, stage)[-1:] == [3], "optuna-dashboard alone does not look"
     module = optuna_dashboard._app

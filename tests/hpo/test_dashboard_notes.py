@@ -17,7 +17,6 @@ from urllib.parse import urlencode
 from wsgiref.util import setup_testing_defaults
 
 import optuna
-import optuna_dashboard
 import pytest
 from markdown_it import MarkdownIt
 
@@ -57,6 +56,8 @@ def controller(stage: Stage) -> Controller:
 
 @pytest.fixture
 def ask(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Ask:
+    import optuna_dashboard  # which takes seconds: for the tests that ask for it
+
     module = optuna_dashboard._app
     monkeypatch.setattr(module, "serialize_study_detail", module.serialize_study_detail)
     app = application(stage.ledger)

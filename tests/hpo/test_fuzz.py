@@ -28,6 +28,8 @@ from storage import Ledger
 from trainer.config.settings import _sections
 from trainer.config.train import TrainConfig, load, train_paths
 
+pytestmark = pytest.mark.slow
+
 CASES = {"documents": 1200, "train configs": 400, "bytes": 300, "assignments": 100}
 
 WORDS = [

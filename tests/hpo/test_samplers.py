@@ -56,7 +56,11 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], int]] = [
     ({"name": "brute_force"}, CONDITIONAL, 1),
 ]
 SLOW = ("gp", "botorch")  # some seconds for every few proposals
-NAMES = [f"{case[0]['name']}-{position}" for position, case in enumerate(CASES)]
+
+
+def marked(names: list[str]) -> list[Any]:
+    """Return samplers' names as a test's parameters; those of slow ones are marked."""
+    return [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in names]
 
 
 def sampler(config: dict[str, Any], space: dict[str, Any]) -> BaseSampler:
@@ -97,7 +101,17 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> optuna.storages.RDBSto
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("config", "space", "objectives"), CASES, ids=NAMES)
+@pytest.mark.parametrize(
+    ("config", "space", "objectives"),
+    [
+        pytest.param(
+            *case,
+            id=f"{case[0]['name']}-{position}",
+            marks=[pytest.mark.slow] * (case[0]["name"] in SLOW),
+        )
+        for position, case in enumerate(CASES)
+    ],
+)
 def test_a_restart_before_every_trial_changes_no_proposal(
     config: dict[str, Any],
     space: dict[str, Any],
@@ -117,7 +131,9 @@ def test_a_restart_before_every_trial_changes_no_proposal(
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["random", "tpe", "gp", "botorch", "cmaes", "qmc", "nsga2"])
+@pytest.mark.parametrize(
+    "name", marked(["random", "tpe", "gp", "botorch", "cmaes", "qmc", "nsga2"])
+)
 def test_pending_trials_are_different_points(name: str) -> None:
     config = {"name": name, **({"startup_trials": 3} if name in ("tpe", *SLOW) else {})}
     study = opened(optuna.storages.InMemoryStorage(), config, ENDLESS, 1)
@@ -162,7 +178,7 @@ def test_a_rebuilt_sampler_is_optunas_own_seeded_by_trial() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["tpe", "gp", "nsga2"])
+@pytest.mark.parametrize("name", marked(["tpe", "gp", "nsga2"]))
 def test_samplers_that_know_constraints_keep_to_the_feasible_side(name: str) -> None:
     """The objective falls towards 1, and all above 0.5 breaks a constraint: read from the trial."""
     options = {"population": 6} if name == "nsga2" else {"startup_trials": 6}
