@@ -21,7 +21,7 @@ from storage.session import JoinedSession
 from storage.trials import TrialStorage
 
 VERSION_TABLE = "hpo_alembic_version"
-HEAD = "0006"
+HEAD = "0007"
 CONNECT_SECONDS = 10  # to a server that does not answer
 BUSY_SECONDS = 30  # how long SQLite waits for another writer
 IDLE_SECONDS = 300  # how long PostgreSQL lets a transaction wait for us, a sampler's time included

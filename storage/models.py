@@ -28,6 +28,7 @@ class StudyRow(Base):
     budget_trials: Mapped[int]
     reserved_trials: Mapped[int] = mapped_column(default=0)
     stop_requested_at: Mapped[float | None]
+    runs: Mapped[str | None] = mapped_column(Text)  # where its run folders are: absolute, or a URL
 
 
 class ControllerRow(Base):
@@ -43,6 +44,8 @@ class ControllerRow(Base):
     started_at: Mapped[float]
     seen_at: Mapped[float]
     expires_at: Mapped[float]
+    # since when it has renewed its lease without a gap: who could not, knows nothing of others
+    steady_since: Mapped[float | None]
     # known to the lease's holder alone: SQLite gives the ids of deleted rows out again
     token: Mapped[str | None] = mapped_column(String(32))
 
