@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +30,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from sqlalchemy.orm import Session
 
+from hpo.clock import monotonic
 from storage.database import open_storage, shown, time_of
 from storage.errors import BudgetSpent, LeaseLost, LedgerError, StudyExists
 from storage.leases import LEASE_SECONDS, Lease, give_back, take
@@ -166,9 +166,9 @@ class Ledger(Reader):
         with self._writing, joined(self.sessions) as session:
             transaction = Transaction(session, lease)
             transaction.renew()
-            began = time.monotonic()
+            began = monotonic()
             yield transaction
-            if time.monotonic() - began > lease.seconds / 3:
+            if monotonic() - began > lease.seconds / 3:
                 transaction.renew()
 
     @contextmanager
@@ -180,23 +180,27 @@ class Ledger(Reader):
         """
         done = threading.Event()
 
-        def beat() -> None:
-            while not done.wait(lease.seconds / 3):
-                try:
-                    with self._writing_under(lease) as transaction:
-                        transaction.reap()
-                except (LedgerError, sa.exc.SQLAlchemyError) as error:
-                    on_error(error)
-                    if isinstance(error, LeaseLost):
-                        return
+        def beats() -> None:
+            while not done.wait(lease.seconds / 3) and self.beat(lease, on_error):
+                pass
 
-        thread = threading.Thread(target=beat, name="lease-heartbeat", daemon=True)
+        thread = threading.Thread(target=beats, name="lease-heartbeat", daemon=True)
         thread.start()
         try:
             yield
         finally:
             done.set()
             thread.join()
+
+    def beat(self, lease: Lease, on_error: Callable[[Exception], None]) -> bool:
+        """Renew `lease` once, and reap the expired ones; whether another beat makes sense."""
+        try:
+            with self._writing_under(lease) as transaction:
+                transaction.reap()
+        except (LedgerError, sa.exc.SQLAlchemyError) as error:
+            on_error(error)
+            return not isinstance(error, LeaseLost)
+        return True
 
     def _forget_cached(self) -> None:
         """Have Optuna read everything anew, since it may remember trials that were not written."""

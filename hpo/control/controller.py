@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence
 
 import optuna
 from optuna.trial import TrialState
 
+from hpo.clock import monotonic
 from hpo.control.assignment import Assigned
 from hpo.control.attempts import Attempts, TrialAttempt
 from hpo.control.endings import Endings, Verdict
@@ -161,7 +161,7 @@ class Controller:
 
     def _next_attempt(self) -> Assigned | None:
         asks = self._may_begin() and not self._full
-        if self.failing or (not asks and time.monotonic() < self._next_look):
+        if self.failing or (not asks and monotonic() < self._next_look):
             return None
         waiting = self._ledger.waiting(self._record)
         if not self._teaching.done and (asks or waiting):
@@ -173,7 +173,7 @@ class Controller:
             self.running[attempt.number] = attempt
             self._observers.begin(attempt)
         elif not asks:
-            self._next_look = time.monotonic() + LOOK_SECONDS
+            self._next_look = monotonic() + LOOK_SECONDS
             self._read_budget()
         return attempt
 

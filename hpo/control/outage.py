@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from pathlib import Path
 
 import sqlalchemy as sa
 from optuna.exceptions import OptunaError, StorageInternalError
 
+from hpo.clock import monotonic
 from hpo.control.messages import last_line
 from hpo.errors import HpoError
 from storage import LedgerError, RolledBack
@@ -42,23 +42,23 @@ class Lifeline:
 
     @property
     def seconds(self) -> float:
-        return 0.0 if self._began is None else time.monotonic() - self._began
+        return 0.0 if self._began is None else monotonic() - self._began
 
     @property
     def due(self) -> bool:
         """Whether it is away, and it is time to look again."""
-        return self.away and time.monotonic() >= self._next
+        return self.away and monotonic() >= self._next
 
     def lost(self) -> bool:
         """Note an error, and look again later each time. Whether the outage has lasted too long."""
         self.away = True
         if self._began is None:
-            self._began, self._pause = time.monotonic(), FIRST_SECONDS
+            self._began, self._pause = monotonic(), FIRST_SECONDS
             over = False
         else:
             self._pause = min(2 * self._pause, LONGEST_SECONDS)
             over = self.seconds > self._limit
-        self._next = time.monotonic() + self._pause
+        self._next = monotonic() + self._pause
         return over
 
     def answered(self) -> None:

@@ -10,12 +10,13 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from hpo.control.controller import Controller
+from hpo.control.messages import Job, RankProgress
 from hpo.observers.live import Board
 from storage import LeaseLost
 
@@ -24,6 +25,19 @@ logger = logging.getLogger("hpo.service")
 INTERRUPTED = 130  # exit status
 POLL_SECONDS = 1.0
 LOOKS_AT_OTHERS = 5  # polls from one look at what other controllers have finished to the next
+
+
+class Gangs(Protocol):
+    """What a guard wants of a controller's gangs. The module hpo.workers.gang has it."""
+
+    def kill_all(self) -> None:
+        """Kill every rank."""
+
+    def request_stop(self, jobs: Collection[Job] | None = None) -> None:
+        """Have the ranks that work at `jobs`, else all of them, checkpoint and stop."""
+
+    def progress(self) -> dict[Job, RankProgress]:
+        """Return the progress of each running job."""
 
 
 class Guard:
@@ -82,16 +96,17 @@ class Guard:
         self.signalled = True
 
     def _watch(self, done: threading.Event) -> None:
+        from hpo.workers import gang
+
         while not done.wait(POLL_SECONDS):
             try:
-                self._look()
+                self.look(gang)
             except Exception:
                 # Whatever it was (Ray busy, say), the next look must still come.
                 logger.exception("could not look after the trials")
 
-    def _look(self) -> None:
-        from hpo.workers import gang
-
+    def look(self, gangs: Gangs) -> None:
+        """Look once after everything, and tell `gangs`, those of this controller, what to do."""
         self._controller.mend()
         if not self._controller.stopping:
             if self.signalled:
@@ -99,15 +114,15 @@ class Guard:
             elif not self._controller.waits_for_database and self._asked_to_stop():
                 self._stop("stopping: asked to by `hpo stop`")
         if isinstance(self._controller.broken, LeaseLost):
-            gang.kill_all()  # others go on with their trials
+            gangs.kill_all()  # others go on with their trials
         elif self._controller.stopping:
-            gang.request_stop()
+            gangs.request_stop()
         self._looks += 1
         if not self._controller.waits_for_database and self._looks % LOOKS_AT_OTHERS == 0:
             self._count_others()
             if jobs := self._controller.ended_outside():
-                gang.request_stop(jobs)
-        self._board.progress(gang.progress())
+                gangs.request_stop(jobs)
+        self._board.progress(gangs.progress())
 
     def _count_others(self) -> None:
         leased = self._controller.leased

@@ -1,0 +1,144 @@
+"""What holds after each commit, and at the end, whatever happens."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter, defaultdict
+from typing import Any
+
+from tests.simulation.controllers import RUNS, Stage
+from tests.simulation.scenarios import STEPS
+from tests.simulation.world import Violation
+
+EVERY = 100
+
+
+class Ledger:
+    """The ledger's rows, read past every cache."""
+
+    def __init__(self, reader: sqlite3.Connection, study_id: int) -> None:
+        def rows(text: str) -> list[Any]:
+            return reader.execute(text, (study_id,)).fetchall()
+
+        of_trials = "JOIN trials t ON t.trial_id = r.trial_id WHERE t.study_id = ?"
+        self.budget = rows(
+            "SELECT reserved_trials, budget_trials FROM hpo_studies WHERE study_id = ?"
+        )
+        self.trials = {
+            trial_id: (number, state)
+            for trial_id, number, state in rows(
+                "SELECT trial_id, number, state FROM trials WHERE study_id = ? ORDER BY trial_id"
+            )
+        }
+        self.attempts: dict[int, list[Any]] = defaultdict(list)
+        for trial_id, number, ended_at, controller in rows(
+            "SELECT r.trial_id, r.number, r.ended_at, r.controller_id FROM hpo_attempts r "
+            f"{of_trials} ORDER BY r.id"
+        ):
+            self.attempts[trial_id].append((number, ended_at, controller))
+        self.waiting = {row[0] for row in rows(f"SELECT r.trial_id FROM hpo_waiting r {of_trials}")}
+        self.steps: dict[int, dict[int, str]] = defaultdict(dict)
+        for trial_id, step, metrics in rows(
+            f"SELECT r.trial_id, r.step, r.metrics FROM hpo_metrics r {of_trials} ORDER BY r.step"
+        ):
+            self.steps[trial_id][step] = metrics
+        self.reports: dict[int, dict[int, float]] = defaultdict(dict)
+        for trial_id, step, value in rows(
+            "SELECT r.trial_id, r.step, r.intermediate_value FROM trial_intermediate_values r "
+            f"{of_trials} ORDER BY r.step"
+        ):
+            self.reports[trial_id][step] = value
+
+
+class Invariants:
+    """Checks one schedule."""
+
+    def __init__(self, stage: Stage, single: bool) -> None:
+        self._stage = stage
+        self._reader = stage.database.reader
+        self._study_id = stage.record.study_id
+        self._single = single  # objective
+        self._lost: set[int] = set()
+
+    def after_commit(self, written: set[str]) -> None:
+        """Check what a commit has left. It wrote to these tables."""
+        if "hpo_controllers" in written:
+            self._check_leases()
+        if written <= {"hpo_controllers"} or self._stage.deleted:
+            return
+        ledger = Ledger(self._reader, self._study_id)
+        self._check_budget(ledger)
+        self._check_executed(ledger)
+        self._check_reports(ledger)
+
+    def at_end(self) -> None:
+        """Check what the study has come to."""
+        if self._stage.deleted:
+            return
+        self.after_commit({"all"})
+        ledger = Ledger(self._reader, self._study_id)
+        left = [a for attempts in ledger.attempts.values() for a in attempts if a[1] is None]
+        if left:
+            raise Violation("executed at the end", f"{left}")
+        states = Counter(state for _, state in ledger.trials.values())
+        if states["RUNNING"]:
+            raise Violation("runs at the end", f"{states}")
+        ((reserved, budget),) = ledger.budget
+        if reserved != budget and self._stage.config.schedule is None:
+            raise Violation("trials are missing", f"{reserved} of {budget}")
+        for trial_id, (number, state) in ledger.trials.items():
+            if state == "COMPLETE" and max(ledger.steps[trial_id], default=0) != STEPS:
+                raise Violation("complete too early", f"trial {number}: {ledger.steps[trial_id]}")
+
+    def _check_leases(self) -> None:
+        lost = self._reader.execute("SELECT id FROM hpo_controllers WHERE state = 'lost'")
+        for (controller,) in lost:
+            if controller in self._lost:
+                continue
+            self._lost.add(controller)
+            for life in self._stage.lives:
+                if controller in life.leases and life.undisturbed and not life.process.dead:
+                    text = f"controller {controller} ({life.process})"
+                    raise Violation("lost a lease undisturbed", text)
+
+    def _check_budget(self, ledger: Ledger) -> None:
+        ((reserved, budget),) = ledger.budget
+        asked = sum(state != "WAITING" for _, state in ledger.trials.values())
+        if not reserved == asked <= budget:
+            raise Violation("budget", f"{reserved} reserved, {asked} asked, of {budget}")
+        numbers = [number for number, _ in ledger.trials.values()]
+        if numbers != list(range(len(numbers))):
+            raise Violation("numbers", f"{numbers}")
+
+    def _check_executed(self, ledger: Ledger) -> None:
+        for trial_id, (number, state) in ledger.trials.items():
+            attempts = ledger.attempts[trial_id]
+            if [each[0] for each in attempts] != list(range(1, len(attempts) + 1)):
+                raise Violation("attempts", f"trial {number}: {attempts}")
+            still = sum(ended_at is None for _, ended_at, _ in attempts)
+            waits = trial_id in ledger.waiting
+            if trial_id in self._stage.outside:
+                continue
+            if (still + waits) != (state == "RUNNING"):
+                text = f"trial {number} is {state}: {still} open attempts, waiting: {waits}"
+                raise Violation("executed", text)
+
+    def _check_reports(self, ledger: Ledger) -> None:
+        for trial_id, steps in ledger.steps.items():
+            number, _ = ledger.trials[trial_id]
+            found = [*steps]
+            first = EVERY if self._stage.config.schedule is None else found[0]
+            if found != list(range(first, found[-1] + 1, EVERY)):
+                raise Violation("a gap in reports", f"trial {number}: {found}")
+            folder = self._stage.site.folder(f"{RUNS}/{self._stage.record.name}/trial-{number:04d}")
+            if not folder.measured.issuperset(found):
+                text = f"trial {number}: {found}, checkpointed {sorted(folder.measured)}"
+                raise Violation("reported before its checkpoint", text)
+            if self._single and found != [*ledger.reports[trial_id]]:
+                text = f"trial {number}: ours {found}, Optuna's {[*ledger.reports[trial_id]]}"
+                raise Violation("Optuna's reports", text)
+            for step, metrics in steps.items():
+                value = ledger.reports[trial_id].get(step)
+                if self._single and f'"valid_ppl": {value!r}' not in metrics:
+                    text = f"trial {number} at {step}: ours {metrics}, Optuna's {value}"
+                    raise Violation("Optuna's values", text)

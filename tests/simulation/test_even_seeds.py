@@ -1,0 +1,12 @@
+"""The even ones of the first 300 schedules."""
+
+from __future__ import annotations
+
+from tests.simulation.schedules import player
+
+
+def test_no_schedule_violates_an_invariant() -> None:
+    with player() as playing:
+        for number in range(0, 300, 2):
+            violation = playing.play(str(number)).violation
+            assert violation is None, f"python -m tests.simulation --seed {number}: {violation}"
