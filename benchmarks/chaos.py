@@ -2,10 +2,10 @@
 
     python -m benchmarks.chaos [sqlite|postgresql] [seed=N]
 
-Forty short trials on two ranks, one at a time, first without faults, then with those of
-chaos_faults.py, where and when the seed says. Whenever no controller lives, `hpo resume` is typed,
-as a person or a supervisor would. Every fault is a line when the study is past it, with what the
-ledger says became of it; chaos_checks.py says what must be true at the end.
+Forty short trials on two ranks, first without faults, then by two controllers with the faults of
+chaos_faults.py, where and when the seed says. Whenever fewer controllers live, `hpo resume` is
+typed, as a person or a supervisor would. Every fault is a line when the study is past it, with
+what the ledger says became of it; chaos_checks.py says what must be true at the end.
 """
 
 from __future__ import annotations
@@ -31,17 +31,20 @@ from benchmarks.postgres import PostgresServer
 from benchmarks.report import Result, report
 
 TRIALS = 40
-EACH = 5  # faults of each kind: 7 are of SQLite, 8 of PostgreSQL
-# A controller that was paused goes on beside its successor, where the database allows it: what TPE
-# proposes to several at a time is not what it proposes to one.
-SAMPLERS = {"sqlite": "tpe", "postgresql": "random"}
+EACH = 8  # faults of each kind: 8 are of SQLite, 9 of PostgreSQL
+GOAL = 60  # faults a side
+CONTROLLERS = 2
+BACKENDS = ("sqlite", "postgresql")
 PAST_REPORTS = 3  # this many reports after a fault the study is past it
 STUCK_SECONDS = 240.0  # without a report, nor a trial's end
 RESUMES = 20  # typed in a row without either
 
 
-def study(trials: int, seed: int, sampler: str) -> dict[str, Any]:
-    """The study file: trials of 1 to 3 s, one at a time."""
+def study(trials: int, seed: int, sampler: str = "random") -> dict[str, Any]:
+    """The study file: trials of 1 to 3 s, one at a time at each controller.
+
+    What TPE proposes to several controllers is not what it proposes to one.
+    """
     return {
         **tiny.STUDY,
         "study": STUDY,
@@ -89,6 +92,7 @@ class Siege:
     asked: Command | None = None  # to leave
     finished: bool = False
     reached: float | None = None  # when the next fault's trial was
+    controllers: int = 1  # that shall run at a time
 
     def run(self) -> str | None:
         """Until the study is done; why it was given up, if it was."""
@@ -101,7 +105,7 @@ class Siege:
                 if look := self.scene.look():
                     self.past(look)
                 return None
-            if not self.scene.commands:
+            while len(self.scene.commands) < self.controllers and not self.finished:
                 self.resumed += 1
                 self.scene.resume()
             self.thin_out()
@@ -114,9 +118,10 @@ class Siege:
             time.sleep(0.1)
 
     def thin_out(self) -> None:
-        """Two controllers are enough: of three the oldest is asked to leave."""
-        if len(self.scene.commands) > 2 and self.scene.commands[0] is not self.asked:
-            self.asked = self.scene.commands[0]
+        """One more controller than there shall be is enough: the oldest is asked to leave."""
+        oldest = self.scene.commands[0] if self.scene.commands else None
+        if len(self.scene.commands) > self.controllers + 1 and oldest and oldest is not self.asked:
+            self.asked = oldest
             self.say(f"asked process {self.asked.process.pid} to leave, one too many")
             self.asked.process.terminate()
 
@@ -210,7 +215,7 @@ def attack(backend: str, folder: Path, seed: int) -> list[Result]:
     """The study under faults, and what is left of the promises."""
     with ExitStack() as undo:
         folder.mkdir()
-        config = study(TRIALS, seed, SAMPLERS[backend])
+        config = study(TRIALS, seed)
         undisturbed = without_faults(folder / "undisturbed", config)
         server = None
         if backend == "postgresql":
@@ -222,8 +227,11 @@ def attack(backend: str, folder: Path, seed: int) -> list[Result]:
         undo.enter_context(scene.small_disk())
         undo.callback(scene.clear)
         chance = Random(f"{seed} {backend}")
-        siege = Siege(scene, schedule(possible(scene), TRIALS, EACH, chance), chance)
+        coming = schedule(possible(scene), TRIALS, EACH, chance)
+        siege = Siege(scene, coming, chance, controllers=CONTROLLERS)
         scene.start(config)
+        scene.wait_for(scene.active, STUCK_SECONDS)
+        scene.open_dashboard()
         gave_up = siege.run()
         seconds = time.monotonic() - siege.began
         checks = check(scene, config, undisturbed)
@@ -233,7 +241,7 @@ def attack(backend: str, folder: Path, seed: int) -> list[Result]:
             print(f"broken: {each.promise}: {line}", flush=True)
     return [
         Result(f"{backend} seconds", seconds, "s"),
-        Result(f"{backend} faults", siege.done, "faults", "30", siege.done >= 30),
+        Result(f"{backend} faults", siege.done, "faults", str(GOAL), siege.done >= GOAL),
         *(Result(f"{backend} {each.promise}", len(each.broken), "broken", "0", not each.broken)
           for each in checks),
     ]  # fmt: skip
@@ -241,10 +249,10 @@ def attack(backend: str, folder: Path, seed: int) -> list[Result]:
 
 def _arguments(given: Sequence[str]) -> tuple[Sequence[str], int]:
     seeds = [word.removeprefix("seed=") for word in given if word.startswith("seed=")]
-    backends = [word for word in given if word in SAMPLERS]
+    backends = [word for word in given if word in BACKENDS]
     if len(seeds) + len(backends) < len(given) or not all(seed.isdigit() for seed in seeds):
         sys.exit("python -m benchmarks.chaos [sqlite|postgresql] [seed=N]")
-    return backends or list(SAMPLERS), int(seeds[-1]) if seeds else 0
+    return backends or BACKENDS, int(seeds[-1]) if seeds else 0
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def check(
     """Every promise to the study of `config`; to be the run without faults where that is given."""
     found, trials = trials_of(scene), config["budget"]["trials"]
     checks = [
-        Check("trials finished", _unfinished(found, trials)),
+        Check("trials finished", _unfinished(found, trials, scene.clicked)),
         Check("no duplicate trial", _duplicates(scene, found, trials)),
         Check("no report lost or doubled", _reports(scene, found, config["train"])),
         Check("no attempt left open", ["an attempt"] * scene.rows(_OPEN)[0][0]),
@@ -55,11 +55,14 @@ def check(
     return [*checks, Check("no process left", left)]
 
 
-def _unfinished(found: list[FrozenTrial], trials: int) -> list[str]:
+def _unfinished(found: list[FrozenTrial], trials: int, clicked: set[int]) -> list[str]:
     good = (TrialState.COMPLETE, TrialState.PRUNED)
     missing = [f"trial {number} is missing" for number in range(len(found), trials)]
-    return missing + [f"trial {t.number} is {t.state.name}: {t.user_attrs.get('detail')}"
-                      for t in found if t.state not in good]  # fmt: skip
+    clicked = {n for n in clicked if found[n].user_attrs.get("reason") == "outside"}
+    bad = [t for t in found if t.state not in good and t.number not in clicked]
+    return missing + [
+        f"trial {t.number} is {t.state.name}: {t.user_attrs.get('detail')}" for t in bad
+    ]
 
 
 def _duplicates(scene: Scene, found: list[FrozenTrial], trials: int) -> list[str]:

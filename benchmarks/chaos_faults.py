@@ -5,10 +5,12 @@ None where it cannot be done just now: it is tried again. None of them looks at 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
 import time
+import urllib.request
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -20,7 +22,8 @@ from benchmarks.chaos_scene import STUDY, Scene
 
 Fault = Callable[[Scene, Random], str | None]
 
-OUTAGE_SECONDS = 10.0
+OUTAGE_SECONDS = 25.0  # of the database: longer than a lease, which is 15 s
+FULL_SECONDS = 10.0  # of the disk
 TAKEN_OVER_SECONDS = 100.0  # a lease is 15 s; one stopped as it wrote is let go of after 60
 NOTICED_SECONDS = 40.0  # Ray misses its daemon after some 15 s
 
@@ -68,21 +71,38 @@ def pause_controller(scene: Scene, chance: Random) -> str | None:
     paused.process.send_signal(signal.SIGSTOP)
     began = time.monotonic()
     try:
-        other = scene.resume()
 
         def taken_over() -> bool:
-            nonlocal other
-            if other.process.poll() is not None:
-                other = scene.resume()
-            controller = scene.controller()
-            return controller is not None and controller is not paused
+            others = [c for c in scene.commands if c is not paused]
+            if not any(c.process.poll() is None for c in others):
+                scene.resume()
+            return paused.process.pid not in scene.active()
 
         taken = scene.wait_for(taken_over, TAKEN_OVER_SECONDS)
         time.sleep(chance.uniform(0, 5))
     finally:
         paused.process.send_signal(signal.SIGCONT)
-    by = f"process {other.process.pid} took over" if taken else "nobody took over"
+    by = "it was taken over" if taken else "nobody took over"
     return f"stopped process {paused.process.pid} for {time.monotonic() - began:.0f} s: {by}"
+
+
+def click_fail(scene: Scene, chance: Random) -> str | None:
+    """The dashboard's red button on a running trial."""
+    rows = scene.wait_for(lambda: scene.rows(_RUNNING), 0) if scene.look() else None
+    if not rows or scene.dashboard is None:
+        return None
+    trial_id, number = chance.choice(rows)
+    request = urllib.request.Request(  # noqa: S310 - our own server
+        f"{scene.dashboard}/api/trials/{trial_id}/tell",
+        json.dumps({"state": "Fail"}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60):  # noqa: S310
+            scene.clicked.add(number)
+    except OSError:
+        return None  # it has just ended, say
+    return f"clicked that trial {number} fails"
 
 
 def stop_database(scene: Scene, chance: Random) -> str | None:
@@ -132,9 +152,9 @@ def fill_disk(scene: Scene, chance: Random) -> str | None:
         while True:
             file.write(b"\0")
     size = ballast.stat().st_size
-    time.sleep(OUTAGE_SECONDS)
+    time.sleep(FULL_SECONDS)
     ballast.unlink()
-    return f"filled the disk with {size >> 20} MiB for {OUTAGE_SECONDS:g} s"
+    return f"filled the disk with {size >> 20} MiB for {FULL_SECONDS:g} s"
 
 
 FAULTS: dict[str, Fault] = {
@@ -146,7 +166,10 @@ FAULTS: dict[str, Fault] = {
     "kill database": kill_database,
     "cut checkpoint": truncate_checkpoint,
     "fill disk": fill_disk,
+    "click fail": click_fail,
 }
+
+_RUNNING = "SELECT trial_id, number FROM trials WHERE state = 'RUNNING' ORDER BY number"
 
 
 def possible(scene: Scene) -> list[str]:

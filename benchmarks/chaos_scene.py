@@ -7,6 +7,7 @@ that is under attack.
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -85,6 +86,8 @@ class Scene:
         self.disk: Path | None = None  # a small file system, where the runs are on one
         self.url = server.new_database() if server else f"sqlite:///{folder / 'hpo.db'}"
         self.commands: list[Command] = []  # that may still run
+        self.dashboard: str | None = None  # its address, if it runs
+        self.clicked: set[int] = set()  # trials that somebody ended in it
         self._typed = 0
         self._mark = uuid.uuid4().hex
         self._engine = sa.create_engine(
@@ -112,8 +115,23 @@ class Scene:
         return self._type("start", "study.yaml")
 
     def resume(self) -> Command:
-        """Type `hpo resume`."""
-        return self._type("resume", STUDY)
+        """Type `hpo resume`, beside a controller that runs."""
+        return self._type("resume", STUDY, *([] if self.server else ["--same-machine"]))
+
+    def open_dashboard(self) -> None:
+        """Type `hpo dashboard`; it runs until the end."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = self._type("dashboard", "--no-token", "--port", str(port), runs=False)
+        self.commands.remove(command)
+        self.dashboard = f"http://127.0.0.1:{port}"
+
+    def active(self) -> list[int]:
+        """The processes that hold a lease of the study."""
+        look = self.look()
+        controllers = look.controllers.values() if look else ()
+        return [pid for pid, state in controllers if state == "active"]
 
     def ended(self) -> list[Command]:
         """The commands that have ended since this was last asked."""
@@ -139,10 +157,7 @@ class Scene:
 
     def controller(self) -> Command | None:
         """The command, alive, that holds the study's lease."""
-        look = self.look()
-        active = (
-            [pid for pid, state in look.controllers.values() if state == "active"] if look else []
-        )
+        active = self.active()
         return next((c for c in self.commands if c.process.pid in active), None)
 
     def processes(self, name: str = "") -> list[psutil.Process]:
@@ -169,13 +184,13 @@ class Scene:
                 process.kill()
         self._engine.dispose()
 
-    def _type(self, *words: str) -> Command:
+    def _type(self, *words: str, runs: bool = True) -> Command:
         self._typed += 1
         log = self.folder / f"typed-{self._typed:03d}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "hpo", *words, "--storage", self.url,
-                 "--runs", str(self.runs)],
+                 *(["--runs", str(self.runs)] if runs else [])],
                 cwd=self.folder, env=self._environment(), stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
         command = Command(f"hpo {words[0]}", process, log)

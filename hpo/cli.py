@@ -63,17 +63,16 @@ def main() -> NoReturn:
         message = _one_line(error)
         if message is None:
             raise
-        fail(message, status=AWAY if _is_away(error) else 2)
+        fail(message, status=AWAY if _may_pass(error) else 2)
     finally:
         _flush()
     sys.exit(0)
 
 
-def _is_away(error: Exception) -> bool:
-    from hpo.control.outage import database_is_away
-    from storage import Unreachable
+def _may_pass(error: Exception) -> bool:
+    from storage import Unreachable, is_away
 
-    return isinstance(error, Unreachable) or database_is_away(error)
+    return isinstance(error, Unreachable) or is_away(error)
 
 
 def _flush() -> None:

@@ -3,6 +3,7 @@
 This package imports neither ray nor torch, and workers never import it.
 """
 
+from storage.availability import is_away, is_unwritable
 from storage.errors import (
     BudgetSpent,
     LeaseHeld,
@@ -14,7 +15,7 @@ from storage.errors import (
     Unreachable,
     in_one_line,
 )
-from storage.leases import Lease
+from storage.leases import LEASE_SECONDS, Lease
 from storage.ledger import Ledger
 from storage.names import check_study_name
 from storage.points import Point
@@ -23,6 +24,7 @@ from storage.records import Attempt, Controller, StudyRecord, TeacherRecord, Wai
 from storage.writing import Transaction
 
 __all__ = [
+    "LEASE_SECONDS",
     "Attempt",
     "BudgetSpent",
     "Controller",
@@ -44,4 +46,6 @@ __all__ = [
     "Waiting",
     "check_study_name",
     "in_one_line",
+    "is_away",
+    "is_unwritable",
 ]

@@ -5,26 +5,28 @@ A password in a URL never leaves this file: every URL in a message has gone thro
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
+from storage.availability import is_away, leave_read_only_servers
 from storage.errors import LedgerError, Unreachable, in_one_line
 from storage.session import JoinedSession
 from storage.trials import TrialStorage
 
 VERSION_TABLE = "hpo_alembic_version"
 HEAD = "0007"
-CONNECT_SECONDS = 10  # to a server that does not answer
 BUSY_SECONDS = 30  # how long SQLite waits for another writer
-IDLE_SECONDS = 300  # how long PostgreSQL lets a transaction wait for us, a sampler's time included
+OPENING = 0x68706F  # the number of the lock, in PostgreSQL, of whoever makes or migrates tables
 
 
 def shown(url: str) -> str:
@@ -46,20 +48,40 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
     parsed = parse(url)
     check_sqlite_file(parsed, create)
     with plain_errors(parsed):
-        check_version(_read_version(parsed), create)
-        storage = TrialStorage(
-            parsed.render_as_string(hide_password=False), engine_kwargs=engine_options(parsed)
-        )
-        if storage.engine.dialect.name == "sqlite":
-            sa.event.listen(storage.engine, "connect", _set_up_sqlite)
-        else:
-            sa.event.listen(storage.engine, "connect", _set_up_postgresql)
-        storage.engine.dispose()
-        storage.scoped_session = scoped_session(
-            sessionmaker(bind=storage.engine, class_=JoinedSession)
-        )
-        _migrate(storage.engine)
+        version = _read_version(parsed)
+        check_version(version, create)
+        with nullcontext() if version == HEAD else one_at_a_time(parsed):
+            storage = TrialStorage(
+                parsed.render_as_string(hide_password=False), engine_kwargs=engine_options(parsed)
+            )
+            if storage.engine.dialect.name == "sqlite":
+                sa.event.listen(storage.engine, "connect", _set_up_sqlite)
+            leave_read_only_servers(storage.engine)
+            storage.engine.dispose()
+            storage.scoped_session = scoped_session(
+                sessionmaker(bind=storage.engine, class_=JoinedSession)
+            )
+            _migrate(storage.engine)
     return storage
+
+
+@contextmanager
+def one_at_a_time(url: URL) -> Iterator[None]:
+    """Wait until no other process makes or migrates the tables of the database at `url`."""
+    if url.get_backend_name() == "sqlite":
+        folder = os.open(Path(url.database or "").parent, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # on a file system that cannot lock
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+        return
+    engine = sa.create_engine(url, **engine_options(url))
+    with engine.connect() as connection:
+        connection.execute(sa.select(sa.func.pg_advisory_lock(OPENING)))
+        yield  # the lock goes with the connection
+    engine.dispose()
 
 
 def has_ledger(url: str) -> bool:
@@ -114,10 +136,9 @@ def check_sqlite_file(url: URL, create: bool) -> None:
 def engine_options(url: URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": BUSY_SECONDS}}
-    # TCP's own settings would take a quarter of an hour to notice that a server is gone.
-    noticed = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
-    connect = {"connect_timeout": CONNECT_SECONDS, "tcp_user_timeout": 15_000, **noticed}
-    return {"pool_pre_ping": True, "connect_args": connect}
+    from storage.postgresql import connector
+
+    return {"pool_pre_ping": True, "creator": connector(url)}
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:
@@ -125,13 +146,6 @@ def _set_up_sqlite(connection: Any, _: object) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
-
-
-def _set_up_postgresql(connection: Any, _: object) -> None:
-    # A controller that hangs inside a transaction blocks all others until this time is over.
-    with connection.cursor() as cursor:
-        cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
-    connection.commit()
 
 
 @contextmanager
@@ -142,16 +156,18 @@ def plain_errors(url: URL) -> Iterator[None]:
         reason = in_one_line(error)
         for secret in (url.password, url.query.get("password")):
             reason = reason.replace(str(secret), "***") if secret else reason
-        kind = Unreachable if _is_away(error, url) else LedgerError
+        kind = Unreachable if _is_unreachable(error, url) else LedgerError
         raise kind(f"{shown(str(url))}: cannot be opened: {reason}") from None
 
 
-def _is_away(error: Exception, url: URL) -> bool:
+def _is_unreachable(error: Exception, url: URL) -> bool:
     """Whether a server does not answer, or answers that it cannot serve anybody yet."""
-    if url.get_backend_name() == "sqlite" or not isinstance(error, OperationalError):
+    if not isinstance(error, sa.exc.DBAPIError) or not is_away(error):
         return False
     busy = ("starting up", "shutting down", "recovery mode", "too many", "remaining connection")
     text = str(error)
+    if url.get_backend_name() == "sqlite":
+        return "locked" in text
     return "FATAL" not in text or any(phrase in text for phrase in busy)
 
 
@@ -179,6 +195,8 @@ def _migrate(engine: Engine) -> None:
         if engine.dialect.name == "sqlite":
             # sqlite3 begins no transaction for CREATE TABLE: a kill would leave half of the tables.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         if tables_version(connection) == HEAD:
             return
         from alembic import command

@@ -36,11 +36,11 @@ class LeaseLost(LedgerError):
 
 
 class LeaseHeld(LedgerError):
-    """Another controller's lease on the study has not run out."""
+    """Another controller's lease on the study has not run out, or its controller may yet live."""
 
-    def __init__(self, message: str, controller: int, expires_in: float) -> None:
+    def __init__(self, message: str, leases: dict[int, float], expires_in: float) -> None:
         super().__init__(message)
-        self.controller = controller
+        self.leases = leases  # by the controllers' ids: when each runs out
         self.expires_in = expires_in  # seconds, by the database's clock
 
 

@@ -19,8 +19,9 @@ import hashlib
 import threading
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -125,14 +126,17 @@ class Ledger(Reader):
         seconds: float = LEASE_SECONDS,
         trials: int | None = None,
         join: bool = False,
+        watched: Mapping[int, float] = MappingProxyType({}),
     ) -> Lease:
         """Become a controller of the study; `trials`, if given, becomes the study's budget.
 
-        Takes over the trials of controllers with expired leases. Raises LeaseHeld while another
-        controller has a live lease, unless `join`.
+        Takes over the trials of controllers that are dead: their leases have run out, and their
+        processes have ended on this machine, or `watched` has the ends of the leases that the
+        caller has seen unchanged for a full lease, by id. Raises LeaseHeld while there is another
+        controller, unless `join`.
         """
         with joined(self.sessions) as session:
-            lease = take(session, study, seconds, join=join)
+            lease = take(session, study, seconds, watched, join=join)
             if trials is not None:
                 self._set(session, study, budget_trials=trials)
         return lease
@@ -176,13 +180,14 @@ class Ledger(Reader):
         """Renew `lease` from a thread while the block runs, at every third of its length.
 
         The thread also reaps the study's expired leases. It calls `on_error` with each error that
-        it meets, and ends once the lease is lost.
+        it meets, tries again soon after, and ends once the lease is lost.
         """
         done = threading.Event()
 
         def beats() -> None:
-            while not done.wait(lease.seconds / 3) and self.beat(lease, on_error):
-                pass
+            pause: float | None = lease.seconds / 3
+            while pause is not None and not done.wait(pause):
+                pause = self.beat(lease, on_error)
 
         thread = threading.Thread(target=beats, name="lease-heartbeat", daemon=True)
         thread.start()
@@ -192,15 +197,16 @@ class Ledger(Reader):
             done.set()
             thread.join()
 
-    def beat(self, lease: Lease, on_error: Callable[[Exception], None]) -> bool:
-        """Renew `lease` once, and reap the expired ones; whether another beat makes sense."""
+    def beat(self, lease: Lease, on_error: Callable[[Exception], None]) -> float | None:
+        """Renew `lease` once, and reap dead ones. Return the seconds to the next beat, if any."""
         try:
             with self._writing_under(lease) as transaction:
                 transaction.reap()
         except (LedgerError, sa.exc.SQLAlchemyError) as error:
             on_error(error)
-            return not isinstance(error, LeaseLost)
-        return True
+            soon = lease.seconds / 15  # after an outage, the sooner the better
+            return None if isinstance(error, LeaseLost) else soon
+        return lease.seconds / 3
 
     def _forget_cached(self) -> None:
         """Have Optuna read everything anew, since it may remember trials that were not written."""

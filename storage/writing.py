@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from storage.database import time_of
 from storage.errors import BudgetSpent
-from storage.leases import Lease, reap, renew
+from storage.leases import Lease, gone, is_steady, reap, renew
 from storage.models import AttemptRow, DepthPointRow, MetricsRow, ResultRow, StudyRow, WaitingRow
 from storage.reading import attempt_record
 from storage.reasons import Reason
@@ -37,8 +37,13 @@ class Transaction:
         renew(self._session, self._lease)
 
     def reap(self) -> None:
-        """Mark the study's controllers with expired leases as lost, and let their trials wait."""
-        reap(self._session, self._lease.study_id, self._now())
+        """Mark the study's controllers with expired leases as lost, and let their trials wait.
+
+        This writes nothing until the lease has been renewed for its full length without a gap.
+        """
+        now = self._now()
+        steady = is_steady(self._session, self._lease, now)
+        reap(self._session, self._lease.study_id, now, lambda row: steady or gone(row))
 
     def reserve_trial(self) -> None:
         """Count one more trial against the budget. Raises BudgetSpent, writing nothing."""

@@ -9,12 +9,13 @@ import optuna
 
 from hpo.control.assignment import Assignment, make_assignment
 from hpo.control.leased import LeasedStudy
+from hpo.control.losses import losses
 from hpo.control.messages import Message
 from hpo.control.repeats import repeat_document
 from hpo.search.population import fork_of
 from hpo.search.samplers.rebuilt import check_new
 from hpo.search.space import suggest
-from storage import Attempt, Transaction
+from storage import Attempt, Reason, Transaction
 
 
 @dataclass
@@ -28,6 +29,8 @@ class TrialAttempt:
     reported_step: int  # the last optimizer step that the ledger has metrics of
     repeat: int = 0  # which of the trial's trainings it is; the ledger has the metrics of the first
     until: int | None = None  # in a population: the step at which it waits for the others
+    suspect: bool = False  # whether it may be what took controllers down
+    is_fresh: bool = True  # whether it has said nothing yet
 
     @property
     def number(self) -> int:
@@ -44,6 +47,7 @@ class TrialAttempt:
 
     def wrote(self, message: Message) -> None:
         """Know that `message` is in the ledger."""
+        self.is_fresh = False
         if message.measured and self.is_new(message.step):
             self.reported_step = message.step
 
@@ -71,10 +75,19 @@ class Attempts:
         document = leased.config.trial_document(params, leased.run_folder(trial.number))
         return self._made(trial, attempt, document, params, reported_step=0)
 
-    def next(self, trial_id: int) -> TrialAttempt | None:
+    def losses(self, trial_id: int) -> int:
+        """Count how often a trial that waits has been lost since it last got any further.
+
+        0 if it was not its controller that was lost last.
+        """
+        attempts = self._leased.ledger.trial_attempts(trial_id)
+        mine = bool(attempts) and attempts[-1].reason is Reason.CONTROLLER_LOST
+        return losses(attempts) if mine else 0
+
+    def next(self, trial_id: int, *, suspect: bool = False) -> TrialAttempt | None:
         """Begin again with a trial that waits: its number and parameters stay as they are.
 
-        None if another controller has claimed it.
+        None if another controller has claimed it. A `suspect` may have taken controllers down.
         """
         leased, ledger = self._leased, self._leased.ledger
         with leased.transaction() as transaction:
@@ -91,7 +104,9 @@ class Attempts:
         if repeat:  # only the first training's evaluations are in the ledger
             reported = document["steps"]
         document = repeat_document(document, repeat)
-        return self._made(trial, attempt, document, frozen.params, reported, repeat)
+        made = self._made(trial, attempt, document, frozen.params, reported, repeat)
+        made.suspect = suspect
+        return made
 
     def _begin(self, transaction: Transaction, trial: optuna.Trial) -> Attempt:
         # The runs may have been moved since the last attempt.

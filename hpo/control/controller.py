@@ -26,7 +26,7 @@ from hpo.control.judge import Judge
 from hpo.control.leased import LeasedStudy
 from hpo.control.limits import Limits
 from hpo.control.messages import Job, Message
-from hpo.control.outage import LEDGER_ERRORS, Disk, DiskAway, Lifeline, database_is_away
+from hpo.control.outage import LEDGER_ERRORS, Disk, DiskAway, Lifeline
 from hpo.control.parking import Parking
 from hpo.control.places import study_folder
 from hpo.control.pruning import Pruning, make_pruner
@@ -36,7 +36,17 @@ from hpo.control.telling import Observer, Observers
 from hpo.search.population import Explore, Population
 from hpo.search.samplers.rebuilt import SpaceExhausted
 from hpo.study.config import StudyConfig
-from storage import BudgetSpent, Lease, Ledger, Reason, StudyRecord, Waiting, in_one_line
+from storage import (
+    BudgetSpent,
+    Lease,
+    Ledger,
+    Reason,
+    StudyRecord,
+    Waiting,
+    in_one_line,
+    is_away,
+    is_unwritable,
+)
 from trainer.runs.store import StoreError
 
 logger = logging.getLogger("hpo.controller")
@@ -79,6 +89,7 @@ class Controller:
         self._observers = Observers(observers)
         self._suggestions = Suggestions(leased)
         pruning, endings = Pruning(leased), Endings(leased)
+        self._endings = endings
         self._parking = Parking(leased, pruning, endings, self._observers)
         self._judge = Judge(leased, self._suggestions, pruning, self._parking, endings)
         self._attempts = Attempts(leased)
@@ -156,6 +167,7 @@ class Controller:
         if not self._database.away:
             self._leave_if(self._disk.look())
         full = len(self.running) >= self.config.resources.concurrent_trials
+        full = full or any(one.suspect and one.is_fresh for one in self.running.values())
         away = self._database.away or self._disk.away
         return not (self.stopping or self._teaching.failure or full or away)
 
@@ -166,6 +178,8 @@ class Controller:
         waiting = self._ledger.waiting(self._record)
         if not self._teaching.done and (asks or waiting):
             teaching = self._teaching.next()
+            if self._teaching.failure:
+                self._limits.give_up(self._teaching.failure)
             if teaching or not self._teaching.done:
                 return teaching
         attempt = self._next_trial(waiting, asks=asks)
@@ -181,7 +195,14 @@ class Controller:
         again = [trial.trial_id for trial in waiting if not trial.parked and trial.due_in <= 0]
         # Children first: they begin at a checkpoint that their parent does not keep for ever.
         for trial_id in reversed(again) if self.leased.population else again:
-            attempt = self._attempts.next(trial_id)
+            lost = self._attempts.losses(trial_id)
+            if lost > self.config.failures.max_retries + 1:
+                self._fail(trial_id, lost)
+                continue
+            suspect = lost > self.config.failures.max_retries
+            if suspect and any(one.is_fresh for one in self.running.values()):
+                return None  # one of them at a time: so the one that is lost again is known
+            attempt = self._attempts.next(trial_id, suspect=suspect)
             if attempt is not None:
                 return attempt
         if self._keeps_places(waiting):
@@ -196,6 +217,19 @@ class Controller:
         if attempt is None and len(parked) == len(waiting):
             return self._with_all_parked(parked)
         return attempt
+
+    def _fail(self, trial_id: int, lost: int) -> None:
+        """End a waiting trial that has taken its controller down again, when it began alone."""
+        trial = self.leased.trial(trial_id)
+        why = f"lost {lost} times without getting any further, the last time when it began alone"
+        with self.leased.transaction() as transaction:
+            if not transaction.claim(trial_id):
+                return  # another controller has it
+            trial.set_user_attr("detail", why)
+            self._endings.tell(trial, Reason.CONTROLLER_LOST, TrialState.FAIL)
+        self._limits.count(TrialState.FAIL)
+        self._observers.retired(trial.number, Reason.CONTROLLER_LOST, TrialState.FAIL)
+        logger.warning("trial %d: %s: %s", trial.number, Reason.CONTROLLER_LOST, why)
 
     def _keeps_places(self, waiting: list[Waiting]) -> bool:
         """Whether the free places are kept for trials that are due again soon.
@@ -245,7 +279,7 @@ class Controller:
                 return False
             if not self._database.away:
                 try:
-                    return self._write(job, attempt, message)
+                    return self._write_or_refuse(job, attempt, message)
                 except LEDGER_ERRORS as error:
                     self.report_error(error)
             if not self._database.away:
@@ -254,6 +288,18 @@ class Controller:
             running = self.running.get(job)
             waits = running is not None and running.waits_at(message.step)
             return message.kind == "evaluated" and not waits
+
+    def _write_or_refuse(
+        self, job: Job, number: int, message: Message, *, kept: bool = False
+    ) -> bool:
+        # What no database takes ends this one attempt.
+        try:
+            return self._write(job, number, message, kept=kept)
+        except (*LEDGER_ERRORS, UnicodeError, OverflowError) as error:
+            if not is_unwritable(error):
+                raise
+            why = f"the ledger does not take what it reported: {in_one_line(error)}"
+            return self._write(job, number, Message("error", detail=why), kept=kept)
 
     def _write(self, job: Job, number: int, message: Message, *, kept: bool = False) -> bool:
         attempt = self.running.get(job)
@@ -307,7 +353,7 @@ class Controller:
     def report_error(self, error: Exception) -> None:
         """The ledger raised `error`: wait until it is back, or leave."""
         with self._lock:
-            if not database_is_away(error):
+            if not is_away(error):
                 self.abandon(error)
                 return
             if not self._database.away:
@@ -325,7 +371,7 @@ class Controller:
                 with self.leased.transaction():
                     pass
                 while self._kept:
-                    self._write(*self._kept[0], kept=True)
+                    self._write_or_refuse(*self._kept[0], kept=True)
                     self._kept.popleft()
                 self._let_go_of_unknown()
             except LEDGER_ERRORS as error:

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from hpo.control.attempts import TrialAttempt
 from hpo.control.endings import Endings, Verdict
 from hpo.control.leased import LeasedStudy
+from hpo.control.losses import losses
 from hpo.control.messages import Message, last_line
 from hpo.control.parking import Parking
 from hpo.control.pruning import Pruning
@@ -110,18 +111,11 @@ class Judge:
             case "busy":
                 return Verdict(Reason.BUSY, None, again_in=backoff(self._busy(attempt)))
             case "worker_lost":
-                lost = 1 + self._lost(attempt.attempt.trial_id)
+                attempts = self._leased.ledger.trial_attempts(attempt.attempt.trial_id)
+                lost = 1 + losses(attempts)
                 if lost > self._leased.config.failures.max_retries:
                     return Verdict(Reason.WORKER_LOST, TrialState.FAIL)
                 return Verdict(Reason.WORKER_LOST, None, again_in=backoff(lost))
-
-    def _lost(self, trial_id: int) -> int:
-        """Count the attempts at the training in progress that have lost a worker."""
-        lost = 0
-        for attempt in self._leased.ledger.trial_attempts(trial_id):
-            finished = attempt.ended_at is not None and attempt.reason is None
-            lost = 0 if finished else lost + (attempt.reason is Reason.WORKER_LOST)
-        return lost
 
     def _busy(self, attempt: TrialAttempt) -> int:
         """Count the attempts in a row, this one too, that found the run folder in use."""

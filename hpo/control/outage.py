@@ -10,12 +10,12 @@ import os
 from pathlib import Path
 
 import sqlalchemy as sa
-from optuna.exceptions import OptunaError, StorageInternalError
+from optuna.exceptions import OptunaError
 
 from hpo.clock import monotonic
 from hpo.control.messages import last_line
 from hpo.errors import HpoError
-from storage import LedgerError, RolledBack
+from storage import LedgerError
 from trainer.config.settings import is_url
 from trainer.runs.store import check_writable
 
@@ -103,18 +103,6 @@ class RayLost(HpoError, RuntimeError):
 
 class DiskAway(HpoError):
     """A folder that trials are kept in cannot be written to."""
-
-
-def database_is_away(error: Exception) -> bool:
-    """Whether `error` says that the database cannot be reached or cannot write, for now."""
-    if isinstance(error, StorageInternalError):  # Optuna's, around what SQLAlchemy raised
-        return not isinstance(error.__cause__, sa.exc.DBAPIError) or _away(error.__cause__)
-    return isinstance(error, (RolledBack, sa.exc.TimeoutError)) or _away(error)
-
-
-def _away(error: BaseException | None) -> bool:
-    lost = isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
-    return lost or isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError))
 
 
 def check_disk(place: str) -> None:

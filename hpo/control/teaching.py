@@ -52,6 +52,11 @@ class Teaching:
             if is_trained(teacher.folder, teacher.steps):
                 self._found(teacher)
                 self._waiting.popleft()
+            elif self._took_controllers_down(teacher):
+                with self._leased.transaction() as transaction:
+                    why = f"lost with its controller {teacher.attempts} times before any evaluation"
+                    failed = TeacherState.FAILED, Reason.CONTROLLER_LOST, why
+                    self._follow(transaction.teachers.end(teacher.key, *failed))
             elif _is_in_use(teacher.folder) or (attempt := self._begin(teacher)) is None:
                 self._wait(teacher)
                 return None
@@ -84,6 +89,11 @@ class Teaching:
             self._follow(written)
         self._observers.teacher(written)
         return not ended
+
+    def _took_controllers_down(self, teacher: TeacherRecord) -> bool:
+        lost = teacher.state is TeacherState.WAITING and teacher.reason is Reason.CONTROLLER_LOST
+        often = teacher.attempts > self._leased.config.failures.max_retries + 1
+        return lost and teacher.step == 0 and often
 
     def _found(self, teacher: TeacherRecord) -> None:
         if teacher.state not in (TeacherState.TRAINED, TeacherState.REUSED):

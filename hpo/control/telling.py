@@ -65,10 +65,10 @@ class Observers:
         if outside:
             logger.warning("trial %d was ended by another program", number, extra={"trial": number})
 
-    def retired(self, number: int, reason: Reason) -> None:
-        """Tell that a parked trial was ended where it stands."""
+    def retired(self, number: int, reason: Reason, state: TrialState = TrialState.PRUNED) -> None:
+        """Tell that a trial that waited was ended where it stands."""
         for observer in self._observers:
-            observer.end(number, TrialState.PRUNED.name, reason.value)
+            observer.end(number, state.name, reason.value)
 
     def teacher(self, teacher: TeacherRecord) -> None:
         """Tell that the study's teacher is now as the ledger has it."""

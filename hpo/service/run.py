@@ -28,7 +28,7 @@ from hpo.service.guard import INTERRUPTED, POLL_SECONDS, Guard
 from hpo.service.launch import Launch
 from hpo.study.config import StudyConfig
 from hpo.study.load import config_of
-from storage import Lease, LeaseHeld, LeaseLost, StudyNotFound, in_one_line
+from storage import LEASE_SECONDS, Lease, LeaseHeld, LeaseLost, StudyNotFound, in_one_line
 from trainer.config.settings import is_url
 from trainer.terminal import Quiet
 
@@ -153,22 +153,25 @@ def _run(
 def _acquire(launch: Launch, trials: int | None, *, join: bool) -> Lease:
     """Take a lease on the study, after waiting for a dead controller's lease to run out.
 
-    Raises LeaseHeld if the other controller lives. With `join` there is nothing to wait for.
+    Raises LeaseHeld if the other controller lives: it has renewed its lease meanwhile. Without a
+    renewal for a full lease it is dead. With `join` there is nothing to wait for.
     """
-    held: LeaseHeld | None = None
+    watched: dict[int, float] = {}
+    began = time.monotonic()
     while True:
+        passed = time.monotonic() - began
+        dead = watched if passed >= LEASE_SECONDS else {}
         try:
-            return launch.ledger.acquire(launch.record, trials=trials, join=join)
+            return launch.ledger.acquire(launch.record, trials=trials, join=join, watched=dead)
         except LeaseHeld as error:
-            # A lease that has become longer was renewed: its controller lives.
-            if held is not None and (
-                error.controller != held.controller or error.expires_in > held.expires_in
-            ):
+            if watched and not error.leases.items() <= watched.items():
                 raise
-            if held is None:
-                left = f"its lease has {error.expires_in:.0f} s to run: waiting for them"
-                print(f"hpo: {error}, or was; {left}", file=sys.stderr)
-            held = error
+            if not watched:
+                left = f"has {error.expires_in:.0f} s to run: waiting for them"
+                if error.expires_in <= 0:
+                    left = f"has run out: watching for {LEASE_SECONDS:.0f} s whether it is renewed"
+                print(f"hpo: {error}, or was; its lease {left}", file=sys.stderr)
+            watched = error.leases
             time.sleep(POLL_SECONDS)
 
 

@@ -296,3 +296,32 @@ def test_device_hours_are_counted_while_trials_run_and_over_all_controllers(url:
     finish(second)  # the orphan
     assert second.next() is None
     assert second.look_for_end()
+
+
+@pytest.mark.parametrize(
+    "said", ["bad byte \0", "bad name caf\udce9", "bell \x07", "x" * 200_000 + " end"]
+)
+def test_no_text_of_a_training_is_too_strange_for_the_ledger(ledger_url: str, said: str) -> None:
+    stage = Stage(ledger_url)
+    controller = stage.controller()
+    play(controller, Message("error", 10, detail=f"Traceback\nValueError: {said}"))
+    (trial,) = stage.trials
+    assert (trial.state, trial.user_attrs["reason"]) == (TrialState.FAIL, "error")
+    (attempt,) = stage.ledger.trial_attempts(trial._trial_id)
+    assert attempt.detail is not None
+    assert attempt.detail.isprintable() or "\n" in attempt.detail
+    assert len(attempt.detail) < 60_000
+    assert attempt.detail[-3:] == repr(said.encode("utf-8", "backslashreplace").decode())[-4:-1]
+    assert finish(controller) == 1
+
+
+def test_a_report_that_no_database_takes_ends_its_trial_and_no_other(ledger_url: str) -> None:
+    stage = Stage(ledger_url, resources={"concurrent_trials": 2})
+    controller = stage.controller()
+    assert controller.next() is not None
+    assert controller.next() is not None
+    assert controller.handle(0, 1, Message("evaluated", 2**70, ppl(9.0), first_step=0)) is False
+    assert controller.handle(1, 1, Message("evaluated", 100, ppl(9.0), first_step=0)) is True
+    poisoned = stage.trials[0]
+    assert (poisoned.state, poisoned.user_attrs["reason"]) == (TrialState.FAIL, "error")
+    assert "the ledger does not take what it reported" in poisoned.user_attrs["detail"]

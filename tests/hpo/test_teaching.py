@@ -240,3 +240,19 @@ def test_a_teacher_that_cannot_teach_every_trial_is_refused(
         two = study.resources.model_copy(update={"ranks": 2})
         with_teachers(study.model_copy(update={"resources": two}), "study.yaml")
     assert "\n" not in str(refused.value)
+
+
+def test_a_teacher_that_takes_its_controller_down_each_time_ends_the_study(
+    url: str, folder: Path
+) -> None:
+    stage = Stage(url, [planned(folder)])
+    for _ in range(4):
+        assert stage.controller().next() is not None
+        stage.lapse()
+    controller = stage.controller()
+    assert controller.next() is None
+    assert controller.look_for_end()
+    assert "lost with its controller 4 times" in (controller.gave_up or "")
+    assert stage.ledger.teachers(stage.record)[0].state is TeacherState.FAILED
+    stage.ledger.release(controller.leased.lease)
+    assert stage.controller().next() is not None, "a resume tries once more"

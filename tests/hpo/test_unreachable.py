@@ -50,7 +50,7 @@ def test_a_server_that_says_no_is_wrong_input(postgres_server: PostgresServer) -
 
 
 def test_a_server_that_never_answers_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage.database.CONNECT_SECONDS", 2)
+    monkeypatch.setattr("storage.postgresql.CONNECT_SECONDS", 2)
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(1)

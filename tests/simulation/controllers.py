@@ -215,10 +215,12 @@ class Life:
         return self._world.spawn(self.process, f"{self.process.name}-{what}", play)
 
     def _beat(self, ledger: Ledger, lease: Lease, controller: Controller) -> None:
-        while not self._leaving:
-            self._world.wait(lease.seconds / 3)
-            if self._leaving or not ledger.beat(lease, controller.report_error):
+        pause: float | None = lease.seconds / 3
+        while pause is not None:
+            self._world.wait(pause)
+            if self._leaving:
                 return
+            pause = ledger.beat(lease, controller.report_error)
 
     def _watch(self, controller: Controller) -> None:
         guard = Guard(controller, _Board(), exits=True)  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ from storage import (
 )
 from storage.database import VERSION_TABLE, shown
 from storage.models import ControllerRow
-from tests.leases import lapse
+from tests.leases import lapse, steady
 from tests.storage.studies import new_study, run_trial
 
 
@@ -219,6 +219,21 @@ class TestALease:
         with pytest.raises(LeaseHeld):
             ledger.acquire(study)
 
+    def test_that_ran_out_is_watched_before_it_is_taken_over(self, ledger: Ledger) -> None:
+        """Its controller may live, if the database was away: a newcomer cannot tell at first."""
+        study = new_study(ledger)
+        lease = ledger.acquire(study)
+        lapse(ledger, dead=False)
+        with pytest.raises(LeaseHeld) as held:
+            ledger.acquire(study)
+        with ledger.transaction(lease):
+            pass
+        with pytest.raises(LeaseHeld):
+            ledger.acquire(study, watched=held.value.leases)
+        lapse(ledger, dead=False)
+        ledger.acquire(study, watched=held.value.leases)
+        assert [c.state for c in ledger.controllers(study)] == ["lost", "active"]
+
     def test_is_kept_by_its_heartbeat(self, ledger: Ledger) -> None:
         study = new_study(ledger)
         lease = ledger.acquire(study, seconds=3)
@@ -337,6 +352,43 @@ class TestManyControllers:
             pass
         with ledger.transaction(other):
             pass
+
+    def test_who_could_not_renew_takes_nothing_from_others_that_could_not_either(
+        self, ledger: Ledger
+    ) -> None:
+        """So it is after an outage, and after the database's clock has jumped forward."""
+        study = new_study(ledger)
+        leases = [ledger.acquire(study, join=True) for _ in range(3)]
+        trial = begun(ledger, leases[1])
+        for lease in leases:
+            steady(ledger, lease)
+        lapse(ledger, dead=False)
+        for lease in leases:
+            with ledger.transaction(lease) as tx:
+                tx.reap()
+        assert [c.state for c in ledger.controllers(study)] == ["active"] * 3
+        assert [a.trial_id for a in ledger.open_attempts(study)] == [trial._trial_id]
+
+    @pytest.mark.parametrize("back", [False, True])
+    def test_whose_renewals_had_no_gap_take_from_one_that_renewed_nothing(
+        self, ledger: Ledger, back: bool
+    ) -> None:
+        study = new_study(ledger)
+        one, other = (ledger.acquire(study, join=True) for _ in range(2))
+        if back:  # the clock was set back after its last renewal
+            with ledger.sessions() as session:
+                its = sa.update(ControllerRow).where(ControllerRow.id == other.controller_id)
+                session.execute(its.values(seen_at=4e9, expires_at=4e9 + 15))
+                session.commit()
+        else:
+            lapse(ledger, other, dead=False)
+        with ledger.transaction(one) as tx:
+            tx.reap()
+        assert [c.state for c in ledger.controllers(study)] == ["active", "active"]
+        steady(ledger, one)
+        with ledger.transaction(one) as tx:
+            tx.reap()
+        assert [c.state for c in ledger.controllers(study)] == ["active", "lost"]
 
     def test_do_not_reap_those_that_live(self, ledger: Ledger) -> None:
         study = new_study(ledger)
