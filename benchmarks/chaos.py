@@ -31,7 +31,7 @@ from benchmarks.postgres import PostgresServer
 from benchmarks.report import Result, report
 
 TRIALS = 40
-EACH = 8  # faults of each kind: 8 are of SQLite, 9 of PostgreSQL
+EACH = 8  # faults of each kind: 8 are of SQLite, 10 of PostgreSQL
 GOAL = 60  # faults a side
 CONTROLLERS = 2
 BACKENDS = ("sqlite", "postgresql")

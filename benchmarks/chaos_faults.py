@@ -124,6 +124,15 @@ def kill_database(scene: Scene, chance: Random) -> str | None:
     return "killed the database server and started it again"
 
 
+def fail_over(scene: Scene, chance: Random) -> str | None:
+    """The database's server takes no writes for some time, as one that is no primary any more."""
+    if scene.server is None:
+        return None
+    with scene.server.read_only(scene.url):
+        time.sleep(OUTAGE_SECONDS)
+    return f"the database took no writes for {OUTAGE_SECONDS:g} s"
+
+
 def truncate_checkpoint(scene: Scene, chance: Random) -> str | None:
     """The newest of a trial's checkpoints is cut, and every rank killed: it has to be read."""
     look, ranks = scene.look(), scene.processes("ray::Rank")
@@ -164,6 +173,7 @@ FAULTS: dict[str, Fault] = {
     "pause controller": pause_controller,
     "stop database": stop_database,
     "kill database": kill_database,
+    "fail over": fail_over,
     "cut checkpoint": truncate_checkpoint,
     "fill disk": fill_disk,
     "click fail": click_fail,
@@ -174,7 +184,7 @@ _RUNNING = "SELECT trial_id, number FROM trials WHERE state = 'RUNNING' ORDER BY
 
 def possible(scene: Scene) -> list[str]:
     """The faults that can be done in `scene` at all."""
-    cannot = {"kill database"} if scene.server is None else set()
+    cannot = {"kill database", "fail over"} if scene.server is None else set()
     if scene.disk is None:
         cannot.add("fill disk")
     return [name for name in FAULTS if name not in cannot]

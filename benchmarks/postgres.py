@@ -12,7 +12,11 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import psycopg
 
 INSTALLED = all(shutil.which(tool) for tool in ("initdb", "pg_ctl", "postgres"))
 START_SECONDS = 30.0  # a killed server's children hold its memory for a moment more
@@ -60,13 +64,22 @@ class PostgresServer:
 
     def new_database(self) -> str:
         """The URL of an empty database."""
-        import psycopg
-
         url = f"postgresql://{self._user}@127.0.0.1:{self._port}/"
         name = f"made_{os.urandom(4).hex()}"
         with psycopg.connect(f"{url}postgres", autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")
         return url + name
+
+    @contextmanager
+    def read_only(self, url: str) -> Iterator[None]:
+        """Cut every connection to the database, which takes no writes until the block ends."""
+        with psycopg.connect(f"{url.rpartition('/')[0]}/postgres", autocommit=True) as connection:
+            name = url.rpartition("/")[2]
+            cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+            connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+            connection.execute(cut, [name])
+            yield
+            connection.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
 
     def _run(self, *command: str) -> None:
         # To a file: the server keeps what it is given, and a pipe would never end.

@@ -14,7 +14,7 @@ import psycopg
 from sqlalchemy.engine import URL
 
 CONNECT_SECONDS = 10  # to a server that does not answer
-LOCK_SECONDS = 30  # for another writer
+LOCK_SECONDS = 8  # for another writer: less than a lease has left after a heartbeat
 STATEMENT_SECONDS = 60
 SILENT_SECONDS = 75  # after which a server that has not answered is given up
 IDLE_SECONDS = 300  # how long a transaction may wait for us, a sampler's time included

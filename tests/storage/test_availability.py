@@ -14,6 +14,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from benchmarks.postgres import PostgresServer
 from hpo.control.messages import Message
 from storage import Ledger, LedgerError, is_away
 from storage.models import ControllerRow
@@ -44,20 +45,17 @@ def backends(connection: psycopg.Connection, url: str) -> list[int]:
     return [pid for (pid,) in found]
 
 
-def test_a_failover_to_a_server_that_takes_no_writes_is_an_outage(server_url: str) -> None:
+def test_a_failover_to_a_server_that_takes_no_writes_is_an_outage(
+    server_url: str, request: pytest.FixtureRequest
+) -> None:
     stage = Stage(server_url)
     controller = stage.controller()
     assert controller.next() is not None
-    with administrator(server_url) as admin:
-        # New connections come to a server that takes none; connections of before are cut.
-        name = database_of(server_url)
-        admin.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-        for pid in backends(admin, server_url):
-            admin.execute("SELECT pg_terminate_backend(%s)", [pid])
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    with server.read_only(server_url):
         for step in (100, 200):
             assert controller.handle(0, 1, Message("evaluated", step, ppl(9.0), first_step=0))
         assert controller.waits_for_database
-        admin.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
     controller._database._next = 0.0
     controller.mend()
     assert not controller.waits_for_database
