@@ -501,7 +501,9 @@ class TestOpening:
             for table in Base.metadata.tables.keys() - first:
                 session.execute(sa.text(f"DROP TABLE {table}"))
             session.execute(sa.text("DROP INDEX ix_hpo_attempts_open"))
-            session.execute(sa.text("ALTER TABLE hpo_controllers DROP COLUMN token"))
+            for column in ("controllers DROP COLUMN token", "controllers DROP COLUMN steady_since",
+                           "studies DROP COLUMN runs"):  # fmt: skip
+                session.execute(sa.text(f"ALTER TABLE hpo_{column}"))
             session.execute(sa.text("UPDATE hpo_alembic_version SET version_num = '0001'"))
             session.commit()
         migrated = Ledger.open(ledger_url)
