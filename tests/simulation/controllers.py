@@ -14,10 +14,19 @@ from typing import Any
 import optuna
 
 from hpo.control.controller import Controller
-from hpo.control.outage import LEDGER_ERRORS, DiskAway, database_is_away
+from hpo.control.outage import LEDGER_ERRORS, DiskAway
 from hpo.service.guard import Guard
 from hpo.study.config import StudyConfig
-from storage import Lease, LeaseHeld, LeaseLost, Ledger, StudyNotFound, StudyRecord
+from storage import (
+    LEASE_SECONDS,
+    Lease,
+    LeaseHeld,
+    LeaseLost,
+    Ledger,
+    StudyNotFound,
+    StudyRecord,
+    is_away,
+)
 from tests.simulation.database import Database
 from tests.simulation.gangs import Gang, Owner, Site
 from tests.simulation.world import Actor, Lock, Process, Violation, World
@@ -135,7 +144,7 @@ class Life:
         except LeaseHeld:
             how = "held"
         except LEDGER_ERRORS as error:
-            if not (database_is_away(error) or self._stage.deleted):
+            if not (is_away(error) or self._stage.deleted):
                 raise
             how = "away"
         self._machine.ended(self, how)
@@ -158,11 +167,16 @@ class Life:
 
     def _acquire(self, ledger: Ledger) -> Lease:
         stage = self._stage
+        watched: dict[int, float] = {}
+        began = self._world.now
         while True:
             trials = stage.trials
+            dead = watched if self._world.now - began >= LEASE_SECONDS else {}
             try:
-                lease = ledger.acquire(stage.record, trials=trials, join=stage.joins)
+                lease = ledger.acquire(stage.record, trials=trials, join=stage.joins, watched=dead)
             except LeaseHeld as error:
+                if watched != error.leases:
+                    watched, began = error.leases, self._world.now
                 self._world.wait(max(1.0, min(error.expires_in, 5.0)))
             else:
                 if stage.trials == trials:
@@ -174,7 +188,7 @@ class Life:
         try:
             ledger.release(lease)
         except LEDGER_ERRORS as error:
-            if not database_is_away(error):
+            if not is_away(error):
                 raise
 
     def _under(self, ledger: Ledger, record: StudyRecord, lease: Lease) -> str | None:
@@ -199,7 +213,7 @@ class Life:
         if isinstance(broken, LeaseLost):
             return None
         if broken is not None:
-            known = isinstance(broken, DiskAway) or database_is_away(broken)
+            known = isinstance(broken, DiskAway) or is_away(broken)
             if not known and not self._stage.deleted:
                 raise broken
             return "broken"
