@@ -6,13 +6,14 @@ raised: ConfigError and LedgerError, one line each, before anything is written.
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from hpo.errors import HpoError
 from hpo.reading import views
@@ -23,7 +24,8 @@ from hpo.service.launch import Launch
 from hpo.service.opening import Place, open_ledger, storage_url
 from hpo.study.config import StudyConfig
 from hpo.study.load import find_study_file, load_study, study_of
-from trainer.config.settings import ConfigError, parse_document
+from trainer.config.plain import dumped
+from trainer.config.settings import ConfigError, kept_document
 
 if TYPE_CHECKING:
     import optuna
@@ -208,12 +210,17 @@ def resume(
     *,
     storage: str | None = None,
     trials: int | None = None,
+    hours: float | None = None,
+    device_hours: float | None = None,
     runs: str | Path = "runs",
     ray_address: str | None = None,
     metrics_port: int | None = None,
     same_machine: bool = False,
 ) -> Study:
-    """Go on with a study, up to `trials` in all if given: `hpo resume`. Raises as `start` does."""
+    """Go on with a study: `hpo resume`. Raises as `start` does.
+
+    `trials`, `hours` and `device_hours`, where given, become its budget: all of them in all.
+    """
     from hpo.service import launch
 
     _check_thread("hpo.resume")
@@ -222,6 +229,8 @@ def resume(
             name,
             Place(storage, str(runs), ray_address, metrics_port),
             trials=trials,
+            hours=hours,
+            device_hours=device_hours,
             same_machine=same_machine,
             say=print,
         )
@@ -242,10 +251,10 @@ def _config(
     """Return the study, checked whole, and the name of its source."""
     given = [f"{path}={_plain(value, path)}" for path, value in settings.items()]
     if isinstance(study, StudyConfig):
-        study = study.model_dump(mode="json")
+        study = study.document()
     if isinstance(study, Mapping):
         # It is read as if from a file, which can only hold plain data.
-        document = parse_document(_plain(dict(study), "the study"), SOURCE)
+        document = kept_document(_plain(dict(study), "the study"), SOURCE)
         config = study_of(document, Path(SOURCE), settings=given, name=name, trials=trials)
         return config, SOURCE
     path = find_study_file(None if study is None else str(study))
@@ -253,11 +262,13 @@ def _config(
 
 
 def _plain(value: Any, what: str) -> str:
-    """Return the value as JSON, which is also YAML."""
+    """Return the value as YAML."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{SOURCE}: {what}: must be plain data, as in a file: {error}") from None
+        return dumped(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{SOURCE}: {what}: must be plain data, as in a file, not {error.args[-1]!r}"
+        ) from None
 
 
 def _train(ledger: Ledger, plan: Plan, runs: str, ray_address: str | None) -> None:

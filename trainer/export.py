@@ -132,7 +132,7 @@ def _config_of(config: TrainConfig, layers: int) -> TrainConfig:
     """The config of the model that is written, with settings that fit its number of layers."""
     if layers == config.model.layers:
         return config
-    document = config.model_dump(mode="json")
+    document = config.document()
     document["model"]["layers"] = layers
     document["layerdrop"] = {"policy": "none"}  # the old one is about the whole model's layers
     document["evaluation"].update(depths=[], reference=None)

@@ -31,18 +31,17 @@ def copy(
     storage: Storage = None,
 ) -> None:
     """Copy a study that nobody runs to another ledger, to be resumed there."""
-    import yaml
-
     from hpo.study.load import restore_study
     from storage.copying import copy_study
     from storage.database import shown
-    from trainer.config.settings import parse_document
+    from trainer.config.plain import dumped
+    from trainer.config.settings import kept_document
 
     source = open_ledger(storage_url(storage))
     record = source.study(name)
     new_name = new_name or name
-    settings = parse_document(record.document, f"study {name}")
-    document = yaml.safe_dump({**settings, "study": new_name}, sort_keys=False)
+    settings = kept_document(record.document, f"study {name}")
+    document = dumped({**settings, "study": new_name})
     restore_study(document, new_name)
     counts = copy_study(source, record, to, name=new_name, document=document)
     for table, rows in counts.items():

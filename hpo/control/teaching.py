@@ -16,7 +16,7 @@ from hpo.control.leased import LeasedStudy
 from hpo.control.messages import Job, Message, last_line
 from hpo.control.telling import Observers
 from storage import Reason, TeacherRecord, TeacherState
-from trainer.config.settings import is_url, parse_document
+from trainer.config.settings import is_url, kept_document
 from trainer.runs.lock import in_use
 from trainer.teaching.teacher import is_trained
 
@@ -116,7 +116,7 @@ class Teaching:
             return None
         self._waits_for_another = False
         self._observers.teacher(begun)
-        config = parse_document(teacher.config, f"teacher {teacher.key}")
+        config = kept_document(teacher.config, f"teacher {teacher.key}")
         document = self._leased.config.placed(config, teacher.folder)
         # None of its evaluations needs a report.
         key = teacher.key

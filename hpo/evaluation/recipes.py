@@ -107,7 +107,7 @@ def _of_trial(
 def _whole_sections(sections: Mapping[str, Any], train: Mapping[str, Any]) -> Settings:
     settings: Settings = {}
     for section, given in sections.items():
-        whole = {**_SECTIONS[section]().model_dump(mode="json"), **given}
+        whole = {**_SECTIONS[section]().document(), **given}
         settings |= {f"{section}.{key}": value for key, value in whole.items()}
     if "distillation" in sections:  # with the study's teacher, if it has one
         settings[TEACHER] = get_path(train, TEACHER)

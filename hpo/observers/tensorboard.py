@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from hpo.observers.background import BackgroundTracker
+from trainer.config.plain import dumped
 from trainer.config.settings import get_path
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class TensorBoardTracker(BackgroundTracker):
         if goes_on:
             return
         self._last_steps.pop(trial, None)
-        writer.add_text("config", f"```yaml\n{yaml.safe_dump(dict(config), sort_keys=False)}\n```")
+        writer.add_text("config", f"```yaml\n{dumped(dict(config))}\n```")
         self._add_hparams(writer, config, params)
         if attempt > 1:
             for step, metrics in self._history(trial).items():

@@ -26,7 +26,7 @@ from plotly.offline import get_plotlyjs
 from hpo.control.messages import last_line
 from hpo.reading import figures, views
 from storage import Attempt, Ledger
-from trainer.config.settings import parse_document
+from trainer.config.settings import kept_document
 
 EDGE = 0.02  # of a dimension's range
 MANY = 0.25  # of the best trials: a Pareto front always has some at an edge
@@ -53,7 +53,7 @@ class _PageData:
 
     def __post_init__(self) -> None:
         self.record = self.ledger.study(self.name)
-        self.document: dict[str, Any] = parse_document(self.record.document, f"study {self.name}")
+        self.document: dict[str, Any] = kept_document(self.record.document, f"study {self.name}")
         self.metrics = [objective["metric"] for objective in self.document["objectives"]]
         self.directions = [objective["direction"] for objective in self.document["objectives"]]
         # The order matters while a study runs: what is read later knows all that was read before.

@@ -13,7 +13,7 @@ from hpo.search.ranking import best_in_ledger, pareto_front
 from hpo.study.load import config_of
 from storage import Attempt, Ledger, StudyRecord, TeacherRecord
 from storage.points import known_params
-from trainer.config.settings import ConfigError, parse_document
+from trainer.config.settings import ConfigError, kept_document
 
 View = dict[str, Any]  # what a command found, as `--json` prints it
 
@@ -130,7 +130,7 @@ class _StudyViews:
     def __init__(self, ledger: Ledger, record: StudyRecord) -> None:
         self.record = record
         self._ledger = ledger
-        document = parse_document(record.document, f"study {record.name}")
+        document = kept_document(record.document, f"study {record.name}")
         self.objectives: list[View] = document["objectives"]
         # A document of an older version has no constraints.
         self.constraints = [Constraint(**each) for each in document.get("constraints", [])]

@@ -17,7 +17,7 @@ from hpo.study.functions import check_function
 from hpo.study.sections import local_cpus
 from hpo.study.tracking import check_tracking
 from storage import Ledger, StudyRecord
-from trainer.config.settings import ConfigError, is_url, parse_document
+from trainer.config.settings import ConfigError, is_url, kept_document
 from trainer.config.train import resolve
 from trainer.runs.store import StoreError, check_writable
 from trainer.teaching.teacher import content_folder, is_key, is_trained
@@ -131,7 +131,7 @@ def check_run_folders(ledger: Ledger, record: StudyRecord, runs: str) -> None:
             continue
         here = teacher_folder(folder, teacher.key)
         if not is_url(runs):
-            here = str(content_folder(resolve(parse_document(teacher.config, what), what)))
+            here = str(content_folder(resolve(kept_document(teacher.config, what), what)))
         if teacher.folder != here:
             raise ConfigError(
                 f"{what}: is to be trained in {teacher.folder!a}, and this machine's is {here}; "

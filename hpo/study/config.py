@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from hpo.search.constraints import Constraint
@@ -22,6 +21,7 @@ from hpo.study.own_trainer import OwnTrainer
 from hpo.study.sections import Budget, Failures, Resources
 from hpo.study.tracking import TrackingConfig
 from storage import LedgerError, check_study_name
+from trainer.config.plain import dumped
 from trainer.config.sections import Count
 from trainer.config.settings import Section, set_path
 
@@ -110,7 +110,7 @@ class StudyConfig(Section):
     def to_document(self) -> str:
         """Return the resolved study as YAML for the ledger: no storage URL, nothing secret."""
         hidden: dict[str, Any] = {"storage": True, "warm_start": {"storage"}}
-        return yaml.safe_dump(self.model_dump(mode="json", exclude=hidden), sort_keys=False)
+        return dumped(self.document(exclude=hidden))
 
     def trial_document(self, params: dict[str, Any], output_dir: str) -> dict[str, Any]:
         """Return the train config of a trial with `params`, as a document."""

@@ -13,8 +13,8 @@ from hpo.study.config import StudyConfig, rules_of
 from storage import StudyRecord
 from trainer.config.settings import (
     ConfigError,
+    kept_document,
     parse_assignment,
-    parse_document,
     read_document,
     set_path,
     validated,
@@ -85,7 +85,7 @@ def study_of(
 def restore_study(document: str, name: str) -> StudyConfig:
     """Return the study that the ledger kept. Raises ConfigError if this version cannot run it."""
     source = f"study {name}"
-    return validated(StudyConfig, parse_document(document, source), source)
+    return validated(StudyConfig, kept_document(document, source), source)
 
 
 def config_of(record: StudyRecord) -> StudyConfig:

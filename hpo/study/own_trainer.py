@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import ConfigDict, Field
 
 from hpo.study.sections import Resources
+from trainer.config.plain import dumped
 from trainer.config.sections import Count
 from trainer.config.settings import (
     ConfigError,
@@ -70,7 +70,7 @@ class OwnTrainer:
 
     def printed(self, document: Document, source: str) -> str:
         """Return a trial's `document` as YAML: what the function was called with."""
-        config = yaml.safe_dump(document, sort_keys=False)
+        config = dumped(document)
         return f"# For {self.name}; `python -m trainer` does not train it.\n{config}"
 
 

@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from trainer.config.settings import ConfigError, read_document
+from trainer.config.plain import dumped
+from trainer.config.settings import ConfigError, kept_document
 from trainer.config.whole import sync
 from trainer.runs.checkpoint import (
     CheckpointError,
@@ -61,7 +60,7 @@ class OwnFolder(LockedFolder):
         if found is not None:
             self._check_same_config()
             self.history = found.history
-        self._write("config.yaml", yaml.safe_dump(self._document, sort_keys=False))
+        self._write("config.yaml", dumped(self._document))
         self._cut_metrics(self.history)
         return found
 
@@ -106,7 +105,8 @@ class OwnFolder(LockedFolder):
 
     def _check_same_config(self) -> None:
         path = self._path / "config.yaml"
-        for key, before, now in changed_leaves(read_document(path), self._document, {"output_dir"}):
+        kept = kept_document(path.read_text("utf-8"), str(path))
+        for key, before, now in changed_leaves(kept, self._document, {"output_dir"}):
             raise ConfigError(
                 f"{path}: {key} was {before} and is now {now}; "
                 "resume with the old value, or train the new one under another --runs"

@@ -7,17 +7,17 @@ torch, because the command line validates a study with it before any worker star
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from hpo.errors import HpoError
+from trainer.config.plain import MOST_CHARACTERS, Unclear, kept, typed
 
 Document = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
@@ -40,97 +40,40 @@ class ConfigError(HpoError, ValueError):
         super().__init__(one_line(message))
 
 
-def is_text(text: str) -> bool:
-    """Whether a file, a database and a path can all hold `text`."""
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 class Section(BaseModel):
     """Base of every settings model: unknown keys are refused, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
+    def document(self, exclude: dict[str, Any] | None = None) -> Document:
+        """All settings as plain data: infinite numbers and keys that are numbers as they are."""
+        document: Document = _listed(self.model_dump(exclude=exclude))
+        return document
 
-MOST_CHARACTERS = 200_000  # of a document
-MOST_VALUES = 100_000  # in a document, with what its aliases stand for
-MOST_LEVELS = 32  # of sections and lists within each other
-_TOO_LARGE = (
-    f"more than {MOST_VALUES:,} values, or {MOST_LEVELS} levels, with its aliases written out"
-)
-
-_PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")}
-_PLAIN |= {"tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"}
-
-
-class _Loader(yaml.SafeLoader):
-    """A SafeLoader of plain data: no dates, sets or bytes, and a bound on what aliases expand to.
-
-    It reads 1e-4 as a number (YAML 1.2) and refuses a key given twice.
-    """
-
-    yaml_constructors: ClassVar[dict[Any, Any]] = {
-        tag: construct
-        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
-        if tag in {None, *_PLAIN}
-    }
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, regexp) for tag, regexp in found if not tag.endswith(":timestamp")]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-        text = super().construct_scalar(node)
-        if isinstance(text, str) and not is_text(text):
-            _refuse(node, "a character that no text has")
-        return text
-
-    def get_single_node(self) -> yaml.Node | None:
-        node = super().get_single_node()
-        if node is not None:
-            values, levels = _measured(node, 1, {})
-            if values > MOST_VALUES or levels > MOST_LEVELS:
-                _refuse(node, _TOO_LARGE)
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (list, dict)):
-                _refuse(key_node, "a key must be a word")
-            if key in seen:
-                _refuse(key_node, f"key {key!r} is given twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    @model_validator(mode="wrap")
+    @classmethod
+    def _truth_is_no_number(cls, given: Any, read: Callable[[Any], Any]) -> Any:
+        made = read(given)
+        for name in given if isinstance(given, Mapping) else ():
+            if _is_truth_made_number(given[name], getattr(made, str(name), None)):
+                raise ValueError(f"{name}: must be a number, not {given[name]}")
+        return made
 
 
-def _measured(
-    node: yaml.Node, level: int, known: dict[yaml.Node, tuple[int, int]]
-) -> tuple[int, int]:
-    """Count the values of a node, with its aliases written out, and the levels of its nesting."""
-    if level > MOST_LEVELS:  # perhaps a node contains itself
-        _refuse(node, _TOO_LARGE)
-    if node not in known:
-        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
-        if isinstance(node, yaml.MappingNode):
-            parts = [part for pair in parts for part in pair]
-        measured = [_measured(part, level + 1, known) for part in parts]
-        known[node] = (
-            1 + sum(values for values, _ in measured),
-            1 + max((levels for _, levels in measured), default=0),
-        )
-    return known[node]
+def _listed(value: Any) -> Any:
+    """`value` with lists for tuples, as a file has them."""
+    if isinstance(value, Mapping):
+        return {key: _listed(inside) for key, inside in value.items()}
+    return [_listed(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def _refuse(node: yaml.Node, problem: str) -> NoReturn:
-    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
+def _is_truth_made_number(given: Any, made: Any) -> bool:
+    """Whether a true or false in `given` became a number, as pydantic makes it."""
+    if isinstance(given, Mapping) and isinstance(made, Mapping):
+        given, made = [*given.values()], [*made.values()]
+    if isinstance(given, (list, tuple)) and isinstance(made, (list, tuple)):
+        return any(map(_is_truth_made_number, given, made))
+    return isinstance(given, bool) and isinstance(made, (int, float)) and made is not given
 
 
 def is_url(path: str) -> bool:
@@ -147,25 +90,27 @@ def read_document(path: str | Path) -> Document:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read: {_line(error)}") from None
-    return parse_document(text, str(path))
+    return _mapping(_parsed(typed, text, str(path)), str(path))
 
 
-def parse_document(text: str, source: str) -> Document:
-    """The mapping in the YAML `text` that came from `source`. Raises ConfigError."""
-    document = _parse_yaml(text, source)
+def kept_document(text: str, source: str) -> Document:
+    """The mapping that `dumped` wrote as `text`, which `source` kept. Raises ConfigError."""
+    return _mapping(_parsed(kept, text, source), source)
+
+
+def _mapping(document: Any, source: str) -> Document:
     if not isinstance(document, dict):
         raise ConfigError(f"{source}: must hold settings, `key: value`, not {_shown(document)}")
     return document
 
 
-def _parse_yaml(text: str, source: str) -> Any:
-    if len(text) > MOST_CHARACTERS:
-        raise ConfigError(f"{source}: no settings are longer than {MOST_CHARACTERS:,} characters")
+def _parsed(parse: Callable[[str], Any], text: str, source: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return parse(text)
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
-        raise ConfigError(f"{source}:{line} not valid YAML: {error.problem}") from None
+        what = "" if isinstance(error, Unclear) else " not valid YAML:"
+        raise ConfigError(f"{source}:{line}{what} {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: not valid YAML: {_line(error)}") from None
 
@@ -175,7 +120,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
         raise ConfigError(f"{text!r}: must be path=value, such as optim.lr=1e-3")
-    return path.strip(), _parse_yaml(value, text)
+    return path.strip(), _parsed(typed, value, text)
 
 
 def set_path(document: Document, path: str, value: Any) -> None:
@@ -233,7 +178,9 @@ def leaf_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
 def check_value(model: type[BaseModel], path: str, value: Any, what: str) -> None:
     """Raise ConfigError, beginning with `what`, unless `path` of `model` accepts `value`."""
     try:
-        _adapter(model, path).validate_python(value)
+        made = _adapter(model, path).validate_python(value)
+        if _is_truth_made_number(value, made):
+            raise ConfigError(f"{what}: {value} does not fit {path}: must be a number")
     except ValidationError as error:
         reason = _reason(error.errors(include_url=False)[0])
         raise ConfigError(f"{what}: {_shown(value)} does not fit {path}: {reason}") from None

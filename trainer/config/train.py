@@ -12,9 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
+from trainer.config.plain import dumped
 from trainer.config.sections import (
     Count,
     DataConfig,
@@ -163,7 +163,7 @@ class TrainConfig(Section):
 
     def to_yaml(self) -> str:
         """The resolved config as a YAML document that loads to an equal config."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return dumped(self.document())
 
 
 def resolve(document: Mapping[str, Any], source: str) -> TrainConfig:

@@ -43,17 +43,18 @@ def changed_settings(
     before: TrainConfig, now: TrainConfig, free: Collection[str]
 ) -> Iterator[tuple[str, Any, Any]]:
     """Yield each dotted path outside `free` whose values differ, with both values, in order."""
-    yield from changed_leaves(before.model_dump(mode="json"), now.model_dump(mode="json"), free)
+    yield from changed_leaves(before.document(), now.document(), free)
 
 
 def changed_leaves(
-    before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]
+    before: Mapping[str, Any], after: Mapping[str, Any], free: Collection[str]
 ) -> Iterator[tuple[str, Any, Any]]:
     """Do as `changed_settings`, for any two documents."""
-    old, new = dict(_leaves(before)), dict(_leaves(now))
+    old, new = dict(_leaves(before)), dict(_leaves(after))
     for key in sorted(old.keys() | new.keys()):
-        if key not in free and old.get(key) != new.get(key):
-            yield key, old.get(key), new.get(key)
+        was, now = old.get(key), new.get(key)
+        if key not in free and was != now and repr(was) != repr(now):  # nan is not equal to itself
+            yield key, was, now
 
 
 def _leaves(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
