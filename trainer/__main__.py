@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from trainer.config.settings import ConfigError, is_url
 from trainer.config.train import TrainConfig, load
-from trainer.data.splits import check_data
+from trainer.data.splits import check_data, check_length
 from trainer.ending import end_soon
 from trainer.runs.lock import in_use
 from trainer.signals import StopSignals
@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         config.check_ranks(ranks)
         check_data(config.data)
+        check_length(config.data)
         teacher = find_teacher(config)
         if teacher is not None:
             teacher.check_ranks(ranks)

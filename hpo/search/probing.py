@@ -28,7 +28,7 @@ def check_trainable(space: Space, check: Callable[[Params], None], source: str) 
         for value in dimension.probes():
             force = partial(_active_with, space, path, value)
             _check(space, force, check, f"{source}: space.{path}: {value}")
-    for chosen in _combinations(space):
+    for chosen in (*_combinations(space), _largest(space)):
         named = ", ".join(f"{path}={value}" for path, value in chosen.items())
         _check(space, partial(_as_given, chosen), check, f"{source}: space: {named}")
 
@@ -70,6 +70,14 @@ def _active_with(space: Space, path: str, value: Any, random: Random) -> Params:
 
 def _as_given(chosen: Params, random: Random) -> Params:
     return chosen
+
+
+def _largest(space: Space) -> Params:
+    """Return the values that together need the longest text."""
+    paths = [path for path in ("data.context", "data.batch_size") if path in space]
+    if len(paths) < 2 or any(space[path].when for path in paths):
+        return {}
+    return {path: max(space[path].probes()) for path in paths}  # type: ignore[type-var]
 
 
 def _combinations(space: Space) -> list[Params]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from hpo.study.own_trainer import OwnTrainer
 from trainer.config import train as train_config
 from trainer.config.sections import EvaluationConfig
 from trainer.config.settings import ConfigError, get_path
-from trainer.data.splits import check_data
+from trainer.data.splits import check_data, check_length
 
 Document = dict[str, Any]
 
@@ -59,18 +59,20 @@ def _checked_for_ours(study: StudyConfig, path: Path, train_path: Path) -> Study
     check_conditions(study.space, config.model_dump(), source)
     if not study.space.keys() & {"data", "data.batch_size", "optim", "optim.accumulation"}:
         config.check_ranks(study.resources.ranks)
-    check_trainable(study.space, study.check_params, source)
+    check_data(config.data)
+    if not any(path.split(".")[0] == "data" for path in study.space):
+        check_length(config.data)
+    check_trainable(study.space, _check_with_data(study), source)
     for key, metric in study.metrics():
         check_measured(metric, config.evaluation, f"{source}: {key}")
     check_pruner(study, config.evaluation, source)
     if study.schedule is not None:
         check_schedule(study.schedule, study.objectives[0].metric, study.space, config, source)
-    check_data(config.data)
     config = config.model_copy(update={"data": train_config.absolute_data(config.data)})
     space = study.space
     for key in ("dir", "train", "valid", "test"):
         space = with_values(space, f"data.{key}", lambda path: path and os.path.abspath(path))
-    return study.model_copy(update={"train": config.model_dump(mode="json"), "space": space})
+    return study.model_copy(update={"train": config.document(), "space": space})
 
 
 def _checked_for_own(
@@ -91,6 +93,21 @@ def _checked_for_own(
     check_trainable(study.space, study.check_params, source)
     check_function(rules.name, f"{source}: trainer")
     return study
+
+
+def _check_with_data(study: StudyConfig) -> Callable[[dict[str, Any]], None]:
+    """Return the check of a trial's parameters, with the texts that it would read."""
+    checked: set[str] = set()  # a file that is read once for all
+
+    def check(params: dict[str, Any]) -> None:
+        study.check_params(params)
+        config = train_config.resolve(study.trial_document(params, "a trial"), "train").data
+        if repr(config) not in checked:
+            check_data(config)
+            check_length(config)
+            checked.add(repr(config))
+
+    return check
 
 
 def check_pruner(config: StudyConfig, evaluation: EvaluationConfig, source: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from trainer.config.sections import DataConfig
 from trainer.config.settings import ConfigError
-from trainer.data.splits import check_data, load_splits
+from trainer.data.splits import check_data, check_length, load_splits
 from trainer.data.tokens import SPLITS, Split, SplitWithheld
 from trainer.data.vocabulary import EOS, UNK
 
@@ -242,3 +242,39 @@ def test_a_cache_is_shared_by_equal_texts_and_by_no_others(tmp_path: Path) -> No
     ]
     assert folders[0] == folders[1]
     assert len(set(folders)) == 3
+
+
+def test_a_text_that_is_too_short_for_a_batch_is_found_before_the_training(tmp_path: Path) -> None:
+    config = text_config(tmp_path, train="a b\n" * 5)
+    check_length(config.model_copy(update={"context": 5, "batch_size": 2}))
+    with pytest.raises(ConfigError) as refused:
+        check_length(config.model_copy(update={"context": 4, "batch_size": 3}))
+    assert str(refused.value).startswith(
+        "data.batch_size: 3 sequences of data.context 4 need 16 tokens, the train split has 15; "
+    )
+    with pytest.raises(ConfigError, match="need 6500000 tokens, the train split has"):
+        check_length(DataConfig(batch_size=99_999, context=65))
+    check_length(DataConfig())
+
+
+def test_words_that_are_several_byte_pairs_each_may_be_enough(tmp_path: Path) -> None:
+    config = text_config(tmp_path, train="abcdefgh ijklmnop\n" * 4)
+    config = config.model_copy(update={"tokenizer": "bpe", "context": 4, "batch_size": 3})
+    check_length(config.model_copy(update={"vocabulary_size": 258}))
+    with pytest.raises(ConfigError, match="need 16 tokens, the train split has 12"):
+        check_length(config.model_copy(update={"vocabulary_size": 1000}))
+
+
+def test_a_text_is_utf_8_to_its_end(tmp_path: Path) -> None:
+    config = text_config(tmp_path)
+    with open(config.train or "", "ab") as text:
+        text.write(b"a b\n" * 300_000 + b"\xff\n")
+    assert refusal(config).endswith("not UTF-8 text: invalid start byte; convert it")
+
+
+def test_a_cache_that_cannot_be_written_is_found_by_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HPO_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert "the token cache cannot be used: Not a directory" in refusal(DataConfig())

@@ -30,6 +30,21 @@ class Batch:
     starts: npt.NDArray[np.int64]
 
 
+def tokens_wanted(context: int, batch_size: int) -> int:
+    """How many tokens a train split must have for one batch, wherever its blocks begin."""
+    return context * (batch_size + 1)
+
+
+def check_long_enough(tokens: int, context: int, batch_size: int) -> None:
+    """Raise ConfigError for a train split that is shorter than a batch."""
+    if tokens < tokens_wanted(context, batch_size):
+        raise ConfigError(
+            f"data.batch_size: {batch_size} sequences of data.context {context} need "
+            f"{tokens_wanted(context, batch_size)} tokens, the train split has {tokens}; "
+            "use a smaller data.batch_size or data.context, or a longer text"
+        )
+
+
 class TrainBatches:
     """Contiguous blocks of the train split in an order drawn from (seed, epoch).
 
@@ -45,14 +60,9 @@ class TrainBatches:
         With `aligned`, blocks start at multiples of `context` in every epoch, so that a teacher's
         predictions for a block can be cached.
         """
+        check_long_enough(len(tokens), context, batch_size)
         # Counted at the largest shift, context - 1, with one token more for the last target.
         blocks = (len(tokens) - context) // context
-        if blocks < batch_size:
-            raise ConfigError(
-                f"data.batch_size: {batch_size} sequences of data.context {context} need "
-                f"{context * (batch_size + 1)} tokens, the train split has {len(tokens)}; "
-                "use a smaller data.batch_size or data.context, or a longer text"
-            )
         self.batches_per_epoch = blocks // batch_size
         # A memory map is slow to index: every slice of it is a memory map again.
         self._tokens = np.asarray(tokens)

@@ -6,6 +6,7 @@ and `batches.py` cuts a split into batches.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -20,15 +21,27 @@ from pydoc_data.topics import topics
 from trainer.config.cache import cache_dir, expanded
 from trainer.config.sections import DataConfig
 from trainer.config.settings import ConfigError
+from trainer.data.batches import check_long_enough, tokens_wanted
 from trainer.data.corpora import CORPORA
-from trainer.data.tokens import SPLITS, TOKENIZER_VERSION, TUNING, Split, Splits, cached_splits
+from trainer.data.tokens import (
+    SPLITS,
+    TOKENIZER_VERSION,
+    TUNING,
+    Split,
+    Splits,
+    cached_splits,
+    check_entry,
+)
 from trainer.data.vocabulary import Lines
 
 # A word, or a run of one punctuation mark: a ruler of 70 stars is one token.
 _PYDOCS_TOKEN = re.compile(r"\w+|([^\w\s])\1*")
 _PYDOCS_MIN_COUNT = 2  # so that <unk> is seen, and learned, in training
+_PYDOCS_TOKENS = 70_000  # each Python's help topics have more
 
 _REPORTED_CHARACTERS = 2**20  # a report of progress for each line would cost more than the line
+
+_PIECE_BYTES = 2**20  # of a text that are decoded at a time
 
 OnText = Callable[[int], None]  # told how many more characters of the texts have been read
 
@@ -40,6 +53,7 @@ class _Source:
     fingerprint: list[str]
     lines: Callable[[Split], Lines]
     min_count: int = 1
+    at_least: int = 0  # tokens in its train split
 
 
 @dataclass(frozen=True)
@@ -58,10 +72,27 @@ class _File:
 def check_data(config: DataConfig, *, test: bool = False) -> None:
     """Raise ConfigError, in one line, when the data cannot be read. It is fast and builds nothing.
 
-    The test split is looked at only if `test` is true.
+    So it does when the cache cannot be written. The test split is looked at only if `test` is true.
     """
     with _cache_errors():
-        _source(config, splits=SPLITS if test else TUNING)
+        source = _source(config, splits=SPLITS if test else TUNING)
+        check_entry(_entry(config, source, test=test))
+
+
+def check_length(config: DataConfig) -> None:
+    """Raise ConfigError when the train split, which can be read, is too short for a batch.
+
+    Only a text that may be too short is read to its end, and tokenized.
+    """
+    source = _source(config, splits=("train",))
+    wanted, found = tokens_wanted(config.context, config.batch_size), 0
+    if wanted <= source.at_least:
+        return
+    for words in source.lines("train"):
+        found += len(words) + 1  # each word is a token, or several, and so is the end of a line
+        if found >= wanted:
+            return
+    check_long_enough(len(load_splits(config).tokens("train")), config.context, config.batch_size)
 
 
 def fingerprint(config: DataConfig) -> str:
@@ -84,9 +115,13 @@ def load_splits(config: DataConfig, on_text: OnText | None = None, *, test: bool
     with _cache_errors():
         splits = SPLITS if test else TUNING
         source = _source(config, on_text, splits)
-        phase = "-evaluation" if test else ""
-        entry = cache_dir() / f"{config.name}-{_fingerprint(config, source)}{phase}"
+        entry = _entry(config, source, test=test)
         return cached_splits(entry, source.lines, source.min_count, byte_pairs, splits)
+
+
+def _entry(config: DataConfig, source: _Source, *, test: bool) -> Path:
+    phase = "-evaluation" if test else ""
+    return cache_dir() / f"{config.name}-{_fingerprint(config, source)}{phase}"
 
 
 def _fingerprint(config: DataConfig, source: _Source) -> str:
@@ -108,9 +143,8 @@ def _source(
     config: DataConfig, on_text: OnText | None = None, splits: tuple[Split, ...] = TUNING
 ) -> _Source:
     if config.name == "pydocs":
-        text = json.dumps(topics, sort_keys=True)
-        fingerprint = hashlib.sha256(text.encode()).hexdigest()
-        return _Source([fingerprint], lambda split: _pydocs()[split], _PYDOCS_MIN_COUNT)
+        of_split, least = (lambda split: _pydocs()[split]), _PYDOCS_TOKENS
+        return _Source([_pydocs_digest()], of_split, _PYDOCS_MIN_COUNT, least)
     files = _text_files(config) if config.name == "text" else _known_files(config)
     digests = [_checked(files[split]) for split in splits]
     return _Source(digests, lambda split: _words(files[split], on_text))
@@ -155,6 +189,11 @@ def _words(file: _File, on_text: OnText | None = None) -> Iterator[list[str]]:
 
 
 @cache
+def _pydocs_digest() -> str:
+    return hashlib.sha256(json.dumps(topics, sort_keys=True).encode()).hexdigest()
+
+
+@cache
 def _pydocs() -> dict[Split, list[list[str]]]:
     """CPython's help topics, split about 90/5/5 by a hash of each paragraph's words.
 
@@ -185,16 +224,23 @@ def _checked(file: _File) -> str:
 
 
 def _digest(file: _File, algorithm: str) -> str:
-    """The file's checksum, remembered in the cache by path, size and time of change."""
+    """The file's checksum, remembered in the cache by path, size and time of change.
+
+    Raises ConfigError for a file of the user's that is not UTF-8 to its end.
+    """
     with _reading(file):
         stat = file.path.stat()
-        identity = f"{file.path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        identity = f"utf-8 {file.path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
     memory = cache_dir() / algorithm / hashlib.sha256(identity.encode()).hexdigest()
     # A note that a kill has cut short does not count.
     length = 2 * hashlib.new(algorithm).digest_size
     if memory.is_file() and len(known := memory.read_text()) == length:
         return known
     with _reading(file), file.path.open("rb") as text:
+        if file.checksum is None:
+            for _ in codecs.iterdecode(iter(lambda: text.read(_PIECE_BYTES), b""), "utf-8"):
+                pass
+            text.seek(0)
         digest = hashlib.file_digest(text, algorithm).hexdigest()
     memory.parent.mkdir(parents=True, exist_ok=True)
     memory.write_text(digest)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -88,6 +89,14 @@ def cached_splits(
                 _build(folder, lines, min_count, byte_pairs, wanted)
     kind = Vocabulary if byte_pairs is None else BytePairs
     return Splits(kind.from_bytes((folder / kind.file_name).read_bytes()), folder, wanted)
+
+
+def check_entry(folder: Path) -> None:
+    """Raise OSError unless the cache entry `folder` is there, or can be made there."""
+    if not _whole(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder.parent):
+            pass
 
 
 def _build(
