@@ -127,6 +127,12 @@ TABLE = (
         "we override them, so that TPE chooses among its candidates by cost too",
     ),
     Private(
+        "optuna.trial.FixedTrial",
+        "_suggest _params",
+        "hpo/search/samplers/distinct.py",
+        "we draw a whole point before any of it is written",
+    ),
+    Private(
         "optuna.pruners.HyperbandPruner",
         "_try_initialization",
         "hpo/search/pruners.py",

@@ -105,7 +105,8 @@ class Controller:
     @property
     def gave_up(self) -> str | None:
         """Why no more trials are begun, if not for the budget of trials."""
-        return self._limits.gave_up
+        exhausted = "every point of the space was tried" if self._limits.space_exhausted else None
+        return self._limits.gave_up or exhausted
 
     @property
     def failing(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from hpo.control.leased import LeasedStudy
 from hpo.search.samplers.ahead import make_ahead
 from hpo.search.samplers.at_rungs import make_shown_rungs
+from hpo.search.samplers.distinct import Distinct
 
 
 class Suggestions:
@@ -29,9 +30,11 @@ class Suggestions:
             concurrent_trials=config.resources.concurrent_trials,
             trials=trials,
         )
-        self._study.sampler = self._ahead or make_shown_rungs(
-            config.sampler, config.space, config.pruner
-        )
+        if self._ahead is None:
+            sampler = make_shown_rungs(config.sampler, config.space, config.pruner)
+        else:
+            sampler = Distinct(self._ahead, config.space)
+        self._study.sampler = sampler
 
     @property
     def ready(self) -> bool:

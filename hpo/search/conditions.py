@@ -34,6 +34,14 @@ class Conditional(Section):
         """Return whether a trial may have this value, so that a condition may wait for it."""
         return False
 
+    def value(self, param: Scalar) -> Any:
+        """Return the value that the setting has in a trial with this parameter."""
+        return param
+
+    def plain(self, value: Any) -> Any:
+        """Return the value that a sampler drew as a person would write it."""
+        return value
+
 
 def same(one: object, other: object) -> bool:
     """Return whether two settings are equal: 1 equals 1.0, but not true."""

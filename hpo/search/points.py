@@ -15,7 +15,7 @@ import optuna
 
 from hpo.search.conditions import same
 from hpo.search.ranking import best_trials
-from hpo.search.space import Dimension, FloatDimension, IntDimension, Space
+from hpo.search.space import Dimension, FloatDimension, IntDimension, Space, param_of
 from storage import Ledger, LedgerError, Point
 from trainer.config.sections import Count
 from trainer.config.settings import ConfigError, Section, nearest, parse_assignment
@@ -95,6 +95,7 @@ def fitted(space: Space, params: Mapping[str, Any]) -> tuple[dict[str, Any], lis
 
 def _as_suggested(dimension: Dimension, path: str, value: Any) -> Any:
     """Return `value` as a trial would have it. Raises ValueError if no trial could have it."""
+    value = param_of(value)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if isinstance(dimension, (FloatDimension, IntDimension)) and not number:
         raise ValueError("not a number")
@@ -105,11 +106,11 @@ def _as_suggested(dimension: Dimension, path: str, value: Any) -> Any:
         except Warning as outside:  # Optuna would go on with the value
             raise ValueError(str(outside)) from None
     distribution = probe.distributions[path]
-    return distribution.to_external_repr(distribution.to_internal_repr(value))
+    return dimension.plain(distribution.to_external_repr(distribution.to_internal_repr(value)))
 
 
 def _extent(dimension: Dimension) -> str:
     if isinstance(dimension, (FloatDimension, IntDimension)):
         steps = f" in steps of {dimension.step:g}" if dimension.step else ""
         return f"{dimension.low:g} to {dimension.high:g}{steps}"
-    return f"one of {', '.join(str(choice) for choice in dimension.choices)}"
+    return f"one of {', '.join(str(choice) for choice in dimension.probes())}"

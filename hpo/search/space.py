@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from decimal import Decimal
@@ -9,7 +10,7 @@ from random import Random
 from typing import Annotated, Any, Literal
 
 import optuna
-from pydantic import Discriminator, Field, FiniteFloat, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, FiniteFloat, Tag, model_validator
 
 from hpo.search.conditions import Conditional, Scalar, in_order, is_active, same
 from trainer.config.sections import Count, Positive
@@ -62,6 +63,13 @@ class FloatDimension(Conditional):
     def example(self, random: Random) -> float:
         return random.uniform(self.low, self.high)
 
+    def plain(self, value: Any) -> float:
+        """Return the float, of a grid the decimal number: sums of steps give 5.6e-17 for 0."""
+        if self.step is None:
+            return float(value)
+        low, step = Decimal(str(self.low)), Decimal(str(self.step))
+        return float(low + round((Decimal(float(value)) - low) / step) * step)
+
 
 class IntDimension(Conditional):
     """An integer in [low, high], uniform or log-uniform, or every `step`-th."""
@@ -92,6 +100,10 @@ class IntDimension(Conditional):
     def can_be(self, value: Scalar) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value in self._values
 
+    def plain(self, value: Any) -> int:
+        """Return the integer, which a sampler may have drawn as one of numpy's."""
+        return int(value)
+
     @property
     def _values(self) -> range:
         return range(self.low, self.high + 1, self.step)
@@ -101,8 +113,18 @@ def _choices_kind(choices: object) -> str:
     return "named" if isinstance(choices, Mapping) else "listed"
 
 
+def _no_section(choice: object) -> object:
+    if isinstance(choice, Mapping):
+        raise ValueError(
+            "give choices that are sections names, {type: categorical, choices: {name: {setting: "
+            "value}}}"
+        )
+    return choice
+
+
+Choice = Annotated[Scalar | list[Any], BeforeValidator(_no_section)]
 Choices = Annotated[
-    Annotated[list[Scalar], Field(min_length=1), Tag("listed")]
+    Annotated[list[Choice], Field(min_length=1), Tag("listed")]
     | Annotated[dict[str, dict[str, Any]], Field(min_length=1), Tag("named")],
     Discriminator(_choices_kind),
 ]
@@ -111,7 +133,8 @@ Choices = Annotated[
 class CategoricalDimension(Conditional):
     """One of a list of values; or, for a whole section, one of several named sets of settings.
 
-    The trial's parameter is then the name. What its set leaves out is as in the train config.
+    The trial's parameter is then the name. What its set leaves out is as in the train config. The
+    parameter for a value that is a list itself is its text, `[0.9, 0.999]`, as databases want it.
     """
 
     type: Literal["categorical"]
@@ -130,19 +153,33 @@ class CategoricalDimension(Conditional):
         """The settings of each named choice; empty for a list of values."""
         return self.choices if isinstance(self.choices, dict) else {}
 
+    def value(self, param: Scalar) -> Any:
+        """Return the value of the setting for a trial's parameter."""
+        lists = {param_of(choice): choice for choice in self.choices if isinstance(choice, list)}
+        return lists.get(param, param)
+
     def suggest(self, trial: optuna.Trial, path: str) -> Scalar:
         """Return the trial's value of `path`, or the name of its choice."""
         return trial.suggest_categorical(path, self.probes())
 
     def probes(self) -> list[Scalar]:
-        """Return values that the setting must accept: all choices; for a section, their names."""
-        return [*self.choices]
+        """Return all parameters that a trial may have: values, texts of lists, or names."""
+        return [param_of(choice) for choice in self.choices]
 
     def example(self, random: Random) -> Scalar:
         return random.choice(self.probes())
 
     def can_be(self, value: Scalar) -> bool:
         return any(same(value, choice) for choice in self.choices)
+
+    def plain(self, value: Any) -> Any:
+        """Return the parameter for a value, which may be a list."""
+        return param_of(value)
+
+
+def param_of(choice: Any) -> Scalar:
+    """Return the choice, of a list its text."""
+    return json.dumps(choice, ensure_ascii=False) if isinstance(choice, (list, tuple)) else choice
 
 
 Dimension = Annotated[
@@ -183,7 +220,7 @@ def _check_values(path: str, dimension: Dimension, what: str) -> None:
     if isinstance(dimension, CategoricalDimension) and dimension.named:
         raise ConfigError(f"{what}.choices: {path} is one setting; give a list of its values")
     for value in dimension.probes():
-        check_setting(path, value, what)
+        check_setting(path, dimension.value(value), what)
 
 
 def _check_section(path: str, dimension: Dimension, what: str) -> None:
@@ -222,7 +259,7 @@ def assignments(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
             prefix = "" if path == RECIPE else f"{path}."
             found |= {f"{prefix}{key}": each for key, each in dimension.named[value].items()}
         else:
-            found[path] = value
+            found[path] = value if dimension is None else dimension.value(value)
     return found
 
 
@@ -237,7 +274,9 @@ def values_of(space: Space, train: Mapping[str, Any], path: str) -> list[Any]:
     if searched is None:
         return [fixed]
     named = searched.named if isinstance(searched, CategoricalDimension) else {}
-    values = [each.get(key, fixed) for each in named.values()] or searched.probes()
+    values = [each.get(key, fixed) for each in named.values()] or map(
+        searched.value, searched.probes()
+    )
     return [*values, *([fixed] if searched.when else [])]
 
 
@@ -251,7 +290,7 @@ def with_values(space: Space, path: str, change: Callable[[Any], Any]) -> dict[s
             update["when"] = {**dimension.when, path: tuple(map(change, dimension.when[path]))}
         if isinstance(dimension, CategoricalDimension):
             if other == path:
-                update["choices"] = [change(choice) for choice in dimension.probes()]
+                update["choices"] = [change(dimension.value(each)) for each in dimension.probes()]
             elif other == section:
                 update["choices"] = {
                     name: {**each, key: change(each[key])} if key in each else each

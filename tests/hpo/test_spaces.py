@@ -14,12 +14,13 @@ from pydantic import TypeAdapter
 
 from hpo.control.attempts import TrialAttempt
 from hpo.control.messages import Message
+from hpo.search.points import point_by_hand
 from hpo.search.space import Dimension, suggest
 from hpo.service.teachers import with_teachers
 from hpo.study.load import load_study, restore_study
 from tests.hpo.stage import Stage, finish, ppl
 from tests.hpo.study_files import refusal, written
-from trainer.config.settings import parse_document
+from trainer.config.plain import typed
 
 POLICY = {"type": "categorical", "choices": ["none", "static", "linear"]}
 DROP = {"type": "float", "low": 0.1, "high": 0.4}
@@ -251,7 +252,7 @@ def test_teachers_named_by_a_choice_are_trained_and_its_conditions_follow(
 def test_the_guide_s_examples_of_conditions_and_constraints_load(tmp_path: Path) -> None:
     readme = (Path(__file__).parents[2] / "docs/searching.md").read_text()
     blocks = re.findall(r"^```yaml\n((?:space|objectives|repeats):.*?)^```", readme, re.M | re.S)
-    shown = {key: value for block in blocks for key, value in parse_document(block, "").items()}
+    shown = {key: value for block in blocks for key, value in typed(block).items()}
     study = load_study(written(tmp_path, **shown))
     assert study.space["optim.warmup_steps"].when == {"model": ("large",)}
     assert (study.repeats, study.budget.device_hours) == (3, 20)
@@ -259,3 +260,38 @@ def test_the_guide_s_examples_of_conditions_and_constraints_load(tmp_path: Path)
         "peak_memory_bytes <= 4e+10",
         "tokens_per_second >= 100",
     ]
+
+
+def test_a_choice_may_be_a_list_which_trials_know_by_its_text(tmp_path: Path) -> None:
+    betas = {"type": "categorical", "choices": [[0.9, 0.95], [0.9, 0.999]]}
+    study = load_study(written(tmp_path, space={"optim.betas": betas}))
+    assert restore_study(study.to_document(), study.study) == study
+    resources = {"concurrent_trials": 2}
+    stage = Stage(f"sqlite:///{tmp_path}/hpo.db", space={"optim.betas": betas}, resources=resources)
+    stage.ledger.enqueue(
+        stage.record, [point_by_hand(study.space, ["optim.betas=[0.9, 0.999]"], "tiny")]
+    )
+    controller = stage.controller()
+    trained = []
+    for _ in range(2):
+        assignment: Any = controller.next()
+        trained.append(assignment.assignment.document["optim"]["betas"])
+    assert trained == [[0.9, 0.999], [0.9, 0.95]]
+    assert [trial.params for trial in stage.trials] == [
+        {"optim.betas": "[0.9, 0.999]"}, {"optim.betas": "[0.9, 0.95]"}
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        ([[0.9]], "space.optim.betas: [0.9] does not fit optim.betas: "),
+        ([[0.9, 0.99], [0.9, 0.99]], "choices: '[0.9, 0.99]' is listed twice"),
+        ([{"a": 1}], "choices.0: give choices that are sections names, {type: categorical, "),
+    ],
+)
+def test_a_choice_that_could_not_be_trained_is_refused(
+    tmp_path: Path, choices: list[Any], said: str
+) -> None:
+    space = {"optim.betas": {"type": "categorical", "choices": choices}}
+    assert said in refusal(tmp_path, space=space)

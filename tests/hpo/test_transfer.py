@@ -44,7 +44,7 @@ def test_what_a_trial_draws_fits_its_own_space_and_stays_as_it_is(seed: int) -> 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     trial = study.ask()
-    drawn = {path: dimension.suggest(trial, path) for path, dimension in SPACE.items()}
+    drawn = {path: each.plain(each.suggest(trial, path)) for path, each in SPACE.items()}
     assert fitted(SPACE, drawn) == (drawn, [])
 
 

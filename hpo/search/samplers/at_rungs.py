@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.search.halving import Halving
 from hpo.search.pruners import Asha, ParkedHalving, PrunerConfig
 from hpo.search.samplers.config import SamplerConfig, make_sampler
+from hpo.search.samplers.distinct import Distinct
 from hpo.search.samplers.rebuilt import Delegate
 from hpo.search.space import Space
 from storage import Reason
@@ -37,7 +38,8 @@ def rungs_of(pruner: PrunerConfig) -> Halving | None:
 
 def make_shown_rungs(config: SamplerConfig, space: Space, pruner: PrunerConfig) -> BaseSampler:
     """Return a study's sampler; where its pruner has rungs, it is shown the study as RungView."""
-    return at_rungs(make_sampler(config, space), rungs_of(pruner))
+    sampler = at_rungs(make_sampler(config, space), rungs_of(pruner))
+    return sampler if config.finite else Distinct(sampler, space)
 
 
 def at_rungs(sampler: BaseSampler, halving: Halving | None) -> BaseSampler:
