@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -28,11 +29,14 @@ HEAD = "0007"
 BUSY_SECONDS = 30  # how long SQLite waits for another writer
 OPENING = 0x68706F  # the number of the lock, in PostgreSQL, of whoever makes or migrates tables
 
+_PASSWORD = re.compile(r"^([^:/@]+://[^:/]*):.*@", re.DOTALL)  # with what is before it
+
 
 def shown(url: str) -> str:
     """Return `url` without its password, for people and logs."""
     try:
-        parsed = make_url(url)
+        # Whatever comes before the last @ may be of a password that has one.
+        parsed = make_url(_PASSWORD.sub(r"\1:***@", url))
         hidden = {k: "***" if "password" in k.lower() else v for k, v in parsed.query.items()}
         return parsed.set(query=hidden).render_as_string(hide_password=True)
     except (ArgumentError, ValueError):
@@ -109,6 +113,8 @@ def parse(url: str) -> URL:
     try:
         parsed = make_url(url)
         parsed.get_dialect()
+        if parsed.password is not None and "@" in f"{parsed.host}{parsed.database}":
+            raise LedgerError(f"{shown(url)}: the password has an @ in it: write %40 for it")
     except (ArgumentError, NoSuchModuleError, ValueError):
         raise LedgerError(
             f"{shown(url)}: not a storage URL; use sqlite:///hpo.db or "

@@ -125,10 +125,13 @@ class Ledger(Reader):
         *,
         seconds: float = LEASE_SECONDS,
         trials: int | None = None,
+        attributes: Mapping[str, Any] | None = None,
         join: bool = False,
         watched: Mapping[int, float] = MappingProxyType({}),
     ) -> Lease:
         """Become a controller of the study; `trials`, if given, becomes the study's budget.
+
+        The study gets the user `attributes`, too.
 
         Takes over the trials of controllers that are dead: their leases have run out, and their
         processes have ended on this machine, or `watched` has the ends of the leases that the
@@ -139,6 +142,8 @@ class Ledger(Reader):
             lease = take(session, study, seconds, watched, join=join)
             if trials is not None:
                 self._set(session, study, budget_trials=trials)
+            for name, value in (attributes or {}).items():
+                self.storage.set_study_user_attr(study.study_id, name, value)
         return lease
 
     def release(self, lease: Lease) -> None:

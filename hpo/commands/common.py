@@ -42,6 +42,14 @@ Trials = Annotated[
     int | None,
     typer.Option("--trials", min=1, max=10**9, metavar="N", help="The budget: trials in all."),
 ]
+Hours = Annotated[
+    float | None,
+    typer.Option("--hours", metavar="H", help="The budget: hours that the study is run, in all."),
+]
+DeviceHours = Annotated[
+    float | None,
+    typer.Option("--device-hours", metavar="H", help="The budget: hours of all ranks, in all."),
+]
 RayAddress = Annotated[
     str | None,
     typer.Option(

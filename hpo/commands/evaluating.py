@@ -24,6 +24,7 @@ from hpo.commands.common import (
     storage_url,
 )
 from hpo.service.opening import Place
+from hpo.study.hints import command
 
 if TYPE_CHECKING:
     from hpo.evaluation.phase import Plan
@@ -56,8 +57,9 @@ def evaluate(
     ledger = open_ledger(storage_url(storage))
     planned = plan_evaluation(ledger, name, top, seeds)
     place = Place(None, runs, ray_address)
-    _train(ledger, planned, place, f"hpo evaluate {name}", as_json=as_json)
-    answer(conclude_evaluation(ledger, planned), as_json, partial(tables.evaluation, name))
+    _train(ledger, planned, place, command(f"hpo evaluate {name}", ledger.url), as_json=as_json)
+    table = partial(tables.evaluation, name, ledger.url)
+    answer(conclude_evaluation(ledger, planned), as_json, table)
 
 
 def compare(
@@ -112,7 +114,7 @@ def compare(
 
     def train(planned: Plan) -> None:
         place = Place(None, runs, ray_address)
-        _train(ledger, planned, place, f"hpo compare {name}", as_json=as_json)
+        _train(ledger, planned, place, command(f"hpo compare {name}", ledger.url), as_json=as_json)
 
     files = output or []
     found = compare_recipes(
@@ -123,12 +125,12 @@ def compare(
         train,
         lambda note: print(f"hpo: {note}", file=sys.stderr),
     )
-    answer(found, as_json, tables.comparison)
+    answer(found, as_json, partial(tables.comparison, ledger.url))
     for file in files:
         save(content_for(file, found), file, quiet=as_json)
 
 
-def _train(ledger: Ledger, planned: Plan, place: Place, command: str, *, as_json: bool) -> None:
+def _train(ledger: Ledger, planned: Plan, place: Place, again: str, *, as_json: bool) -> None:
     """Train the rest of the plan; exit with the service's status if that fails."""
     from hpo.evaluation.phase import prepare_launch
     from hpo.service.run import run_study
@@ -140,7 +142,7 @@ def _train(ledger: Ledger, planned: Plan, place: Place, command: str, *, as_json
         ending = run_study(launch)
     if ending.status:
         print(f"hpo: {ending.message}", file=sys.stderr)
-        print(f"hpo: for the table, again: {command}", file=sys.stderr)
+        print(f"hpo: for the table, again: {again}", file=sys.stderr)
         sys.exit(ending.status)
 
 

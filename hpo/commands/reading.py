@@ -22,7 +22,8 @@ def status(name: Name, storage: Storage = None, as_json: AsJson = False) -> None
     """Say how far a study is, and who runs it."""
     from hpo.reading import tables, views
 
-    answer(views.study_status(open_ledger(storage_url(storage)), name), as_json, tables.status)
+    ledger = open_ledger(storage_url(storage))
+    answer(views.study_status(ledger, name), as_json, partial(tables.status, ledger.url))
 
 
 def list_trials(name: Name, storage: Storage = None, as_json: AsJson = False) -> None:
@@ -56,8 +57,8 @@ def best(name: Name, storage: Storage = None, as_json: AsJson = False) -> None:
     """Show the best trial of a study, or its Pareto front."""
     from hpo.reading import tables, views
 
-    found = views.best_trials(open_ledger(storage_url(storage)), name)
-    answer(found, as_json, partial(tables.best, name))
+    ledger = open_ledger(storage_url(storage))
+    answer(views.best_trials(ledger, name), as_json, partial(tables.best, name, ledger.url))
 
 
 def transfer(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from hpo.commands.common import (
+    DeviceHours,
+    Hours,
     MetricsPort,
     Name,
     RayAddress,
@@ -22,6 +24,7 @@ from hpo.commands.common import (
     storage_url,
 )
 from hpo.service.opening import Place
+from hpo.study.hints import command
 
 if TYPE_CHECKING:
     from hpo.service.launch import Launch
@@ -72,6 +75,8 @@ def resume(
     name: Name,
     storage: Storage = None,
     trials: Trials = None,
+    hours: Hours = None,
+    device_hours: DeviceHours = None,
     runs: Runs = "runs",
     ray_address: RayAddress = None,
     metrics_port: MetricsPort = None,
@@ -90,6 +95,8 @@ def resume(
             name,
             Place(storage, runs, ray_address, metrics_port),
             trials=trials,
+            hours=hours,
+            device_hours=device_hours,
             same_machine=same_machine,
             say=say,
         )
@@ -111,7 +118,8 @@ def stop(name: Name, storage: Storage = None) -> None:
         time.sleep(0.5)
     record, counts = ledger.study(name), ledger.trial_counts(record)
     unfinished = counts["RUNNING"] or record.reserved_trials < record.budget_trials
-    say(f"study {name} is {f'stopped; go on with: hpo resume {name}' if unfinished else 'done'}")
+    again = f"stopped; go on with: {command(f'hpo resume {name}', ledger.url)}"
+    say(f"study {name} is {again if unfinished else 'done'}")
 
 
 def enqueue(
@@ -148,10 +156,10 @@ def enqueue(
     if needed > record.budget_trials:
         say(
             f"it waits, for the budget of {record.budget_trials} trials is taken: "
-            f"hpo resume {name} --trials {needed}"
+            f"{command(f'hpo resume {name} --trials {needed}', ledger.url)}"
         )
     elif not running(ledger, record):
-        say(f"it comes first at: hpo resume {name}")
+        say(f"it comes first at: {command(f'hpo resume {name}', ledger.url)}")
 
 
 def _run(launch: Launch) -> NoReturn:
@@ -161,7 +169,7 @@ def _run(launch: Launch) -> NoReturn:
     ending, name = run_study(launch), launch.record.name
     try:
         if ending.status == 0:
-            tables.best(name, views.best_trials(launch.ledger, name))
+            tables.best(name, launch.ledger.url, views.best_trials(launch.ledger, name))
         print(ending.message, file=sys.stdout if ending.status == 0 else sys.stderr, flush=True)
     except (OSError, SystemExit):  # rich leaves where a pipe is closed
         forget_output()  # the terminal is gone, or full: the study is as it is all the same

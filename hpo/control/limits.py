@@ -5,6 +5,7 @@ from __future__ import annotations
 from optuna.trial import TrialState
 
 from hpo.control.leased import LeasedStudy
+from hpo.study.sections import raised
 
 
 class Limits:
@@ -14,9 +15,10 @@ class Limits:
         record = leased.record
         self.budget = record.budget_trials
         self.trials_spent = record.reserved_trials >= record.budget_trials
-        self.space_exhausted = False
+        self.space_exhausted = False  # every point of it was proposed
         self.gave_up: str | None = None  # why not, if not for one of these
         self.failing = False  # whether that is because trials fail, or a teacher does
+        self._leased = leased
         self._ledger = leased.ledger
         self._record = record
         self._config = leased.config
@@ -50,10 +52,12 @@ class Limits:
         return self.budget != before
 
     def _time_spent(self) -> str | None:
-        hours, device_hours = self._config.budget.hours, self._config.budget.device_hours
+        budget = raised(self._config.budget, self._leased.study.user_attrs)
+        hours, device_hours = budget.hours, budget.device_hours
         if hours is not None and self._ledger.seconds(self._record) >= hours * 3600:
-            return f"the budget of {hours:g} hours is spent"
+            return f"the budget of {hours:g} hours is spent (`hpo resume --hours` raises it)"
         if device_hours is None:
             return None
         spent = self._ledger.device_seconds(self._record) >= device_hours * 3600
-        return f"the budget of {device_hours:g} device-hours is spent" if spent else None
+        more = "(`hpo resume --device-hours` raises it)"
+        return f"the budget of {device_hours:g} device-hours is spent {more}" if spent else None

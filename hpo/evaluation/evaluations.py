@@ -24,6 +24,7 @@ from hpo.evaluation.phase import (
 )
 from hpo.reading.views import View
 from hpo.search.ranking import best_trials
+from hpo.study.hints import command
 from storage import Ledger, Point
 from trainer.config.settings import ConfigError
 from trainer.config.train import resolve
@@ -50,7 +51,7 @@ def plan_evaluation(ledger: Ledger, name: str, top: int, seeds: int) -> Evaluati
     if len(chosen) < top:
         raise ConfigError(
             f"--top {top}: study {name} has {len(chosen)} trials that are complete and feasible; "
-            f"see: hpo trials {name}"
+            f"see: {command(f'hpo trials {name}', ledger.url)}"
         )
     begun = begun_trials(ledger, f"{name}{SUFFIX}")
     fresh = fresh_seeds(config, ledger.trials(record, *TrialState), begun, seeds)

@@ -25,6 +25,7 @@ from hpo.service.launch import Launch, create_study
 from hpo.service.opening import Place
 from hpo.service.preflight import check_place, check_run_folders
 from hpo.study.config import StudyConfig
+from hpo.study.hints import command
 from hpo.study.load import config_of
 from hpo.study.sections import Budget
 from storage import Ledger, Point, StudyNotFound, StudyRecord, TeacherRecord
@@ -71,7 +72,7 @@ def tuned_study(ledger: Ledger, name: str) -> tuple[StudyRecord, StudyConfig]:
         # Its best may still change, and a person who sees the test early is led to tune on it.
         raise ConfigError(
             f"study {name}: is still run by {', '.join(running)}, and is tested when its tuning is "
-            f"over; wait for it, or stop it: hpo stop {name}"
+            f"over; wait for it, or stop it: {command(f'hpo stop {name}', ledger.url)}"
         )
     return record, config
 

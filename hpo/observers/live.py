@@ -53,6 +53,7 @@ class Board:
     objective: Objective
     budget: int
     constraints: Sequence[Constraint] = ()
+    again: str = ""  # what a person types to go on
     finished: dict[str, int] = field(default_factory=dict)  # trials by state
     best: tuple[int, float] | None = None  # trial and value
     note: str = ""
@@ -153,7 +154,9 @@ class Board:
     def give_up(self) -> None:
         """Leave the terminal usable. A signal handler may call this, so it waits for nothing."""
         show_cursor = "\r\n\x1b[?25h" if self.console.is_interactive else ""
-        last = f"{show_cursor}left at once; go on with: hpo resume {self.study}\n"
+        last = (
+            f"{show_cursor}left at once; {self.again or f'go on with: hpo resume {self.study}'}\n"
+        )
         os.write(self.console.file.fileno(), last.encode())
 
     def _frame(self) -> RenderableType:

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from hpo.control.outage import LEDGER_ERRORS
 from hpo.search.ranking import best_in_ledger
 from hpo.study.config import StudyConfig
+from hpo.study.sections import raised
 from storage import Ledger, StudyRecord
 from storage.tallies import tally
 from trainer.config.settings import ConfigError
@@ -78,7 +79,8 @@ class StudyCollector(Collector):
         record = self._ledger.study(self._study)
         found = tally(self._ledger, record)
         yield self._gauge("trials", "Trials by state.", found.trials, "state")
-        budget = self._config.budget
+        attributes = self._ledger.storage.get_study_user_attrs(record.study_id)
+        budget = raised(self._config.budget, attributes)
         limits = {
             "trials": record.budget_trials,
             "hours": budget.hours,

@@ -11,6 +11,7 @@ from rich.table import Table
 from hpo.reading.cells import spread_text
 from hpo.reading.views import View
 from hpo.search.constraints import OUT_OF_MEMORY
+from hpo.study.hints import command
 
 
 def studies(found: list[View]) -> None:
@@ -22,11 +23,12 @@ def studies(found: list[View]) -> None:
     _print(table if found else "no study yet: `hpo start` makes one")
 
 
-def status(found: View) -> None:
-    """The lines of `hpo status`."""
+def status(url: str, found: View) -> None:
+    """The lines of `hpo status` for a study in the ledger at `url`."""
     _print(f"{found['study']}: {_begun_of_budget(found)} trials, {_states(found) or 'none yet'}")
     unfinished = found["trials"] < found["budget"] or "RUNNING" in found["states"]
-    more = f"; `hpo resume {found['study']}`" if unfinished else ""
+    resume = command(f"hpo resume {found['study']}", url)
+    more = f"; `{resume}`" if unfinished else ""
     _print(f"run by: {found['controller'] or f'nobody{more}'}")
     _print(f"cost: {found['device_seconds']:.0f} device-seconds")
     if found["best"]:
@@ -103,18 +105,19 @@ def trial(found: View) -> None:
             _print(f"attempt {attempt['number']}:\n{attempt['detail']}")
 
 
-def best(name: str, found: list[View]) -> None:
-    """The lines of `hpo best`, and what to type next."""
+def best(name: str, url: str, found: list[View]) -> None:
+    """The lines of `hpo best`, and what to type next for the ledger at `url`."""
     if not found:
         _print(f"study {name} has no completed trial yet that is feasible")
     for trial in found:
         _print(f"best of {name}: trial {trial['trial']}, {_values(trial)}")
         for path, value in trial["params"].items():
             _print(f"  {path}={_text(value)}")
-        _print(f"next: hpo show {name} {trial['trial']}, hpo trials {name}, hpo dashboard")
+        next_ones = (f"hpo show {name} {trial['trial']}", f"hpo trials {name}", "hpo dashboard")
+        _print(f"next: {', '.join(command(words, url) for words in next_ones)}")
 
 
-def evaluation(name: str, found: list[View]) -> None:
+def evaluation(name: str, url: str, found: list[View]) -> None:
     """The table of `hpo evaluate`."""
     columns = ("tuned valid", "fresh valid", "optimism", "test", "test - valid")
     table = _table("trial", "seeds", *columns)
@@ -130,10 +133,10 @@ def evaluation(name: str, found: list[View]) -> None:
         )
     _print(f"evaluation of {name}: perplexities, mean and standard deviation over fresh seeds")
     _print(table)
-    _print(f"each training: hpo trials {name}.evaluation")
+    _print(f"each training: {command(f'hpo trials {name}.evaluation', url)}")
 
 
-def comparison(found: View) -> None:
+def comparison(url: str, found: View) -> None:
     """The tables of `hpo compare`."""
     from hpo.reading import comparison_table
 
@@ -145,7 +148,7 @@ def comparison(found: View) -> None:
         _print(table)
     for line in comparison_table.remarks(found):
         _print(line)
-    _print(f"each training: hpo trials {found['comparison']}")
+    _print("each training: " + command(f"hpo trials {found['comparison']}", url))
 
 
 def transfer(found: View) -> None:

@@ -5,11 +5,12 @@ Everything is checked before a row is written. `say` tells the person; this modu
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hpo.service.opening import Place, open_ledger, storage_url
+from hpo.study.hints import command
 
 if TYPE_CHECKING:
     from hpo.study.config import StudyConfig
@@ -27,6 +28,7 @@ class Launch:
     place: Place
     trials: int | None = None  # its new budget
     join: bool = False  # beside its other controllers
+    hours: Mapping[str, float] = field(default_factory=dict)  # its new budget of time
 
 
 def start(config: StudyConfig, source: str, place: Place, *, may_rename: bool, say: Say) -> Launch:
@@ -50,7 +52,16 @@ def start(config: StudyConfig, source: str, place: Place, *, may_rename: bool, s
     return Launch(ledger, record, place)
 
 
-def resume(name: str, place: Place, *, trials: int | None, same_machine: bool, say: Say) -> Launch:
+def resume(
+    name: str,
+    place: Place,
+    *,
+    trials: int | None,
+    hours: float | None = None,
+    device_hours: float | None = None,
+    same_machine: bool,
+    say: Say,
+) -> Launch:
     """Go on with a study. Raises ConfigError and LedgerError, with nothing written."""
     from hpo.reading.prometheus import check_port
     from hpo.service.preflight import check_place, check_run_folders
@@ -71,11 +82,20 @@ def resume(name: str, place: Place, *, trials: int | None, same_machine: bool, s
         raise ConfigError(
             f"--trials {trials}: study {name} has {record.reserved_trials} trials already"
         )
+    given = {"hours": hours, "device_hours": device_hours}
+    more = {of: most for of, most in given.items() if most is not None}
+    spent = {"hours": ledger.seconds(record), "device_hours": ledger.device_seconds(record)}
+    for of, most in more.items():
+        if not spent[of] < most * 3600:
+            raise ConfigError(
+                f"--{of.replace('_', '-')} {most:g}: study {name} has taken "
+                f"{spent[of] / 3600:.2f} hours already"
+            )
     join = ledger.on_a_server or same_machine
     if join:
         for other in running(ledger, record):
             say(f"study {name} is being run by {other}, too: joining it")
-    return Launch(ledger, record, place, trials, join)
+    return Launch(ledger, record, place, trials, join, more)
 
 
 def running(ledger: Ledger, record: StudyRecord) -> list[str]:
@@ -100,6 +120,7 @@ def create_study(
 
 def _named(config: StudyConfig, url: str, *, may_rename: bool) -> StudyConfig:
     """Return the study under a name that its ledger does not have yet."""
+    from storage.database import shown
     from trainer.config.settings import ConfigError
 
     taken = _taken_names(url)
@@ -108,7 +129,8 @@ def _named(config: StudyConfig, url: str, *, may_rename: bool) -> StudyConfig:
     if not may_rename:
         raise ConfigError(
             f"study {config.study} exists with {taken[config.study]} trials: "
-            f"`hpo resume {config.study}` goes on with it, --name starts another"
+            f"`{command(f'hpo resume {config.study}', shown(url))}` goes on with it, --name starts "
+            "another"
         )
     free = next(f for n in range(2, 10**6) if (f := f"{config.study}-{n}") not in taken)
     return config.model_copy(update={"study": free})

@@ -9,10 +9,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hpo.study.hints import DEFAULT_STORAGE
+
 if TYPE_CHECKING:
     from storage import Ledger
-
-DEFAULT_STORAGE = "sqlite:///hpo.db"
 
 
 @dataclass(frozen=True)

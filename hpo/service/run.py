@@ -27,6 +27,7 @@ from hpo.search.ranking import feasible
 from hpo.service.guard import INTERRUPTED, POLL_SECONDS, Guard
 from hpo.service.launch import Launch
 from hpo.study.config import StudyConfig
+from hpo.study.hints import command
 from hpo.study.load import config_of
 from storage import LEASE_SECONDS, Lease, LeaseHeld, LeaseLost, StudyNotFound, in_one_line
 from trainer.config.settings import is_url
@@ -54,7 +55,7 @@ def run_study(launch: Launch, *, exits: bool = True) -> Ending:
     config = config_of(launch.record)
     # A population is compared by one controller.
     join = launch.join and config.schedule is None
-    lease = _acquire(launch, launch.trials, join=join)
+    lease = _acquire(launch, join=join)
     while True:
         ending = _run_under(launch, config, lease, exits=exits)
         if ending is not None:
@@ -62,7 +63,7 @@ def run_study(launch: Launch, *, exits: bool = True) -> Ending:
         # Paused past its lease (a laptop's lid, a SIGSTOP), it found its trials taken.
         print("hpo: this controller's trials were taken over", file=sys.stderr)
         try:
-            lease = _acquire(launch, None, join=join)
+            lease = _acquire(replace(launch, trials=None, hours={}), join=join)
         except LeaseHeld as error:
             return Ending(1, f"left the study to another: {error}")
         except StudyNotFound as error:
@@ -90,9 +91,10 @@ def _run_under(launch: Launch, config: StudyConfig, lease: Lease, *, exits: bool
                 logger.info(ending.message if ending else "its lease was lost")
                 return ending
     except (OSError, RayLost) as error:  # a full disk, for one
-        return Ending(1, f"left study {record.name}: {in_one_line(error)}; {_again(record.name)}")
+        again = _again(record.name, ledger.url)
+        return Ending(1, f"left study {record.name}: {in_one_line(error)}; {again}")
     except KeyboardInterrupt:  # before the guard listens, or after, or from its second signal
-        message = f"study {record.name} is stopped; {_again(record.name)}"
+        message = f"study {record.name} is stopped; {_again(record.name, ledger.url)}"
         return Ending(INTERRUPTED, message, signalled=True)
     finally:
         # A ledger that cannot be reached is why we leave; the lease then runs out by itself.
@@ -112,7 +114,12 @@ def _run(
     """Run the study with its live view and trackers, whose files go to `folder`."""
     ledger, record = launch.ledger, launch.record
     board = Board(
-        console, record.name, config.objectives[0], record.budget_trials, config.constraints
+        console,
+        record.name,
+        config.objectives[0],
+        record.budget_trials,
+        config.constraints,
+        again=_again(record.name, ledger.url),
     )
     trackers = make_trackers(config, ledger, record, folder, board.say)
     explore = None
@@ -143,14 +150,14 @@ def _run(
                 dispatch.run_attempts(controller, Path(scratch))
     if isinstance(controller.broken, LeaseLost):
         # Whoever asked it to stop does not want it to begin again.
-        name = record.name
-        message = f"study {name} is stopped here; {_again(name)}"
+        name, url = record.name, ledger.url
+        message = f"study {name} is stopped here; {_again(name, url)}"
         stopped = Ending(INTERRUPTED, message, guard.signalled)
         return stopped if guard.asked_to_stop else None
-    return replace(_ending(controller), signalled=guard.signalled)
+    return replace(_ending(controller, ledger.url), signalled=guard.signalled)
 
 
-def _acquire(launch: Launch, trials: int | None, *, join: bool) -> Lease:
+def _acquire(launch: Launch, *, join: bool) -> Lease:
     """Take a lease on the study, after waiting for a dead controller's lease to run out.
 
     Raises LeaseHeld if the other controller lives: it has renewed its lease meanwhile. Without a
@@ -162,7 +169,13 @@ def _acquire(launch: Launch, trials: int | None, *, join: bool) -> Lease:
         passed = time.monotonic() - began
         dead = watched if passed >= LEASE_SECONDS else {}
         try:
-            return launch.ledger.acquire(launch.record, trials=trials, join=join, watched=dead)
+            return launch.ledger.acquire(
+                launch.record,
+                trials=launch.trials,
+                attributes={f"budget_{of}": most for of, most in launch.hours.items()},
+                join=join,
+                watched=dead,
+            )
         except LeaseHeld as error:
             if watched and not error.leases.items() <= watched.items():
                 raise
@@ -175,22 +188,24 @@ def _acquire(launch: Launch, trials: int | None, *, join: bool) -> Lease:
             time.sleep(POLL_SECONDS)
 
 
-def _ending(controller: Controller) -> Ending:
+def _ending(controller: Controller, url: str) -> Ending:
     name = controller.study.study_name
+    again = _again(name, url)
     if controller.broken is not None:
-        return Ending(1, f"left study {name}: {in_one_line(controller.broken)}; {_again(name)}")
+        return Ending(1, f"left study {name}: {in_one_line(controller.broken)}; {again}")
     if controller.stopping:
-        return Ending(INTERRUPTED, f"study {name} is stopped; {_again(name)}")
+        return Ending(INTERRUPTED, f"study {name} is stopped; {again}")
     complete = controller.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     gave_up = controller.gave_up
     if not complete:
         return Ending(1, f"study {name}: no trial completed{f': {gave_up}' if gave_up else ''}")
     if not feasible(complete):
-        return Ending(1, f"study {name}: no trial keeps its constraints; see: hpo trials {name}")
+        see = command(f"hpo trials {name}", url)
+        return Ending(1, f"study {name}: no trial keeps its constraints; see: {see}")
     if controller.failing:
-        return Ending(1, f"study {name} stopped: {gave_up}; {_again(name)}")
+        return Ending(1, f"study {name} stopped: {gave_up}; {again}")
     return Ending(0, f"study {name} is done{f': {gave_up}' if gave_up else ''}")
 
 
-def _again(name: str) -> str:
-    return f"go on with: hpo resume {name}"
+def _again(name: str, url: str) -> str:
+    return f"go on with: {command(f'hpo resume {name}', url)}"

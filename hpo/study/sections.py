@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -17,6 +18,16 @@ class Budget(Section):
     trials: Annotated[int, Field(ge=1, le=10**9)] = 20  # in all, pruned and failed ones too
     hours: Positive | None = None  # the controllers' wall-clock time, over all resumes
     device_hours: Positive | None = None  # the time of all ranks of all attempts
+
+
+def raised(budget: Budget, attributes: Mapping[str, Any]) -> Budget:
+    """Return the budget with the hours that `hpo resume` gave since: the study's attributes."""
+    return budget.model_copy(
+        update={of: most for of in HOURS if (most := attributes.get(f"budget_{of}")) is not None}
+    )
+
+
+HOURS = ("hours", "device_hours")  # of a budget
 
 
 class Resources(Section):

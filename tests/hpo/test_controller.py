@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from rich.console import Console
 
 from hpo.control.messages import Message
 from hpo.observers.live import Board
+from hpo.service import launch
+from hpo.service.opening import Place
 from storage import LeaseLost, Reason
 from tests.hpo.stage import Stage, Watcher, finish, play, ppl
+from trainer.config.settings import ConfigError
 
 
 def test_a_study_runs_to_its_budget_and_no_further(url: str) -> None:
@@ -220,7 +224,27 @@ def test_hours_are_counted_over_all_controllers(url: str) -> None:
     stage.lapse()
     second = stage.controller()
     assert second.next() is None
-    assert second.gave_up == "the budget of 1 hours is spent"
+    assert second.gave_up == "the budget of 1 hours is spent (`hpo resume --hours` raises it)"
+
+
+def test_a_spent_budget_of_hours_can_be_raised_at_a_resume(url: str, tmp_path: Path) -> None:
+    stage = Stage(url, budget={"trials": 9, "hours": 1.0, "device_hours": 1.0})
+    finish(stage.controller())
+    with stage.ledger.sessions() as session:
+        for table in ("hpo_controllers", "hpo_attempts"):
+            session.execute(sa.text(f"UPDATE {table} SET started_at = started_at - 5400"))
+        session.commit()
+    stage.lapse()
+    place = Place(url, str(tmp_path))
+    ask: Any = partial(launch.resume, "played", place, trials=None, same_machine=False, say=print)
+    for of in ("hours", "device_hours"):
+        with pytest.raises(ConfigError, match=r"1.2: study played has taken 1.50 hours already"):
+            ask(**{of: 1.2})
+    attributes = {f"budget_{of}": most for of, most in ask(hours=2, device_hours=3).hours.items()}
+    stage.ledger.release(stage.ledger.acquire(stage.record, attributes=attributes))
+    controller = stage.controller()
+    finish(controller)
+    assert controller.gave_up is None
 
 
 def test_an_objective_known_only_at_the_end_is_told_there_with_its_front(url: str) -> None:
@@ -290,7 +314,8 @@ def test_device_hours_are_counted_while_trials_run_and_over_all_controllers(url:
         session.execute(sa.text("UPDATE hpo_attempts SET started_at = started_at - 1801"))
         session.commit()
     assert first.next() is None
-    assert first.gave_up == "the budget of 1 device-hours is spent"
+    spent = "the budget of 1 device-hours is spent (`hpo resume --device-hours` raises it)"
+    assert first.gave_up == spent
     stage.lapse()
     second = stage.controller()
     finish(second)  # the orphan
