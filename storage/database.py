@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
@@ -46,27 +47,55 @@ def shown(url: str) -> str:
 def open_storage(url: str, *, create: bool) -> RDBStorage:
     """Open and migrate Optuna's storage on `url`; its sessions can join in one transaction.
 
-    Makes the database file and the tables if `create`. Raises LedgerError, which names the URL
-    without its password, when it cannot be opened or was written by a newer version.
+    Makes the database file and the tables if `create`. A SQLite file that this user may only read
+    is opened to be read. Raises LedgerError, which names the URL without its password, when it
+    cannot be opened or was written by a newer version.
     """
-    parsed = parse(url)
-    check_sqlite_file(parsed, create)
-    with plain_errors(parsed):
+    given = parse(url)
+    with plain_errors(given):
+        check_sqlite_file(given, create)
+        parsed = openable(given)
         version = _read_version(parsed)
         check_version(version, create)
+        if version != HEAD and is_read_only(parsed):
+            raise RuntimeError("an older version wrote it, and you may not write it; copy it first")
         with nullcontext() if version == HEAD else one_at_a_time(parsed):
             storage = TrialStorage(
                 parsed.render_as_string(hide_password=False), engine_kwargs=engine_options(parsed)
             )
-            if storage.engine.dialect.name == "sqlite":
+            if storage.engine.dialect.name == "sqlite" and not is_read_only(parsed):
                 sa.event.listen(storage.engine, "connect", _set_up_sqlite)
             leave_read_only_servers(storage.engine)
             storage.engine.dispose()
             storage.scoped_session = scoped_session(
                 sessionmaker(bind=storage.engine, class_=JoinedSession)
             )
-            _migrate(storage.engine)
+            if version != HEAD:
+                _migrate(storage.engine)
     return storage
+
+
+def openable(url: URL) -> URL:
+    """Return `url` as it can be opened: a SQLite file that may not be written, to be read only."""
+    if url.get_backend_name() != "sqlite":
+        return url
+    path = Path(url.database or "").absolute()
+    if not path.is_file() or all(map(_may_write, (path, path.parent))):
+        return url
+    query = {"uri": "true", "mode": "ro"}
+    # Its log and the log's index cannot be made here; without a log there is nothing to look up.
+    if not any(path.with_name(f"{path.name}-{which}").exists() for which in ("wal", "shm")):
+        query["immutable"] = "1"
+    return url.set(database=f"file:{quote(str(path))}", query=query)
+
+
+def is_read_only(url: URL) -> bool:
+    """Whether `url`, as `openable` gives it, can only be read."""
+    return url.query.get("mode") == "ro"
+
+
+def _may_write(path: Path) -> bool:
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 @contextmanager
@@ -91,10 +120,10 @@ def one_at_a_time(url: URL) -> Iterator[None]:
 def has_ledger(url: str) -> bool:
     """Return whether there is a ledger at `url`, and make none. Raises as `open_storage` does."""
     parsed = parse(url)
-    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
-        return False
     with plain_errors(parsed):
-        return _read_version(parsed) is not None
+        if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
+            return False
+        return _read_version(openable(parsed)) is not None
 
 
 def clock(dialect: str) -> sa.ColumnElement[float]:
@@ -137,6 +166,8 @@ def check_sqlite_file(url: URL, create: bool) -> None:
         raise LedgerError(f"{path}: no such database; `hpo start` makes one")
     if not path.parent.is_dir():
         raise LedgerError(f"{path}: the folder {path.parent} does not exist")
+    if not path.exists() and not _may_write(path.parent):
+        raise LedgerError(f"{path}: the folder {path.parent} cannot be written")
 
 
 def engine_options(url: URL) -> dict[str, Any]:

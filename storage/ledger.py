@@ -32,7 +32,7 @@ from optuna.study import StudyDirection
 from sqlalchemy.orm import Session
 
 from hpo.clock import monotonic
-from storage.database import open_storage, shown, time_of
+from storage.database import is_read_only, open_storage, shown, time_of
 from storage.errors import BudgetSpent, LeaseLost, LedgerError, StudyExists
 from storage.leases import LEASE_SECONDS, Lease, give_back, take
 from storage.models import (
@@ -82,7 +82,7 @@ class Ledger(Reader):
         """
         check_study_name(name)
         try:
-            with joined(self.sessions) as session:
+            with self._changes() as session:
                 self._forget_deleted(session)  # before a new study gets the id of a deleted one
                 study = optuna.create_study(
                     study_name=name, storage=self.storage, directions=list(directions)
@@ -114,7 +114,7 @@ class Ledger(Reader):
         trial belongs to no controller until a transaction reserves its budget, and one more of them
         changes nothing that a controller has written, or has read and relies on.
         """
-        with joined(self.sessions) as session:
+        with self._changes() as session:
             # Lock our row before Optuna's, in the order of a controller that asks: no deadlock.
             self._set(session, study, budget_trials=StudyRow.budget_trials)
             return enqueue(optuna.load_study(study_name=study.name, storage=self.storage), points)
@@ -138,7 +138,7 @@ class Ledger(Reader):
         caller has seen unchanged for a full lease, by id. Raises LeaseHeld while there is another
         controller, unless `join`.
         """
-        with joined(self.sessions) as session:
+        with self._changes() as session:
             lease = take(session, study, seconds, watched, join=join)
             if trials is not None:
                 self._set(session, study, budget_trials=trials)
@@ -153,7 +153,7 @@ class Ledger(Reader):
 
     def request_stop(self, study: StudyRecord) -> None:
         """Ask the study's present controllers to checkpoint its trials and leave."""
-        with joined(self.sessions) as session:
+        with self._changes() as session:
             self._set(session, study, stop_requested_at=time_of(session))
 
     @contextmanager
@@ -220,6 +220,14 @@ class Ledger(Reader):
             storage._studies.clear()
             storage._trial_id_to_study_id_and_number.clear()
             storage._study_id_and_number_to_trial_id.clear()
+
+    @contextmanager
+    def _changes(self) -> Iterator[Session]:
+        """Yield a session for one transaction. Raises LedgerError if nothing may be written."""
+        if is_read_only(self.engine.url):
+            raise LedgerError(f"{self.url}: you may read it, and not write it")
+        with joined(self.sessions) as session:
+            yield session
 
     def _set(self, session: Session, study: StudyRecord, **values: Any) -> None:
         of_study = sa.update(StudyRow).where(StudyRow.study_id == study.study_id)
