@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hpo.ours import find_ours_first
+
 if TYPE_CHECKING:
     from hpo.api import Study, Unfinished, load, resume, start
     from hpo.errors import HpoError
@@ -26,6 +28,8 @@ _ELSEWHERE = {
     "LedgerError": "storage",
     "StudyConfig": "hpo.study.config",
 }
+
+find_ours_first()
 
 
 def __getattr__(name: str) -> Any:

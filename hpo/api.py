@@ -99,7 +99,7 @@ class Study:
         top: int = 1,
         seeds: int = 3,
         *,
-        runs: str | Path = "runs",
+        runs: str | Path | None = None,
         ray_address: str | None = None,
     ) -> list[View]:
         """Train the `top` best trials again under fresh seeds, and test them: `hpo evaluate`.
@@ -111,7 +111,7 @@ class Study:
         _check_thread("Study.evaluate")
         _check_least(top=top, seeds=seeds)
         planned = plan_evaluation(self._ledger, self.name, top, seeds)
-        _train(self._ledger, planned, str(runs), ray_address)
+        _train(self._ledger, planned, runs, ray_address)
         return conclude_evaluation(self._ledger, planned)
 
     def compare(
@@ -123,7 +123,7 @@ class Study:
         target: float | None = None,
         output: Sequence[str | Path] = (),
         name: str | None = None,
-        runs: str | Path = "runs",
+        runs: str | Path | None = None,
         ray_address: str | None = None,
     ) -> View:
         """Train `recipes` beside each other under the same seeds, and test them: `hpo compare`.
@@ -142,8 +142,8 @@ class Study:
             self._ledger,
             self.name,
             ComparisonRequest(wanted or None, seeds, against, target, files, name),
-            str(runs),
-            lambda planned: _train(self._ledger, planned, str(runs), ray_address),
+            _text(runs),
+            lambda planned: _train(self._ledger, planned, runs, ray_address),
             print,
         )
         for file in files:
@@ -177,7 +177,7 @@ def start(
     storage: str | None = None,
     name: str | None = None,
     trials: int | None = None,
-    runs: str | Path = "runs",
+    runs: str | Path | None = None,
     ray_address: str | None = None,
     metrics_port: int | None = None,
 ) -> Study:
@@ -198,7 +198,7 @@ def start(
         launch.start(
             config,
             source,
-            Place(storage, str(runs), ray_address, metrics_port),
+            Place(storage, _text(runs), ray_address, metrics_port),
             may_rename=study is None and name is None,
             say=print,
         )
@@ -212,10 +212,11 @@ def resume(
     trials: int | None = None,
     hours: float | None = None,
     device_hours: float | None = None,
-    runs: str | Path = "runs",
+    runs: str | Path | None = None,
     ray_address: str | None = None,
     metrics_port: int | None = None,
     same_machine: bool = False,
+    changed_code: bool = False,
 ) -> Study:
     """Go on with a study: `hpo resume`. Raises as `start` does.
 
@@ -227,11 +228,12 @@ def resume(
     return _run(
         launch.resume(
             name,
-            Place(storage, str(runs), ray_address, metrics_port),
+            Place(storage, _text(runs), ray_address, metrics_port),
             trials=trials,
             hours=hours,
             device_hours=device_hours,
             same_machine=same_machine,
+            changed_code=changed_code,
             say=print,
         )
     )
@@ -271,10 +273,14 @@ def _plain(value: Any, what: str) -> str:
         ) from None
 
 
-def _train(ledger: Ledger, plan: Plan, runs: str, ray_address: str | None) -> None:
+def _text(runs: str | Path | None) -> str | None:
+    return None if runs is None else str(runs)
+
+
+def _train(ledger: Ledger, plan: Plan, runs: str | Path | None, ray_address: str | None) -> None:
     from hpo.evaluation.phase import prepare_launch
 
-    launch = prepare_launch(ledger, plan, Place(None, runs, ray_address))
+    launch = prepare_launch(ledger, plan, Place(None, _text(runs), ray_address))
     if launch is not None:
         _run(launch)
 

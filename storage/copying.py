@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from storage.errors import LeaseHeld, LedgerError, StudyExists
 from storage.leases import reap
 from storage.ledger import Ledger
-from storage.reading import STUDIES
+from storage.reading import COPY_OF, STUDIES
 from storage.records import StudyRecord
 
 BATCH_ROWS = 1000  # in memory at a time
@@ -64,6 +64,10 @@ def copy_study(
                 pair, change = (table, copied[table.name]), changes.get(table.name, {})
                 counts[table.name] = _copy_rows(here, there, pair, study.study_id, change, ids)
             study_id = ids["studies"][study.study_id]
+            if name != study.name:
+                _write_lineage(
+                    there, copied["study_system_attributes"], study_id, source.uids(study)
+                )
             _translate_parents(there, copied["study_system_attributes"], study_id, ids)
             _close_lost(there, study_id)
     return counts
@@ -194,6 +198,16 @@ def _translate_parents(connection: Connection, table: sa.Table, study_id: int, i
         parents = [ids["trials"][trial_id] for trial_id in json.loads(row["value_json"])]
         this = (table.c.study_id == study_id) & (table.c.key == row["key"])
         connection.execute(sa.update(table).where(this).values(value_json=json.dumps(parents)))
+
+
+def _write_lineage(
+    connection: Connection, table: sa.Table, study_id: int, uids: tuple[str, ...]
+) -> None:
+    """Note which studies this is a copy of: it may go on in copies of their run folders."""
+    row = {"study_id": study_id, "key": COPY_OF}
+    there = sa.and_(*(table.c[key] == value for key, value in row.items()))
+    connection.execute(sa.delete(table).where(there))
+    connection.execute(sa.insert(table).values(**row, value_json=json.dumps(uids)))
 
 
 def _close_lost(connection: Connection, study_id: int) -> None:

@@ -102,6 +102,14 @@ def take(
     return Lease(row.id, study.study_id, seconds, now, str(row.token))
 
 
+def has_others(session: Session, lease: Lease) -> bool:
+    """Return whether the study has controllers beside the lease's own."""
+    row = ControllerRow
+    active = (row.study_id == lease.study_id) & (row.state == "active")
+    other = sa.select(row.id).where(active, row.id != lease.controller_id)
+    return session.scalar(other.limit(1)) is not None
+
+
 def renew(session: Session, lease: Lease) -> None:
     """Extend the lease. Raises LeaseLost if it has been taken over or given back.
 

@@ -34,7 +34,7 @@ from sqlalchemy.orm import Session
 from hpo.clock import monotonic
 from storage.database import is_read_only, open_storage, shown, time_of
 from storage.errors import BudgetSpent, LeaseLost, LedgerError, StudyExists
-from storage.leases import LEASE_SECONDS, Lease, give_back, take
+from storage.leases import LEASE_SECONDS, Lease, give_back, has_others, take
 from storage.models import (
     AttemptRow,
     ControllerRow,
@@ -75,10 +75,11 @@ class Ledger(Reader):
         budget_trials: int,
         teachers: Sequence[TeacherRecord] = (),
         points: Sequence[Point] = (),
+        runs: str | None = None,
     ) -> StudyRecord:
         """Record a new study: Optuna's rows and ours, its teachers, and the points to try first.
 
-        Raises StudyExists.
+        `runs` is where its run folders are: an absolute folder, or a URL. Raises StudyExists.
         """
         check_study_name(name)
         try:
@@ -99,6 +100,7 @@ class Ledger(Reader):
                         created_at=time_of(session),
                         budget_trials=budget_trials,
                         reserved_trials=0,
+                        runs=runs,
                     )
                 )
                 session.add_all(teacher_row(study_id, teacher) for teacher in teachers)
@@ -126,12 +128,16 @@ class Ledger(Reader):
         seconds: float = LEASE_SECONDS,
         trials: int | None = None,
         attributes: Mapping[str, Any] | None = None,
+        runs: str | None = None,
         join: bool = False,
         watched: Mapping[int, float] = MappingProxyType({}),
     ) -> Lease:
         """Become a controller of the study; `trials`, if given, becomes the study's budget.
 
         The study gets the user `attributes`, too.
+
+        `runs`, if given, becomes the place of its run folders, unless another controller runs it:
+        the same folder may have another name on that machine.
 
         Takes over the trials of controllers that are dead: their leases have run out, and their
         processes have ended on this machine, or `watched` has the ends of the leases that the
@@ -144,6 +150,8 @@ class Ledger(Reader):
                 self._set(session, study, budget_trials=trials)
             for name, value in (attributes or {}).items():
                 self.storage.set_study_user_attr(study.study_id, name, value)
+            if runs is not None and not has_others(session, lease):
+                self._set(session, study, runs=runs)
         return lease
 
     def release(self, lease: Lease) -> None:

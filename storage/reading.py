@@ -33,6 +33,7 @@ from storage.session import JoinedSession
 from storage.teachers import teacher_record
 from storage.trials import newer_or_named
 
+COPY_OF = "hpo:copy_of"  # system attribute of a study: the uids of those that it is a copy of
 STUDIES = sa.table("studies", sa.column("study_id"), sa.column("study_name"))
 TRIALS = sa.table("trials", *map(sa.column, ("trial_id", "study_id", "number", "state")))
 
@@ -69,6 +70,11 @@ class Reader:
         close = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[-3:]
         hint = f"; did you mean {' or '.join(close)}?" if close else "; it holds no study yet"
         raise StudyNotFound(f"{self.url}: no study called {name}{hint}")
+
+    def uids(self, study: StudyRecord) -> tuple[str, ...]:
+        """Return the study's uid, then those of the studies that it is a copy of, newest first."""
+        kept = self.storage.get_study_system_attrs(study.study_id)
+        return study.uid, *kept.get(COPY_OF, [])
 
     def stop_requested_at(self, study: StudyRecord) -> float | None:
         """Return when somebody last asked to stop the study, by the ledger's clock."""
@@ -267,7 +273,7 @@ def attempt_record(row: AttemptRow) -> Attempt:
 def _study(row: StudyRow, name: str) -> StudyRecord:
     budget = row.budget_trials, row.reserved_trials
     study = row.study_id, row.uid, name, row.document, row.created_at
-    return StudyRecord(*study, *budget, row.stop_requested_at)
+    return StudyRecord(*study, *budget, row.stop_requested_at, row.runs)
 
 
 def _at_newest_step(row: Any, wanted: sa.ColumnElement[bool]) -> tuple[Any, Any]:

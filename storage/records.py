@@ -19,6 +19,7 @@ class StudyRecord:
     budget_trials: int
     reserved_trials: int
     stop_requested_at: float | None  # when the controllers of that time were asked to stop
+    runs: str | None  # where its run folders are: an absolute folder or a URL; None: not known
 
 
 @dataclass(frozen=True)

@@ -221,6 +221,12 @@ TABLE = (
         "Ray sends its token to a given address only if it is told to before it is imported",
     ),
     Private(
+        "ray.job_config.JobConfig",
+        "_py_driver_sys_path _runtime_env_has_working_dir",
+        "hpo/workers/dispatch.py",
+        "Ray would put the working folder first on its workers' path, with files of our names",
+    ),
+    Private(
         "ray.tune.execution.class_cache",
         "ENV_VARS_TO_PROPAGATE DEFAULT_ENV_VARS",
         "hpo/workers/dispatch.py",

@@ -36,6 +36,7 @@ from trainer.measuring.sensitivity import loss_rises, with_next
 from trainer.model.layerdrop import make_policy
 from trainer.model.transformer import DTYPES, LanguageModel
 from trainer.runs.checkpoint import DepthPoint, Progress
+from trainer.runs.identity import Identity
 from trainer.runs.remote_folder import open_folder
 from trainer.teaching.distillation import make_distiller, projection_width
 from trainer.teaching.teacher import find_teacher
@@ -96,9 +97,11 @@ class Run:
         on_evaluation_batch: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = print,
         attempt: int | None = None,
+        studies: tuple[str, ...] = (),
     ) -> None:
         """`attempt` numbers the attempts at a run that is kept at a URL; None takes the next one.
 
+        `studies` has the uid of the run's study, then of those that it is a copy of.
         Raises ConfigError, StoreError, and CheckpointError if the checkpoints cannot be read.
         """
         config.check_ranks(world.ranks)
@@ -108,6 +111,7 @@ class Run:
         self._alive = on_evaluation_batch
         self._say = say
         self._attempt = attempt
+        self._studies = studies
         self._stop_requested = False  # on this rank, by anyone
         self._stop_due = False  # agreed at an evaluation, which is reported first
         self._step_seconds: list[float] = []  # since the last evaluation
@@ -189,13 +193,13 @@ class Run:
         closing.callback(self._free)
         # Sums over ranks: of their mean losses, their teacher's terms and their requests to stop.
         self._agreed = torch.zeros(3, dtype=torch.float64, device=world.device)
-        self._resume(closing)
+        self._resume(closing, Identity(self._studies, splits.folder.name))
 
-    def _resume(self, closing: ExitStack) -> None:
+    def _resume(self, closing: ExitStack, identity: Identity) -> None:
         state: dict[str, Tensor] = {}
 
         def resume() -> Progress:
-            self._folder = open_folder(self._config, self._attempt, self._alive)
+            self._folder = open_folder(self._config, self._attempt, self._alive, identity)
             closing.callback(self._folder.close)
             found = self._folder.resume()
             if found is None:

@@ -25,11 +25,12 @@ Storage = Annotated[
     ),
 ]
 Runs = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--runs",
         metavar="FOLDER|URL",
-        help="Where trial folders go; s3://bucket/prefix, say, where nodes share no disk.",
+        help="Where trial folders go; s3://bucket/prefix, say, where nodes share no disk. Else "
+        "$HPO_RUNS, else where the study's are, else runs.",
     ),
 ]
 Name = Annotated[

@@ -43,7 +43,7 @@ def evaluate(
     ] = 1,
     seeds: Seeds = 3,
     storage: Storage = None,
-    runs: Runs = "runs",
+    runs: Runs = None,
     ray_address: RayAddress = None,
     as_json: AsJson = False,
 ) -> None:
@@ -98,7 +98,7 @@ def compare(
         typer.Option("--as", metavar="NAME", help="The comparison's name. Else NAME.comparison."),
     ] = None,
     storage: Storage = None,
-    runs: Runs = "runs",
+    runs: Runs = None,
     ray_address: RayAddress = None,
     as_json: AsJson = False,
 ) -> None:

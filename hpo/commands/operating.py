@@ -51,7 +51,7 @@ def copy(
 
 def doctor(
     storage: Storage = None,
-    runs: Runs = "runs",
+    runs: Runs = None,
     ray_address: RayAddress = None,
     as_json: AsJson = False,
 ) -> None:

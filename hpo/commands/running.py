@@ -49,7 +49,7 @@ def start(
         str | None, typer.Option("--name", metavar="NAME", help="Another name for the study.")
     ] = None,
     trials: Trials = None,
-    runs: Runs = "runs",
+    runs: Runs = None,
     ray_address: RayAddress = None,
     metrics_port: MetricsPort = None,
 ) -> None:
@@ -77,13 +77,20 @@ def resume(
     trials: Trials = None,
     hours: Hours = None,
     device_hours: DeviceHours = None,
-    runs: Runs = "runs",
+    runs: Runs = None,
     ray_address: RayAddress = None,
     metrics_port: MetricsPort = None,
     same_machine: Annotated[
         bool,
         typer.Option(
             "--same-machine", help="With SQLite, join a study that this very machine runs already."
+        ),
+    ] = False,
+    changed_code: Annotated[
+        bool,
+        typer.Option(
+            "--changed-code",
+            help="Go on though the source file of the study's own training function has changed.",
         ),
     ] = False,
 ) -> None:
@@ -98,6 +105,7 @@ def resume(
             hours=hours,
             device_hours=device_hours,
             same_machine=same_machine,
+            changed_code=changed_code,
             say=say,
         )
     )

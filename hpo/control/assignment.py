@@ -24,6 +24,7 @@ class Assignment:
     label: str  # the job as people call it: `trial 7`
     attempt: int  # its number among the job's attempts, from 1
     document: dict[str, Any]  # the train config
+    studies: tuple[str, ...]  # uid of its study, then of those that this is a copy of
     reported_step: int  # evaluations up to this optimizer step need no report
     own_function: OwnFunction | None  # trains, where the study has a training function of its own
     resources: Resources  # of the gang
@@ -51,7 +52,11 @@ def make_assignment(
     attempt: int,
     document: dict[str, Any],
     reported_step: int,
+    studies: tuple[str, ...] = (),
+    own: OwnFunction | None = None,
 ) -> Assignment:
     """Return an assignment for a gang as the study asks for it."""
-    own, resources, seconds = config.own_function, config.resources, config.failures.hang_seconds
-    return Assignment(job, label, attempt, document, reported_step, own, resources, seconds)
+    resources, seconds = config.resources, config.failures.hang_seconds
+    return Assignment(
+        job, label, attempt, document, studies, reported_step, own, resources, seconds
+    )

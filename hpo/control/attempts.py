@@ -125,7 +125,14 @@ class Attempts:
     ) -> TrialAttempt:
         number, population = trial.number, self._leased.population
         assignment = make_assignment(
-            self._leased.config, number, f"trial {number}", attempt.number, document, reported_step
+            self._leased.config,
+            number,
+            f"trial {number}",
+            attempt.number,
+            document,
+            reported_step,
+            self._leased.uids,
+            self._leased.own_function,
         )
         until = None if population is None else population.barrier
         return TrialAttempt(assignment, trial, attempt, params, reported_step, repeat, until)

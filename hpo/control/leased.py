@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 
 import optuna
 
 from hpo.control.places import trial_folder
 from hpo.search.population import Population
 from hpo.study.config import StudyConfig
+from hpo.study.functions import OwnFunction
 from storage import Lease, Ledger, StudyRecord, Transaction
 
 
@@ -24,6 +26,16 @@ class LeasedStudy:
     study: optuna.Study
     folder: str  # of the study's run folders, or their URL
     population: Population | None  # of a study that learns a schedule
+
+    @cached_property
+    def uids(self) -> tuple[str, ...]:
+        """The uid of the study, then of those that it is a copy of."""
+        return self.ledger.uids(self.record)
+
+    @cached_property
+    def own_function(self) -> OwnFunction | None:
+        """The user's own training function: the folder that it is in may go while it trains."""
+        return self.config.own_function
 
     @property
     def metrics(self) -> list[str]:

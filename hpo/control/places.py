@@ -7,9 +7,12 @@ folder follows from its content. A ledger, which another program may have change
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from trainer.config.settings import is_url
+
+TRIAL = re.compile(r"trial-(\d{4,9})")  # the name of a trial's run folder
 
 
 def study_folder(runs: str, study: str) -> str:

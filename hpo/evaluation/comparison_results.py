@@ -50,7 +50,7 @@ def compare_recipes(
     ledger: Ledger,
     name: str,
     request: ComparisonRequest,
-    runs: str,
+    runs: str | None,
     train: Callable[[Comparison], None],
     say: Say,
 ) -> View:

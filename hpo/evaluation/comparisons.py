@@ -19,6 +19,7 @@ from hpo.evaluation.phase import (
     begun_trials,
     fresh_seeds,
     phase_config,
+    phase_runs,
     teachers_again,
     tuned_study,
 )
@@ -58,7 +59,7 @@ class Comparison(Plan):
 
 
 def plan_comparison(
-    ledger: Ledger, name: str, recipes: Sequence[str], seeds: int, study: str, runs: str
+    ledger: Ledger, name: str, recipes: Sequence[str], seeds: int, study: str, runs: str | None
 ) -> Comparison:
     """Plan the comparison `study` of `recipes`, in the settings of the study `name`.
 
@@ -75,7 +76,8 @@ def plan_comparison(
     now = {recipe: settings_of(recipe, config, trials, best) for recipe in recipes}
     teachers = teachers_again(ledger, record)
     if begun is None:
-        taught, teachers = with_recipe_teachers(now, config, teachers, study_folder(runs, study))
+        folder = study_folder(phase_runs(ledger, name, study, runs), study)
+        taught, teachers = with_recipe_teachers(now, config, teachers, folder)
         settings = {recipe: _with_depths(each, config) for recipe, each in taught.items()}
         choices = CategoricalDimension(type="categorical", choices=settings)
         made = phase_config(config, study, {RECIPE: choices}, len(now) * seeds)

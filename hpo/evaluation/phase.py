@@ -21,9 +21,10 @@ from hpo.reading.views import View
 from hpo.search.pruners import NoPruner
 from hpo.search.samplers.config import Random
 from hpo.search.space import Dimension, IntDimension
+from hpo.service.identities import check_free, check_identities
 from hpo.service.launch import Launch, create_study
 from hpo.service.opening import Place
-from hpo.service.preflight import check_place, check_run_folders
+from hpo.service.preflight import check_place, check_run_folders, runs_of
 from hpo.study.config import StudyConfig
 from hpo.study.hints import command
 from hpo.study.load import config_of
@@ -133,15 +134,31 @@ def prepare_launch(ledger: Ledger, plan: Plan, place: Place) -> Launch | None:
 
     Raises ConfigError, in one line, if it cannot run.
     """
-    check_place(plan.config, place)
-    record, trials = enter(ledger, plan)
-    if is_trained(ledger, record):
+    if _is_done(ledger, plan):
         return None
-    check_run_folders(ledger, record, place.runs)
-    return Launch(ledger, record, place, trials)
+    runs = phase_runs(ledger, plan.name, plan.config.study, place.runs)
+    check_place(plan.config, place, runs)
+    if plan.config.study not in [study.name for study in ledger.studies()]:
+        check_free(runs, plan.config.study)
+    record, trials = enter(ledger, plan, runs)
+    check_run_folders(ledger, record, runs)
+    check_identities(ledger, record, config_of(record), runs, changed_code=False)
+    return Launch(ledger, record, place, runs, trials)
 
 
-def enter(ledger: Ledger, plan: Plan) -> tuple[StudyRecord, int]:
+def phase_runs(ledger: Ledger, name: str, study: str, given: str | None) -> str:
+    """Return where the run folders of `study` go, which tests `name`: beside those of `name`.
+
+    Raises ConfigError.
+    """
+    try:
+        record = ledger.study(study)
+    except StudyNotFound:
+        record = ledger.study(name)
+    return runs_of(ledger, record, given)
+
+
+def enter(ledger: Ledger, plan: Plan, runs: str) -> tuple[StudyRecord, int]:
     """Make or find the plan's study, enter its points, and return it with the budget it needs.
 
     A point that has been trained, or waits, is not entered again; one that failed is.
@@ -149,23 +166,35 @@ def enter(ledger: Ledger, plan: Plan) -> tuple[StudyRecord, int]:
     try:
         record = ledger.study(plan.config.study)
     except StudyNotFound:
-        record = create_study(ledger, plan.config, plan.teachers, plan.points)
+        record = create_study(ledger, plan.config, plan.teachers, plan.points, runs)
     found = config_of(record)
     if not found.is_evaluation or found.space.keys() != plan.config.space.keys():
         raise ConfigError(
             f"study {record.name}: is there already, and is no evaluation; evaluate a copy under "
             f"another name: hpo copy {plan.name} --as NAME --to URL"
         )
+    if missing := _missing(ledger, plan, record):
+        ledger.enqueue(record, missing)
+    counts = ledger.trial_counts(record)
+    return ledger.study(record.name), counts.total()
+
+
+def _missing(ledger: Ledger, plan: Plan, record: StudyRecord) -> list[Point]:
+    """Return the points of the plan that its study neither has trained nor has waiting."""
     there = {
         _key_of(trial)
         for trial in ledger.trials(record, *TrialState)
         if trial.state is not TrialState.FAIL
     }
-    missing = [point for point in plan.points if _key(point.origin, point.params) not in there]
-    if missing:
-        ledger.enqueue(record, missing)
-    counts = ledger.trial_counts(record)
-    return ledger.study(record.name), counts.total()
+    return [point for point in plan.points if _key(point.origin, point.params) not in there]
+
+
+def _is_done(ledger: Ledger, plan: Plan) -> bool:
+    try:
+        record = ledger.study(plan.config.study)
+    except StudyNotFound:
+        return False
+    return not _missing(ledger, plan, record) and is_trained(ledger, record)
 
 
 def is_trained(ledger: Ledger, record: StudyRecord) -> bool:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hpo.service.opening import Place, storage_url
+from hpo.service.opening import Place, new_runs, storage_url
 from trainer.config.settings import is_url
 from trainer.runs.store import check_writable
 
@@ -92,10 +92,11 @@ def database(place: Place) -> Finding:
 
 def runs_folder(place: Place) -> Finding:
     """Check that the disk of the run folders takes writes, has room and keeps what it is told."""
-    if is_url(place.runs):
-        check_writable(place.runs)
-        return Finding("ok", f"{place.runs}: takes objects")
-    folder = Path(place.runs).absolute()
+    runs = new_runs(place.runs)
+    if is_url(runs):
+        check_writable(runs)
+        return Finding("ok", f"{runs}: takes objects")
+    folder = Path(runs)
     there = next(path for path in (folder, *folder.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=there) as file:

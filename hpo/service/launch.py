@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hpo.service.opening import Place, open_ledger, storage_url
+from hpo.service.opening import Place, new_runs, open_ledger, storage_url
 from hpo.study.hints import command
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class Launch:
     ledger: Ledger
     record: StudyRecord
     place: Place
+    runs: str  # where its run folders are: an absolute folder, or a URL
     trials: int | None = None  # its new budget
     join: bool = False  # beside its other controllers
     hours: Mapping[str, float] = field(default_factory=dict)  # its new budget of time
@@ -42,14 +43,15 @@ def start(config: StudyConfig, source: str, place: Place, *, may_rename: bool, s
     from hpo.service.teachers import with_teachers
 
     url = storage_url(place.storage, config.storage)
-    config = _named(config, url, may_rename=may_rename)
-    config, teachers = with_teachers(config, source, place.runs)
+    runs = new_runs(place.runs)
+    config = _named(config, url, runs, may_rename=may_rename)
+    config, teachers = with_teachers(config, source, runs)
     check_port(place.metrics_port)
-    check_place(config, place)
+    check_place(config, place, runs)
     points = _warm_points(config, url, source, say)
     ledger = open_ledger(url, create=True)
-    record = create_study(ledger, config, teachers, points)
-    return Launch(ledger, record, place)
+    record = create_study(ledger, config, teachers, points, runs)
+    return Launch(ledger, record, place, runs)
 
 
 def resume(
@@ -61,19 +63,25 @@ def resume(
     device_hours: float | None = None,
     same_machine: bool,
     say: Say,
+    changed_code: bool = False,
 ) -> Launch:
-    """Go on with a study. Raises ConfigError and LedgerError, with nothing written."""
+    """Go on with a study. Raises ConfigError and LedgerError, with nothing written.
+
+    With `changed_code` its training function may be another than it was.
+    """
     from hpo.reading.prometheus import check_port
-    from hpo.service.preflight import check_place, check_run_folders
+    from hpo.service.identities import check_identities
+    from hpo.service.preflight import check_place, check_run_folders, runs_of
     from hpo.study.load import config_of
     from trainer.config.settings import ConfigError
 
     ledger = open_ledger(storage_url(place.storage))
     record = ledger.study(name)
     config = config_of(record)
+    runs = runs_of(ledger, record, place.runs)
     check_port(place.metrics_port)
-    check_place(config, place)
-    check_run_folders(ledger, record, place.runs)
+    check_place(config, place, runs)
+    check_run_folders(ledger, record, runs)
     if trials is not None and config.is_evaluation:
         raise ConfigError(
             f"--trials {trials}: study {name} is an evaluation; `hpo evaluate` plans its trials"
@@ -91,11 +99,16 @@ def resume(
                 f"--{of.replace('_', '-')} {most:g}: study {name} has taken "
                 f"{spent[of] / 3600:.2f} hours already"
             )
+    if changed_code:
+        _check_alone(ledger, record, config)
+    check_identities(ledger, record, config, runs, changed_code=changed_code)
     join = ledger.on_a_server or same_machine
     if join:
         for other in running(ledger, record):
             say(f"study {name} is being run by {other}, too: joining it")
-    return Launch(ledger, record, place, trials, join, more)
+    if record.runs not in (None, runs):
+        say(f"study {name}: its run folders go to {runs} from now on, and were in {record.runs}")
+    return Launch(ledger, record, place, runs, trials, join, more)
 
 
 def running(ledger: Ledger, record: StudyRecord) -> list[str]:
@@ -104,7 +117,11 @@ def running(ledger: Ledger, record: StudyRecord) -> list[str]:
 
 
 def create_study(
-    ledger: Ledger, config: StudyConfig, teachers: list[TeacherRecord], points: list[Point]
+    ledger: Ledger,
+    config: StudyConfig,
+    teachers: list[TeacherRecord],
+    points: list[Point],
+    runs: str,
 ) -> StudyRecord:
     """Write the study to its ledger, with its teachers and the points that it begins with."""
     return ledger.create_study(
@@ -115,16 +132,32 @@ def create_study(
         config.budget.trials,
         teachers,
         points,
+        runs,
     )
 
 
-def _named(config: StudyConfig, url: str, *, may_rename: bool) -> StudyConfig:
-    """Return the study under a name that its ledger does not have yet."""
+def _check_alone(ledger: Ledger, record: StudyRecord, config: StudyConfig) -> None:
+    """Raise ConfigError unless the study's own training function may be another from now on."""
+    from trainer.config.settings import ConfigError
+
+    if config.trainer is None:
+        raise ConfigError(f"--changed-code: study {record.name} has no `trainer` of its own")
+    if others := running(ledger, record):
+        raise ConfigError(
+            f"--changed-code: study {record.name} is being run by {', '.join(others)}, with the "
+            f"code as it was; stop it first: hpo stop {record.name}"
+        )
+
+
+def _named(config: StudyConfig, url: str, runs: str, *, may_rename: bool) -> StudyConfig:
+    """Return the study under a name that neither its ledger nor its run folders have yet."""
+    from hpo.service.identities import check_free, has_trials
     from storage.database import shown
     from trainer.config.settings import ConfigError
 
     taken = _taken_names(url)
-    if config.study not in taken:
+    if config.study not in taken and not (may_rename and has_trials(runs, config.study)):
+        check_free(runs, config.study, "--name NAME, ")
         return config
     if not may_rename:
         raise ConfigError(
@@ -132,7 +165,8 @@ def _named(config: StudyConfig, url: str, *, may_rename: bool) -> StudyConfig:
             f"`{command(f'hpo resume {config.study}', shown(url))}` goes on with it, --name starts "
             "another"
         )
-    free = next(f for n in range(2, 10**6) if (f := f"{config.study}-{n}") not in taken)
+    names = (f"{config.study}-{n}" for n in range(2, 10**6))
+    free = next(name for name in names if name not in taken and not has_trials(runs, name))
     return config.model_copy(update={"study": free})
 
 

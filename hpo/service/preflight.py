@@ -11,32 +11,33 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from hpo.control.places import study_folder, teacher_folder, trial_folder
-from hpo.service.opening import Place
+from hpo.service.opening import Place, given_runs, new_runs
 from hpo.study.config import StudyConfig
 from hpo.study.functions import check_function
+from hpo.study.load import config_of
 from hpo.study.sections import local_cpus
 from hpo.study.tracking import check_tracking
 from storage import Ledger, StudyRecord
-from trainer.config.settings import ConfigError, is_url, kept_document
+from trainer.config.settings import ConfigError, is_text, is_url, kept_document
 from trainer.config.train import resolve
 from trainer.runs.store import StoreError, check_writable
 from trainer.teaching.teacher import content_folder, is_key, is_trained
 from trainer.terminal import Quiet
 
 
-def check_place(config: StudyConfig, place: Place) -> None:
-    """Raise ConfigError unless a trial fits, the runs can be written, and imports are there.
+def check_place(config: StudyConfig, place: Place, runs: str) -> None:
+    """Raise ConfigError unless a trial fits, `runs` can be written, and imports are there.
 
     The imports are wandb, if the study asks for it, and the user's own training function.
     """
     check_tracking(config.tracking)
     if config.trainer is not None:
-        _check_own(config.trainer, config.study, place.runs)
+        _check_own(config.trainer, config.study, runs)
     if place.ray_address is None:
         check_machine(config, local_cpus(), _local_gpus(config), "this machine")
     else:
         _check_cluster(config, place.ray_address)
-    _check_runs(place.runs)
+    _check_runs(runs)
 
 
 def _check_own(trainer: str, study: str, runs: str) -> None:
@@ -55,7 +56,7 @@ def _check_runs(runs: str) -> None:
         except (ConfigError, StoreError) as error:
             raise ConfigError(f"--runs {error}") from None
         return
-    folder = Path(runs).absolute()
+    folder = Path(runs)
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"--runs {runs}: {there} is not a folder that can be written to")
@@ -107,6 +108,43 @@ def _local_gpus(config: StudyConfig) -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def runs_of(ledger: Ledger, record: StudyRecord, given: str | None) -> str:
+    """Return where the study's run folders are: as given, as the ledger keeps it, the default.
+
+    Raises ConfigError if the folder that the ledger keeps has gone.
+    """
+    if (place := given_runs(given)) is not None:
+        return place
+    study = config_of(record).study
+    kept = _kept_runs(ledger, record, study)
+    if kept is None:
+        return new_runs(None)
+    if not is_text(kept) or not (is_url(kept) or Path(kept).is_absolute()):
+        raise ConfigError(
+            f"study {record.name}: the ledger has its run folders in {kept!a}, which is no "
+            "absolute path; give --runs"
+        )
+    folder = study_folder(kept, study)
+    if record.reserved_trials and not is_url(kept) and not Path(folder).is_dir():
+        raise ConfigError(
+            f"study {record.name}: its run folders were in {kept}, and there is no {folder} any "
+            "more; give the --runs that they are in now"
+        )
+    return kept
+
+
+def _kept_runs(ledger: Ledger, record: StudyRecord, study: str) -> str | None:
+    """Return the place that the ledger keeps; for an older study, where its last trial is."""
+    if record.runs is not None:
+        return record.runs
+    for trial in reversed(ledger.trials(record, *TrialState)):
+        folder = str(trial.user_attrs.get("run_dir", ""))
+        place = folder.removesuffix(trial_folder(f"/{study}", trial.number))
+        if place != folder and (is_url(place) or Path(folder).is_absolute()):
+            return place if is_url(place) or Path(folder).is_dir() else None
+    return None
 
 
 def check_run_folders(ledger: Ledger, record: StudyRecord, runs: str) -> None:

@@ -26,6 +26,7 @@ from hpo.reading.prometheus import metrics_served
 from hpo.search.ranking import feasible
 from hpo.service.guard import INTERRUPTED, POLL_SECONDS, Guard
 from hpo.service.launch import Launch
+from hpo.service.opening import DEFAULT_RUNS
 from hpo.study.config import StudyConfig
 from hpo.study.hints import command
 from hpo.study.load import config_of
@@ -72,10 +73,10 @@ def run_study(launch: Launch, *, exits: bool = True) -> Ending:
 
 def _run_under(launch: Launch, config: StudyConfig, lease: Lease, *, exits: bool) -> Ending | None:
     """Run the study under one lease; None if the lease was lost."""
-    ledger, runs = launch.ledger, launch.place.runs
+    ledger, runs = launch.ledger, launch.runs
     record = ledger.study(launch.record.name)  # its budget may be another now
     # A controller's own files stay here: its log, and its trackers'.
-    folder = Path("runs" if is_url(runs) else runs).absolute() / record.name
+    folder = Path(DEFAULT_RUNS if is_url(runs) else runs).absolute() / record.name
     try:
         with Quiet() as quiet:
             quiet.keep_in(folder / "log.txt")
@@ -128,7 +129,7 @@ def _run(
 
         explore = make_explore(config.schedule, config.space, config.sampler.seed)
     observers: list[Observer] = [board, LogObserver(), *trackers]
-    controller = Controller(ledger, record, config, lease, launch.place.runs, observers, explore)
+    controller = Controller(ledger, record, config, lease, launch.runs, observers, explore)
     board.recall(controller.study)
     guard = Guard(controller, board, exits=exits)
     with ExitStack() as stack:
@@ -173,6 +174,7 @@ def _acquire(launch: Launch, *, join: bool) -> Lease:
                 launch.record,
                 trials=launch.trials,
                 attributes={f"budget_{of}": most for of, most in launch.hours.items()},
+                runs=launch.runs,
                 join=join,
                 watched=dead,
             )

@@ -22,7 +22,7 @@ _PATH = "distillation.teacher"
 
 
 def with_teachers(
-    study: StudyConfig, source: str, runs: str = "runs"
+    study: StudyConfig, source: str, runs: str = ""
 ) -> tuple[StudyConfig, list[TeacherRecord]]:
     """Return the study with run folders in place of teachers' names, and the teachers to train.
 

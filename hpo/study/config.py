@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -147,10 +148,11 @@ class StudyConfig(Section):
 
     @property
     def own_function(self) -> OwnFunction | None:
-        """The user's own training function with the metrics that it must yield, if there is one."""
+        """The user's own training function, as the command that is typed here finds it, if any."""
         if self.trainer is None:
             return None
-        return OwnFunction(self.trainer, tuple({name: None for _, name in self.metrics()}))
+        metrics = tuple({name: None for _, name in self.metrics()})
+        return OwnFunction(self.trainer, metrics, os.getcwd())
 
     def metrics(self) -> Iterator[tuple[str, str]]:
         """Yield every metric that the study names, after its key."""

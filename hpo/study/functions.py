@@ -1,21 +1,33 @@
 """Users' own training functions, found by their names: `package.module:function`.
 
 Workers import this module, so it imports nothing heavy. The ledger has a function's name and never
-a folder: the function comes from where the command was typed, or from an installed package.
+a folder: the function comes from where the command was typed, or from an installed package. That
+folder may have files of the names of our packages, and of any library's: it comes first on the path
+only while the function's module is imported, and last from then on.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from hpo.ours import OURS, ROOT
 from trainer.config.settings import ConfigError
 
+_OWN = "_own_"  # begins the name under which a user's module of our name is imported
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
@@ -25,6 +37,7 @@ class OwnFunction:
 
     name: str
     metrics: tuple[str, ...]
+    folder: str  # where the command was typed
 
 
 def function_name(name: str) -> str:
@@ -41,25 +54,27 @@ def check_function(name: str, what: str) -> None:
             f"{what}: {name}: workers cannot import what is typed or run as a script; put the "
             "function into a module of its own"
         )
-    here = os.getcwd()
-    if here not in sys.path:  # `python -m` and Ray's workers have it there
-        sys.path.insert(0, here)
     try:
-        find_function(name)
+        find_function(name, os.getcwd())
     except ConfigError as error:
         raise ConfigError(f"{what}: {error}") from None
 
 
-def find_function(name: str) -> Any:
-    """Return the function of that name. Raises ConfigError, in one line, if there is none."""
+def find_function(name: str, folder: str) -> Any:
+    """Return the function of that name, whose module may be in `folder`.
+
+    Raises ConfigError, in one line, if there is none.
+    """
     module_name, _, function_name = name.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        with _first_on_path(folder):
+            module = _imported(module_name, folder)
     except (Exception, SystemExit) as error:
-        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-        if missing is not None and f"{module_name}.".startswith(f"{missing}."):
+        missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+        missing = missing.removeprefix(_OWN)
+        if missing and f"{module_name}.".startswith(f"{missing}."):
             raise ConfigError(
-                f"{name}: there is no module {missing} in {os.getcwd()}, nor is it installed; type "
+                f"{name}: there is no module {missing} in {folder}, nor is it installed; type "
                 "the command in the folder that holds it"
             ) from error
         raise ConfigError(
@@ -81,3 +96,57 @@ def find_function(name: str) -> Any:
             f"{name}: must be called with two arguments: def {function_name}(config, run)"
         ) from None
     return function
+
+
+@contextmanager
+def _first_on_path(folder: str) -> Iterator[None]:
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
+
+
+def _imported(name: str, folder: str) -> ModuleType:
+    """Import a module; one that is called as a package of ours gets another name."""
+    top, dot, rest = name.partition(".")
+    spec = PathFinder.find_spec(top, [folder]) if top in OURS else None
+    if spec is None or ROOT.samefile(folder):
+        return importlib.import_module(name)
+    alias = f"{_OWN}{top}"
+    if alias not in sys.modules:
+        _import_as(alias, spec)
+    return importlib.import_module(f"{alias}{dot}{rest}")
+
+
+def _import_as(alias: str, spec: ModuleSpec) -> None:
+    places = spec.submodule_search_locations
+    if spec.origin is None:  # a folder without __init__.py
+        renamed: ModuleSpec | None = ModuleSpec(alias, None, is_package=True)
+    else:
+        renamed = spec_from_file_location(alias, spec.origin, submodule_search_locations=places)
+    assert renamed is not None
+    if places is not None:
+        renamed.submodule_search_locations = [*places]
+    module = sys.modules[alias] = module_from_spec(renamed)
+    try:
+        if renamed.loader is not None:
+            renamed.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[alias]
+        raise
+
+
+@cache
+def source_digest(function: Any) -> str | None:
+    """Return the sha256 of the function's source file, as it was when first asked for.
+
+    None if it has no such file.
+    """
+    try:
+        file = inspect.getsourcefile(function)
+        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except (OSError, TypeError):
+        return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import site
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import ray
 from ray import tune
 from ray._private.authentication.authentication_token_setup import _enable_token_auth
 from ray.exceptions import RayError
+from ray.job_config import JobConfig
 from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -26,6 +28,7 @@ from hpo.control.assignment import Assignment
 from hpo.control.controller import Controller
 from hpo.control.messages import Message
 from hpo.control.outage import RayLost
+from hpo.ours import ROOT
 from hpo.study.sections import Resources, local_cpus
 from hpo.workers.gang import GangFailure
 from hpo.workers.ray_daemon import DaemonWatch
@@ -67,6 +70,21 @@ def configure_ray() -> None:
     class_cache.DEFAULT_ENV_VARS.clear()
     # Tune reads a failed actor's error back from a pickle in its folder, which is in the study's.
     Trial.get_pickled_error = lambda trial: None
+
+
+class _Job(JobConfig):  # type: ignore[misc]
+    """What Ray tells its workers of us: where our packages are, unless every Python finds them.
+
+    The working folder and that of a script are kept off their path, whose files may have the names
+    of our packages, or of a library. A training function's own folder is in its assignment.
+    """
+
+    def __init__(self) -> None:
+        everywhere = {os.path.realpath(path) for path in site.getsitepackages()}
+        super().__init__(_py_driver_sys_path=[] if str(ROOT) in everywhere else [str(ROOT)])
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True
 
 
 class _Adapter:
@@ -186,6 +204,7 @@ def ray_session(address: str | None, namespace: str) -> Iterator[None]:
         ray.init(
             address=address or "local",
             namespace=namespace,
+            job_config=_Job(),
             num_cpus=local_cpus() if address is None else None,
             include_dashboard=False if address is None else None,
             log_to_driver=False,

@@ -97,15 +97,16 @@ class Rank:
 
     def _make_run(self, assignment: Assignment) -> Any:
         own, document, attempt = assignment.own_function, assignment.document, assignment.attempt
+        studies = assignment.studies
         if own is not None:
             from hpo.workers.own_run import OwnRun
 
-            return OwnRun(own, document, self._world, self._tick, attempt)
+            return OwnRun(own, document, self._world, self._tick, attempt, studies)
         from trainer.config.train import resolve
         from trainer.run import Run
 
         config = resolve(document, assignment.label)
-        return Run(config, self._world, self._stepped, self._tick, self._note, attempt)
+        return Run(config, self._world, self._stepped, self._tick, self._note, attempt, studies)
 
     def advance(self) -> Any:
         """Train to the next evaluation; return the run's report."""

@@ -25,6 +25,7 @@ from trainer.runs.checkpoint import (
 )
 from trainer.runs.folder import LockedFolder
 from trainer.runs.fork import changed_leaves
+from trainer.runs.identity import Identity
 
 KEPT = 2  # checkpoints
 _FILES, _MANIFEST = "files", "progress.json"
@@ -42,9 +43,9 @@ class Saved(NamedTuple):
 class OwnFolder(LockedFolder):
     """The folder of one run, for as long as this process holds its lock."""
 
-    def __init__(self, document: Mapping[str, Any]) -> None:
+    def __init__(self, document: Mapping[str, Any], identity: Identity) -> None:
         """Wait for the lock of the `document`'s output_dir. Raises as LockedFolder does."""
-        super().__init__(Path(document["output_dir"]))
+        super().__init__(Path(document["output_dir"]), identity)
         self._document = dict(document)
         self._checkpoints = self._path / "checkpoints"
         self._written: tuple[int, Path] | None = None  # a checkpoint that is not in place yet
@@ -53,10 +54,12 @@ class OwnFolder(LockedFolder):
     def resume(self) -> Saved | None:
         """Return the newest readable checkpoint, if any, and cut `metrics.jsonl` back to it.
 
-        Raises ConfigError if it was written with another config, and CheckpointError if there are
-        checkpoints and none of them can be read.
+        Raises ConfigError if the folder is of another study, or the checkpoint was written by other
+        code or with another config, and CheckpointError if there are checkpoints and none of them
+        can be read.
         """
         found = newest(self._checkpoints, _read)
+        self._identify(resumes=found is not None)
         if found is not None:
             self._check_same_config()
             self.history = found.history

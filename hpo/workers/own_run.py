@@ -15,13 +15,14 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-from hpo.study.functions import OwnFunction, find_function
+from hpo.study.functions import OwnFunction, find_function, source_digest
 from hpo.training import TrainingRun
 from hpo.workers.own_folder import OwnFolder, Saved
 from trainer.config.settings import ConfigError
 from trainer.engine.distributed import World
 from trainer.engine.memory import release_freed
 from trainer.run import Kind, Report
+from trainer.runs.identity import Identity
 
 Metrics = dict[str, float]
 
@@ -36,15 +37,20 @@ class OwnRun:
         world: World,
         tick: Callable[[int | None], None],
         attempt: int,
+        studies: tuple[str, ...],
     ) -> None:
-        """Raises ConfigError, and CheckpointError if the folder's checkpoints do not read."""
-        function = find_function(own.name)
+        """`studies` is as `trainer.run.Run` has it.
+
+        Raises ConfigError, and CheckpointError if the folder's checkpoints do not read.
+        """
+        function = find_function(own.name, own.folder)
         self._own, self._world, self._tick = own, world, tick
         self._steps: int = document["steps"]
         self._stop_requested = False
         self._folder: OwnFolder | None = None  # rank 0's
         with ExitStack() as closing:
-            saved = world.on_rank_0(lambda: self._open(document, closing))
+            identity = Identity(studies, code=source_digest(function))
+            saved = world.on_rank_0(lambda: self._open(document, identity, closing))
             self._history: list[Metrics] = [*saved.history] if saved else []
             self._step = int(self._history[-1]["step"]) if self._history else 0
             run = TrainingRun(
@@ -101,8 +107,10 @@ class OwnRun:
         """End the function where it stands; this process is then ready for its next run."""
         self._closing.close()
 
-    def _open(self, document: Mapping[str, Any], closing: ExitStack) -> Saved | None:
-        self._folder = OwnFolder(document)
+    def _open(
+        self, document: Mapping[str, Any], identity: Identity, closing: ExitStack
+    ) -> Saved | None:
+        self._folder = OwnFolder(document, identity)
         closing.callback(self._folder.close)
         return self._folder.resume()
 

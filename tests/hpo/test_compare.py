@@ -74,7 +74,7 @@ def measured(valid: float, step: int) -> dict[str, float]:
 def test_recipes_are_trained_under_one_budget_and_the_same_seeds(url: str) -> None:
     stage = tuned(url, 9.0, 5.0, 6.0)
     made = planned(stage, "baseline-a", "baseline-b", "best")
-    record, trials = enter(stage.ledger, made)
+    record, trials = enter(stage.ledger, made, "/runs")
     assert (record.name, trials) == ("table", 9)
     configs = train(controller(stage.ledger, record, trials), *[6.0] * 9)
     assert [config["seed"] for config in configs] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
@@ -92,7 +92,7 @@ def test_recipes_are_trained_under_one_budget_and_the_same_seeds(url: str) -> No
 def test_the_table_has_what_is_computed_by_hand(url: str) -> None:
     stage = tuned(url, 9.0, 5.0)
     made = planned(stage, "baseline-a", "linear")
-    record, trials = enter(stage.ledger, made)
+    record, trials = enter(stage.ledger, made, "/runs")
     runs = controller(stage.ledger, record, trials)
     ours, theirs = [10.0, 12.0, 14.0], [11.0, 15.0, 16.0]
     for valid, other in zip(ours, theirs, strict=True):
@@ -125,7 +125,7 @@ def test_a_comparison_killed_and_typed_again_trains_nothing_twice_and_keeps_its_
 ) -> None:
     stage = tuned(url, 9.0, 5.0)
     first = planned(stage, "baseline-a", "best", seeds=2)
-    record, trials = enter(stage.ledger, first)
+    record, trials = enter(stage.ledger, first, "/runs")
     dead = controller(stage.ledger, record, trials)
     train(dead, 6.0, 7.0)
     assert dead.next() is not None, "the third has begun"
@@ -138,7 +138,7 @@ def test_a_comparison_killed_and_typed_again_trains_nothing_twice_and_keeps_its_
     assert [*again.recipes] == ["baseline-a", "best"], "those that it was begun with"
     assert again.note is not None
     assert "best: as it was" in again.note
-    record, trials = enter(stage.ledger, again)
+    record, trials = enter(stage.ledger, again, "/runs")
     assert trials == 4
     configs = train(controller(stage.ledger, record, trials), 6.5, 7.5)
     assert configs[1]["optim"]["lr"] == stage.trials[1].params["optim.lr"], "the best as it was"
@@ -146,7 +146,7 @@ def test_a_comparison_killed_and_typed_again_trains_nothing_twice_and_keeps_its_
     assert [row["seeds"] for row in found["recipes"]] == [[1, 2], [1, 2]]
     assert found["best"] == 1
     more = planned(stage, seeds=3)
-    assert enter(stage.ledger, more)[1] == 6, "more seeds train only what is new"
+    assert enter(stage.ledger, more, "/runs")[1] == 6, "more seeds train only what is new"
     origins = [t.user_attrs["origin"] for t in stage.ledger.trials(record, *TrialState)]
     assert {origin["best"] for origin in origins} == {1}, "that is what is trained"
 
@@ -158,7 +158,7 @@ def test_a_comparison_keeps_its_seeds_whatever_the_study_draws_later(url: str) -
     finish(stage.controller(), 5.0)
     stage.lapse()
     assert planned(stage, "baseline-a", seeds=2).seeds == [1, 2]
-    enter(stage.ledger, planned(stage, "baseline-a", seeds=2))
+    enter(stage.ledger, planned(stage, "baseline-a", seeds=2), "/runs")
     stage.ledger.enqueue(stage.record, [Point({"seed": 2}, {"by": "hand"})])
     lease = stage.ledger.acquire(stage.ledger.study("played"), trials=2)
     finish(Controller(stage.ledger, stage.record, stage.config, lease, "/runs"), 5.0)
@@ -168,16 +168,16 @@ def test_a_comparison_keeps_its_seeds_whatever_the_study_draws_later(url: str) -
 
 def test_an_evaluation_does_not_enter_its_points_into_a_comparison(url: str) -> None:
     stage = tuned(url, 5.0)
-    enter(stage.ledger, planned(stage, "best", seeds=1, name="played.evaluation"))
+    enter(stage.ledger, planned(stage, "best", seeds=1, name="played.evaluation"), "/runs")
     with pytest.raises(ConfigError, match="is there already, and is no evaluation"):
-        enter(stage.ledger, plan_evaluation(stage.ledger, "played", top=1, seeds=1))
+        enter(stage.ledger, plan_evaluation(stage.ledger, "played", top=1, seeds=1), "/runs")
 
 
 def test_recipes_of_another_size_are_told(url: str) -> None:
     space = {"data.batch_size": {"type": "categorical", "choices": [32, 64]}}
     stage = tuned(url, 5.0, space=space)
     made = planned(stage, "baseline-a", "best", seeds=1)
-    record, trials = enter(stage.ledger, made)
+    record, trials = enter(stage.ledger, made, "/runs")
     train(controller(stage.ledger, record, trials), 6.0, 5.0)
     [said] = [
         line
@@ -191,7 +191,7 @@ def test_recipes_of_another_size_are_told(url: str) -> None:
 def test_a_training_that_diverged_is_told_and_in_no_mean(url: str) -> None:
     stage = tuned(url, 5.0)
     made = planned(stage, "baseline-a", "baseline-b", seeds=2)
-    record, trials = enter(stage.ledger, made)
+    record, trials = enter(stage.ledger, made, "/runs")
     runs = controller(stage.ledger, record, trials)
     train(runs, 6.0)
     play(runs, Message("diverged"))
@@ -237,7 +237,7 @@ def test_what_cannot_be_compared_is_one_line(url: str) -> None:
     assert "no recipe 'linera'; did you mean linear?" in refusal("linera")
     assert "has tried no such trial" in refusal("trial-9")
     assert "is no comparison of played; use --as NAME" in refusal("linear", name="played")
-    enter(stage.ledger, planned(stage, "linear"))
+    enter(stage.ledger, planned(stage, "linear"), "/runs")
     assert "table was begun with linear" in refusal("cosine")
     for text, said in {"a,,b": "a name is missing", "a,b,a": "a is there twice"}.items():
         with pytest.raises(ConfigError, match=said):

@@ -42,7 +42,7 @@ def test_the_best_are_trained_again_under_fresh_seeds_and_the_table_is_kept(url:
     stage = tuned(url, 9.0, 5.0, 6.0)
     planned = plan_evaluation(stage.ledger, "played", top=2, seeds=3)
     assert planned.seeds == [1, 2, 3]
-    record, trials = enter(stage.ledger, planned)
+    record, trials = enter(stage.ledger, planned, "/runs")
     assert (record.name, trials) == ("played.evaluation", 6)
     runs = controller(stage.ledger, record, trials)
     valid, test = [5.5, 6.0, 6.5], [7.0, 7.2, 7.4]
@@ -70,7 +70,7 @@ def test_an_evaluation_killed_and_typed_again_trains_nothing_twice_but_what_fail
 ) -> None:
     stage = tuned(url, 5.0, 6.0, failures={"max_retries": 0})
     planned = plan_evaluation(stage.ledger, "played", top=1, seeds=3)
-    record, trials = enter(stage.ledger, planned)
+    record, trials = enter(stage.ledger, planned, "/runs")
     dead = controller(stage.ledger, record, trials)
     train(dead, (5.1, 7.0))
     play(dead, Message("worker_lost"))
@@ -78,8 +78,8 @@ def test_an_evaluation_killed_and_typed_again_trains_nothing_twice_but_what_fail
     lapse(stage.ledger)
     again = plan_evaluation(stage.ledger, "played", top=1, seeds=3)
     assert again.points == planned.points
-    record, trials = enter(stage.ledger, again)
-    assert (trials, enter(stage.ledger, again)[1]) == (4, 4), "entered once more, once"
+    record, trials = enter(stage.ledger, again, "/runs")
+    assert (trials, enter(stage.ledger, again, "/runs")[1]) == (4, 4), "entered once more, once"
     assert not is_trained(stage.ledger, record)
     heir = controller(stage.ledger, record, trials)
     assert [c["seed"] for c in train(heir, (5.3, 7.2), (5.2, 7.1))] == [3, 2]
@@ -88,7 +88,7 @@ def test_an_evaluation_killed_and_typed_again_trains_nothing_twice_but_what_fail
     assert row["seeds"] == [1, 3, 2]
     assert row["valid_ppl"]["mean"] == pytest.approx(5.2)
     more = plan_evaluation(stage.ledger, "played", top=2, seeds=4)
-    assert enter(stage.ledger, more)[1] == 9, "a larger evaluation only trains what is new"
+    assert enter(stage.ledger, more, "/runs")[1] == 9, "a larger evaluation only trains what is new"
 
 
 def test_no_seed_of_tuning_is_used(url: str) -> None:
@@ -116,7 +116,9 @@ def test_what_a_worker_of_the_tuning_phase_gets_cannot_read_the_test(
     assert not resolve(assignment.config, "").tests
     tuning.handle(0, 1, Message("finished", 300, ppl(5.0)))
     stage.lapse()
-    record, trials = enter(stage.ledger, plan_evaluation(stage.ledger, "played", top=1, seeds=1))
+    record, trials = enter(
+        stage.ledger, plan_evaluation(stage.ledger, "played", top=1, seeds=1), "/runs"
+    )
     [config] = train(controller(stage.ledger, record, trials), (5.0, 6.0))
     assert config["data"]["test"] == texts["test"]
     assert resolve(config, "").tests
@@ -156,7 +158,7 @@ def test_an_evaluation_that_cannot_be_made_is_refused_and_nothing_is_written(url
     finish(running)
     stage.lapse()
     assert "--top 3: study played has 2 trials" in refusal(top=3)
-    enter(stage.ledger, plan_evaluation(stage.ledger, "played", 1, 1))
+    enter(stage.ledger, plan_evaluation(stage.ledger, "played", 1, 1), "/runs")
     with pytest.raises(ConfigError, match="is an evaluation itself"):
         plan_evaluation(stage.ledger, "played.evaluation", 1, 1)
 
@@ -168,7 +170,7 @@ def test_a_study_that_only_has_the_name_of_an_evaluation_is_left_alone(url: str)
         "played.evaluation", [StudyDirection.MINIMIZE], ["valid_ppl"], document, 1
     )
     with pytest.raises(ConfigError, match="is no evaluation; evaluate a copy"):
-        enter(stage.ledger, plan_evaluation(stage.ledger, "played", 1, 1))
+        enter(stage.ledger, plan_evaluation(stage.ledger, "played", 1, 1), "/runs")
     assert not stage.ledger.trial_counts(record)
 
 
@@ -176,7 +178,7 @@ def test_a_trained_evaluation_is_said_again_and_takes_no_other_points(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = tuned(url, 5.0)
-    record, trials = enter(stage.ledger, plan_evaluation(stage.ledger, "played", 1, 1))
+    record, trials = enter(stage.ledger, plan_evaluation(stage.ledger, "played", 1, 1), "/runs")
     train(controller(stage.ledger, record, trials), (5.5, 6.0))
     lapse(stage.ledger)
     monkeypatch.setattr(service, "run_study", lambda *_, **__: pytest.fail("it trains"))

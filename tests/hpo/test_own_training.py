@@ -85,9 +85,9 @@ def saying(config: dict[str, Any], run: TrainingRun) -> Iterator[Any]:
 
 def built(folder: Path, function: Any = halving, **changes: Any) -> OwnRun:
     """An attempt at a run in `folder`."""
-    own = OwnFunction(f"{__name__}:{function.__name__}", ("loss",))
+    own = OwnFunction(f"{__name__}:{function.__name__}", ("loss",), os.getcwd())
     document = {"steps": STEPS, "seed": 0, "begin": 1.0, "output_dir": str(folder), **changes}
-    return OwnRun(own, document, ALONE, lambda step=None: None, 1)
+    return OwnRun(own, document, ALONE, lambda step=None: None, 1, ())
 
 
 def reports(run: OwnRun) -> list[tuple[str, int]]:
@@ -257,14 +257,14 @@ def test_another_trial_s_checkpoint_is_not_gone_on_from(tmp_path: Path) -> None:
 
 def two_ranks(world: World, folder: str) -> list[tuple[str, int]]:
     """Rank 1 alone is asked to stop; both do."""
-    own = OwnFunction(f"{__name__}:ranked", ("loss",))
-    run = OwnRun(own, {"steps": 60, "output_dir": folder}, world, lambda step=None: None, 1)
+    own = OwnFunction(f"{__name__}:ranked", ("loss",), os.getcwd())
+    run = OwnRun(own, {"steps": 60, "output_dir": folder}, world, lambda step=None: None, 1, ())
     said = [(report.kind, report.step) for report in [run.advance()]]
     if world.rank == 1:
         run.request_stop()
     said += [(report.kind, report.step) for report in [run.advance()]]
     run.close()
-    again = OwnRun(own, {"steps": 60, "output_dir": folder}, world, lambda step=None: None, 2)
+    again = OwnRun(own, {"steps": 60, "output_dir": folder}, world, lambda step=None: None, 2, ())
     said.append(("restored", again.step))
     again.close()
     return said
@@ -337,7 +337,7 @@ def test_a_study_of_one_s_own_function_loads_and_is_kept_whole(desk: Path) -> No
     study = load_study(written(), settings=["steps=20", "seed=3"])
     kept = restore_study(study.to_document(), "own")
     assert kept == study
-    assert kept.own_function == OwnFunction("mine.training:train", ("loss",))
+    assert kept.own_function == OwnFunction("mine.training:train", ("loss",), str(desk))
     assert kept.trial_document({"optim.lr": 0.5}, "/runs/own/trial-0000") == {
         "steps": 20, "seed": 3, "optim": {"lr": 0.5}, "layers": [1, 2],
         "output_dir": "/runs/own/trial-0000",
@@ -398,9 +398,9 @@ def test_resumed_elsewhere_a_study_is_refused_before_anything_is_dispatched(
     desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = load_study(written())
-    check_place(study, Place(None))
+    check_place(study, Place(None), "runs")
     with pytest.raises(ConfigError, match=r"--runs s3://b/p: a study with `trainer` keeps"):
-        check_place(study, Place(None, "s3://b/p"))
+        check_place(study, Place(None), "s3://b/p")
     elsewhere = desk / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
@@ -408,7 +408,7 @@ def test_resumed_elsewhere_a_study_is_refused_before_anything_is_dispatched(
     for name in ("mine", "mine.training"):
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ConfigError) as refused:
-        check_place(study, Place(None))
+        check_place(study, Place(None), "runs")
     assert str(refused.value) == (
         "study own: trainer: mine.training:train: there is no module mine in "
         f"{elsewhere}, nor is it installed; type the command in the folder that holds it"

@@ -21,6 +21,7 @@ from trainer.export import export
 from trainer.run import Run
 from trainer.runs.checkpoint import CheckpointError
 from trainer.runs.folder import FolderInUse
+from trainer.runs.identity import Identity
 from trainer.runs.remote import local_checkpoint
 from trainer.runs.remote_folder import open_folder
 from trainer.runs.store import Store, StoreError, check_writable
@@ -154,7 +155,7 @@ def test_an_attempt_that_is_late_changes_nothing(
     late = Run(config, world, attempt=1)
     late.advance()
     node("second")
-    newer = open_folder(config, 2, lambda: None)
+    newer = open_folder(config, 2, lambda: None, Identity())
     found = newer.resume()
     assert found is not None
     assert found[1].step == 4
@@ -163,7 +164,7 @@ def test_an_attempt_that_is_late_changes_nothing(
         late.advance()
     late.close()
     with pytest.raises(FolderInUse):
-        open_folder(config, 1, lambda: None)
+        open_folder(config, 1, lambda: None, Identity())
     after = brought(url, tmp_path / "after")
     files = sorted(path.relative_to(before) for path in before.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(after) for path in after.rglob("*") if path.is_file())

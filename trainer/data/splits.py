@@ -124,6 +124,15 @@ def _entry(config: DataConfig, source: _Source, *, test: bool) -> Path:
     return cache_dir() / f"{config.name}-{_fingerprint(config, source)}{phase}"
 
 
+def data_key(config: DataConfig, *, test: bool) -> str:
+    """The name of the token cache's entry that `load_splits` gives: a digest of all it reads.
+
+    Raises ConfigError as `fingerprint` does.
+    """
+    with _cache_errors():
+        return _entry(config, _source(config, splits=SPLITS if test else TUNING), test=test).name
+
+
 def _fingerprint(config: DataConfig, source: _Source) -> str:
     tokenizer = ["bpe", config.vocabulary_size] if config.tokenizer == "bpe" else []
     content = json.dumps([TOKENIZER_VERSION, config.name, *source.fingerprint, *tokenizer])

@@ -1,4 +1,4 @@
-"""A run's folder: its lock, `config.yaml`, `metrics.jsonl`, `checkpoints/` and `result.json`.
+"""A run's folder: lock, `identity.json`, `config.yaml`, `metrics.jsonl`, `checkpoints/`, results.
 
 Only rank 0 opens it. Whatever a kill leaves behind, opening the folder again makes all of its
 files agree with its newest checkpoint. Nothing here trains.
@@ -19,6 +19,7 @@ from trainer.config.train import TrainConfig, load
 from trainer.config.whole import sync, whole_file
 from trainer.runs.checkpoint import Progress, newest_checkpoint, save_checkpoint
 from trainer.runs.fork import changed_settings, fork_point
+from trainer.runs.identity import FILE, Identity, identity_in
 from trainer.runs.lock import folder_lock
 
 LOCK_SECONDS = 30.0  # a killed predecessor may take a moment to let go
@@ -34,12 +35,13 @@ class FolderInUse(ConfigError):
 class LockedFolder:
     """The folder of one run, whatever it trains, while this process holds the folder's lock."""
 
-    def __init__(self, path: Path) -> None:
-        """Wait for the lock of `path`.
+    def __init__(self, path: Path, identity: Identity) -> None:
+        """Wait for the lock of `path`, which is of `identity`, as `resume` checks.
 
         Raises ConfigError if another process keeps the lock, or if nothing can be written there.
         """
         self._path = path
+        self._identity = identity
         self._lock = folder_lock(self._path, LOCK_SECONDS)
         try:
             self._path.mkdir(parents=True, exist_ok=True)
@@ -63,6 +65,18 @@ class LockedFolder:
         """Release the lock."""
         self._lock.release()
 
+    def _identify(self, *, resumes: bool) -> None:
+        """Write down what the run is of. Raises ConfigError if the folder is of something else.
+
+        Its texts and its code may be others unless the run `resumes` from a checkpoint.
+        """
+        now, kept = self._identity, identity_in(self._path)
+        now.check_study(kept, str(self._path))
+        if resumes:
+            now.check_content(kept, str(self._path))
+        if (identity := now.over(kept)) != kept:
+            self._write(FILE, identity.to_json())
+
     def _cut_metrics(self, history: Iterable[Mapping[str, float]]) -> None:
         self._write("metrics.jsonl", "".join(_line(metrics) for metrics in history))
 
@@ -74,22 +88,23 @@ class LockedFolder:
 class RunFolder(LockedFolder):
     """The folder of a run of our own trainer."""
 
-    def __init__(self, config: TrainConfig, path: Path | None = None) -> None:
+    def __init__(self, config: TrainConfig, identity: Identity, path: Path | None = None) -> None:
         """Open `path`, or else `config.output_dir`. Raises as a LockedFolder does."""
         self._config = config
-        super().__init__(path or Path(config.output_dir))
+        super().__init__(path or Path(config.output_dir), identity)
 
     def resume(self) -> tuple[dict[str, Tensor], Progress] | None:
         """Return the newest readable checkpoint, or None, with `metrics.jsonl` cut back to it.
 
-        A fork without a checkpoint takes over its parent's. Raises ConfigError if a checkpoint was
-        written with a config that trains differently, and CheckpointError if there are checkpoints
-        and none can be read.
+        A fork without a checkpoint takes over its parent's. Raises ConfigError if the folder is of
+        another study, or if a checkpoint was written on another text, or with a config that trains
+        differently; and CheckpointError if there are checkpoints and none can be read.
         """
         found = newest_checkpoint(self._path / "checkpoints")
+        self._identify(resumes=found is not None)
         if found is not None:
             self._check_same_config()
-        begins = fork_point(self._config, _FREE) if found is None else None
+        begins = fork_point(self._config, _FREE, self._identity) if found is None else None
         found = found or begins
         progress = found[1] if found else Progress()
         if progress.step < self._config.steps:

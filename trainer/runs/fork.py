@@ -14,22 +14,25 @@ from torch import Tensor
 from trainer.config.settings import ConfigError
 from trainer.config.train import TrainConfig, load
 from trainer.runs.checkpoint import Progress, checkpoint_at
+from trainer.runs.identity import Identity, identity_in
 from trainer.runs.remote import run_here
 
 CHANGEABLE = {"optim.lr", "layerdrop.p_init"}
 
 
 def fork_point(
-    config: TrainConfig, free: Collection[str]
+    config: TrainConfig, free: Collection[str], identity: Identity
 ) -> tuple[dict[str, Tensor], Progress] | None:
     """The checkpoint at which the run of `config` begins; None if it is no fork.
 
-    The settings in `free` may always differ. Raises ConfigError if the parent's config differs in a
-    setting that may not, and CheckpointError if its checkpoint is missing or cannot be read.
+    The settings in `free` may always differ. Raises ConfigError if the parent was trained on other
+    texts than `identity` has, or its config differs in a setting that may not, and CheckpointError
+    if its checkpoint is missing or cannot be read.
     """
     if config.fork is None:
         return None
     with run_here(config.fork.run, config.fork.step) as parent:
+        identity.check_content(identity_in(parent), f"fork.run: {config.fork.run}")
         for key, before, now in changed_settings(load(parent / "config.yaml"), config, free):
             if key not in CHANGEABLE and key.partition(".")[0] != "fork":
                 raise ConfigError(

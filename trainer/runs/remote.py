@@ -1,6 +1,6 @@
 """How a run is kept at an fsspec URL, and how it is brought to this node.
 
-    URL/config.yaml  metrics.jsonl  result.json
+    URL/identity.json  config.yaml  metrics.jsonl  result.json
     URL/checkpoints/attempt-0002/claimed
     URL/checkpoints/attempt-0002/step-00000400/state.safetensors, progress.json
 
@@ -23,6 +23,7 @@ from filelock import FileLock
 from trainer.config.cache import cache_dir
 from trainer.config.settings import ConfigError, is_url
 from trainer.config.whole import whole_folder
+from trainer.runs.identity import FILE
 from trainer.runs.store import Store
 
 PARTS = ("state.safetensors", "progress.json")  # of a checkpoint; the second says it is whole
@@ -100,7 +101,8 @@ def brought_teacher(url: str) -> Path:
 
 def _bring_run(store: Store, folder: Path, step: int | None) -> None:
     # With the newest attempt's checkpoint at `step`, or its last.
-    store.download("config.yaml", folder / "config.yaml")
+    for name in ("config.yaml", FILE):
+        store.download(name, folder / name)
     wanted = [found for found in checkpoints(store) if step in (None, found[1])]
     if wanted:
         bring_checkpoint(store, *wanted[-1], folder)

@@ -25,6 +25,7 @@ from trainer.config.settings import is_url
 from trainer.config.train import TrainConfig
 from trainer.runs.checkpoint import CheckpointError, Progress, checkpoint_at
 from trainer.runs.folder import FolderInUse, RunFolder
+from trainer.runs.identity import FILE, Identity
 from trainer.runs.lock import in_use
 from trainer.runs.remote import (
     PARTS,
@@ -36,21 +37,23 @@ from trainer.runs.remote import (
 )
 from trainer.runs.store import Alive, Store
 
-_FILES = ("config.yaml", "metrics.jsonl", "result.json")
+_FILES = (FILE, "config.yaml", "metrics.jsonl", "result.json")
 _OF_ATTEMPT = re.compile(r"checkpoints/attempt-(\d+)/")
 _ABANDONED_SECONDS = 60.0  # a scratch folder whose lock is free may be about to be locked
 
 _log = logging.getLogger(__name__)
 
 
-def open_folder(config: TrainConfig, attempt: int | None, alive: Alive) -> RunFolder:
+def open_folder(
+    config: TrainConfig, attempt: int | None, alive: Alive, identity: Identity
+) -> RunFolder:
     """Open the run's folder, on this machine or at a URL; `alive` is called as files come and go.
 
     `attempt` is the ledger's number; None takes the next one. Raises as the folder's class does.
     """
     if is_url(config.output_dir):
-        return RemoteFolder(config, attempt, alive)
-    return RunFolder(config)
+        return RemoteFolder(config, attempt, alive, identity)
+    return RunFolder(config, identity)
 
 
 class RemoteFolder(RunFolder):
@@ -59,13 +62,16 @@ class RemoteFolder(RunFolder):
     Every method raises StoreError, and FolderInUse once there is a newer attempt.
     """
 
-    def __init__(self, config: TrainConfig, attempt: int | None, alive: Alive) -> None:
-        """Claim `attempt`. Raises ConfigError too, for a URL that is wrong."""
+    def __init__(
+        self, config: TrainConfig, attempt: int | None, alive: Alive, identity: Identity
+    ) -> None:
+        """Claim `attempt`. Raises ConfigError too: the URL is wrong, or is of another study."""
         self._store = store = Store(config.output_dir, alive)
+        identity.check_study(Identity.of(store.read(FILE)), store.url)
         self._attempt = attempt or self._newest_attempt() + 1
         self._check_newest()
         store.write(self._claim, f"{socket.gethostname()}\n".encode())
-        super().__init__(config, _new_scratch_folder())
+        super().__init__(config, identity, _new_scratch_folder())
 
     def resume(self) -> tuple[dict[str, Tensor], Progress] | None:
         """Resume like a RunFolder, from the newest attempt's newest checkpoint that can be read."""

@@ -83,6 +83,18 @@ class Store:
             return [path.removeprefix(f"{self._root}/") for path in found]
         return []
 
+    def folders(self) -> list[str]:
+        """The names of the folders right under the URL."""
+        with self._typed(), suppress(FileNotFoundError):
+            self._files.invalidate_cache()
+            found = self._files.ls(self._root, detail=True)
+            return [
+                each["name"].rstrip("/").rpartition("/")[2]
+                for each in found
+                if each["type"] == "directory"
+            ]
+        return []
+
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"
 

@@ -16,7 +16,8 @@ from typing import Any
 from trainer.config.cache import cache_dir
 from trainer.config.settings import ConfigError, is_url
 from trainer.config.train import TrainConfig, absolute, absolute_data, load
-from trainer.data.splits import fingerprint
+from trainer.data.splits import data_key, fingerprint
+from trainer.runs.identity import Identity, identity_in
 from trainer.runs.remote import brought_teacher, has_finished
 
 KEY_LENGTH = 16  # hex digits
@@ -90,6 +91,9 @@ def _in_folder(folder: Path) -> Teacher:
             "name the folder of a run, or a train config"
         )
     teacher = teacher_of(load(folder / "config.yaml"), folder)
+    if not teacher.config.tests:  # another's test is none of a student's business
+        now = Identity(data=data_key(teacher.config.data, test=False))
+        now.check_content(identity_in(folder), f"distillation.teacher: {folder}")
     if _ending(folder) == "diverged":
         raise ConfigError(f"distillation.teacher: {folder}: its run diverged; name another")
     if not teacher.trained():
