@@ -102,7 +102,7 @@ def whole(url: str) -> list[str]:
             False,
             0,
         ),  # the tensors are there, and not their name
-        ("trainer.runs.store.Store.upload", 5, True, 4),
+        ("trainer.runs.store.Store.upload", 6, True, 4),
         ("trainer.runs.store.Store.delete", 3, False, 8),
     ],
 )
@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on_elsewhere_as_if_nothing_had_happened(
     assert (newest / "state.safetensors").read_bytes() == state(uninterrupted(1))
     assert len(whole(url)) == 2
     assert {path.name for path in found.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "result.json", "checkpoints",
+        "identity.json", "config.yaml", "metrics.jsonl", "result.json", "checkpoints",
     }  # fmt: skip
 
 
