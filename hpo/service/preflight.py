@@ -18,7 +18,8 @@ from hpo.study.load import config_of
 from hpo.study.sections import local_cpus
 from hpo.study.tracking import check_tracking
 from storage import Ledger, StudyRecord
-from trainer.config.settings import ConfigError, is_text, is_url, kept_document
+from trainer.config.plain import is_text
+from trainer.config.settings import ConfigError, is_url, kept_document
 from trainer.config.train import resolve
 from trainer.runs.store import StoreError, check_writable
 from trainer.teaching.teacher import content_folder, is_key, is_trained
