@@ -32,7 +32,7 @@ from tests.simulation.gangs import Gang, Owner, Site
 from tests.simulation.world import Actor, Lock, Process, Violation, World
 
 NAME = "simulated"
-POLL_SECONDS = 4.0  # of a guard, and of a controller that has nothing to do
+POLL_SECONDS = 5.0  # of a guard, and of a controller that has nothing to do
 RUNS = "/simulated/runs"
 
 
@@ -177,7 +177,7 @@ class Life:
             except LeaseHeld as error:
                 if watched != error.leases:
                     watched, began = error.leases, self._world.now
-                self._world.wait(max(1.0, min(error.expires_in, 5.0)))
+                self._world.wait(max(1.0, min(error.expires_in, 8.0)))
             else:
                 if stage.trials == trials:
                     stage.trials = None

@@ -37,8 +37,6 @@ class Database:
             self.backend = storage.database.open_storage(self.url, create=True)
         finally:
             storage.database.engine_options = before
-        self._all: set[sqlite3.Connection] = set()
-        self._last = {}
         engine = self.backend.engine
         engine.dispose()
         sa.event.listen(engine, "connect", self._connected)
@@ -60,8 +58,8 @@ class Database:
         self.commit_fault: Callable[[Actor], str | None] = lambda actor: None
         self.commits = 0
 
-    def begin(self, world: World, rows: dict[str, list[tuple[Any, ...]]]) -> None:
-        """Serve `world`, beginning with nothing but `rows`, by table."""
+    def begin(self, world: World, rows: dict[str, list[tuple[Any, ...]]], budget: int = 0) -> None:
+        """Serve `world`, beginning with nothing but `rows`, by table, and a budget of trials."""
         self.ahead = 0.0
         self._away: dict[Process | None, float] = {}
         self._open: dict[Any, Actor] = {}  # who has a transaction, by connection
@@ -69,10 +67,6 @@ class Database:
         self._waiting: list[Actor] = []
         self._written: dict[Any, set[str]] = {}
         self.world = None
-        for connection in self._all:
-            if connection.in_transaction:
-                print("LEFT", connection, self._last.get(connection))
-                connection.rollback()
         connection = self.reader
         connection.execute("PRAGMA foreign_keys=OFF")
         connection.execute("BEGIN IMMEDIATE")
@@ -81,6 +75,7 @@ class Database:
         for table, found in rows.items():
             marks = ", ".join("?" * len(found[0]))
             connection.executemany(f"INSERT INTO {table} VALUES ({marks})", found)
+        connection.execute("UPDATE hpo_studies SET budget_trials = ?", (budget,))
         connection.execute("COMMIT")
         self.world = world
 
@@ -124,7 +119,6 @@ class Database:
         return self._away.get(None, 0.0) > now or self._away.get(process, 0.0) > now
 
     def _connected(self, connection: sqlite3.Connection, _: object) -> None:
-        self._all.add(connection)
         connection.execute("PRAGMA synchronous=OFF")
         connection.create_function("julianday", 1, lambda _: UNIX_DAYS + self.now() / 86400.0)
 
@@ -144,7 +138,6 @@ class Database:
         me, connection = world.current, cursor.connection
         world.point(statement)
         self._check(me, connection)
-        self._last[connection] = (me, statement)
         patience = world.now + storage.database.BUSY_SECONDS
         while True:
             try:
@@ -215,8 +208,8 @@ class Database:
             self._forget(connection)
 
     def _close(self, connection: Any) -> None:
+        connection.rollback()  # a statement that is not done would keep the lock
         connection.close()
-        self._all.discard(connection)
         if self.world is not None:
             self._severed.discard(connection)
             self._forget(connection)

@@ -59,13 +59,13 @@ def _one(random: Random, machines: int) -> Fault:
     kind = random.choices(list(kinds), weights=list(kinds.values()))[0]
     machine, pick = random.randrange(machines), random.random()
     seconds = math.exp(random.uniform(math.log(0.2), math.log(700.0)))
-    at = random.uniform(0.0, 60.0)
+    at = random.uniform(0.0, 25.0)
     if kind == "point":
         kind = random.choices(AT_POINT, weights=[4, 3, 1])[0]
-        return Fault(kind, machine, int(math.exp(random.uniform(0, math.log(1500)))), 0.0, seconds)
+        return Fault(kind, machine, int(math.exp(random.uniform(0, math.log(800)))), 0.0, seconds)
     if kind == "commit":
         kind = random.choices(AT_COMMIT, weights=[2, 3, 2])[0]
-        return Fault(kind, machine, random.randint(1, 60), 0.0, seconds)
+        return Fault(kind, machine, random.randint(1, 35), 0.0, seconds)
     if kind == "jump":
         seconds = random.choice([-60.0, -15.0, -1.0, 1.0, 10.0, 16.0, 60.0, 3600.0])
     return Fault(kind, machine, 0, at, seconds, pick)

@@ -104,7 +104,7 @@ class Gang:
         self._step = 0
         self._backlog: deque[Message] = deque()
         site.gangs.append(self)
-        self._in(self._site.random.uniform(0.2, 2.0), self._start)
+        self._in(self._site.random.uniform(0.1, 1.0), self._start)
 
     def __repr__(self) -> str:
         return f"gang of {self.assignment.label}, attempt {self.assignment.attempt}"
@@ -114,7 +114,7 @@ class Gang:
         if self._backlog:
             self._in(0.01, lambda: self._say(self._backlog.popleft()))
         else:
-            self._in(self._site.random.uniform(0.5, 3.0), self._evaluate)
+            self._in(self._site.random.uniform(0.3, 2.5), self._evaluate)
 
     def request_stop(self) -> None:
         """Checkpoint and stop soon."""

@@ -7,7 +7,6 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from tests.simulation.controllers import RUNS, Stage
-from tests.simulation.scenarios import STEPS
 from tests.simulation.world import Violation
 
 EVERY = 100
@@ -87,7 +86,10 @@ class Invariants:
         if reserved != budget and self._stage.config.schedule is None:
             raise Violation("trials are missing", f"{reserved} of {budget}")
         for trial_id, (number, state) in ledger.trials.items():
-            if state == "COMPLETE" and max(ledger.steps[trial_id], default=0) != STEPS:
+            if (
+                state == "COMPLETE"
+                and max(ledger.steps[trial_id], default=0) != self._stage.config.train["steps"]
+            ):
                 raise Violation("complete too early", f"trial {number}: {ledger.steps[trial_id]}")
 
     def _check_leases(self) -> None:

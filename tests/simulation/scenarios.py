@@ -13,7 +13,6 @@ from storage import Point, TeacherRecord
 from tests.simulation.controllers import NAME
 from trainer.config.train import TrainConfig
 
-STEPS = 300
 TEACHER = "0123456789abcdef"
 
 
@@ -28,6 +27,8 @@ class Scenario:
     points: tuple[Point, ...] = ()
     taught: bool = False
     kept: int = 2  # checkpoints
+    steps: int = 200
+    budgets: tuple[int, ...] = (1, 2, 2, 2, 3)  # one of them: trials
     depths: bool = False
 
     @cached_property
@@ -37,8 +38,7 @@ class Scenario:
             {
                 "study": NAME,
                 "sampler": {"name": "random", "seed": 3},
-                "budget": {"trials": 4},
-                "train": TrainConfig(steps=STEPS, keep_checkpoints=self.kept).model_dump(
+                "train": TrainConfig(steps=self.steps, keep_checkpoints=self.kept).model_dump(
                     mode="json"
                 ),
                 "space": {
@@ -55,8 +55,10 @@ class Scenario:
         """What is trained before the first trial."""
         if not self.taught:
             return []
-        config = TrainConfig(steps=STEPS, seed=7)
-        return [TeacherRecord(TEACHER, f"/simulated/teachers/{TEACHER}", config.to_yaml(), STEPS)]
+        config = TrainConfig(steps=self.steps, seed=7)
+        return [
+            TeacherRecord(TEACHER, f"/simulated/teachers/{TEACHER}", config.to_yaml(), self.steps)
+        ]
 
 
 def exploit(step: int, members: Sequence[Member]) -> list[Exploit]:
@@ -78,11 +80,12 @@ _TWO = [
 ]
 
 SCENARIOS = [
-    Scenario("plain", {"budget": {"trials": 5}}),
-    Scenario("places", {"resources": {"concurrent_trials": 2}, "budget": {"trials": 5}}),
+    Scenario("plain", {}, steps=300),
+    Scenario("places", {"resources": {"concurrent_trials": 2}, "budget": {"trials": 3}}),
     Scenario(
         "median",
-        {"pruner": {"name": "median", "startup_trials": 1}, "budget": {"trials": 5}},
+        {"pruner": {"name": "median", "startup_trials": 1}},
+        budgets=(3, 4),
     ),
     Scenario(
         "halving",
@@ -90,29 +93,33 @@ SCENARIOS = [
             "pruner": {"name": "parked_halving", "min_steps": 100, "reduction_factor": 2},
             "resources": {"concurrent_trials": 2},
         },
+        steps=300,
+        budgets=(3, 4),
     ),
     Scenario(
         "population",
         {
-            "schedule": {"population": 3, "interval_steps": 100},
+            "schedule": {"population": 2, "interval_steps": 100},
             "resources": {"concurrent_trials": 2},
         },
         most_machines=2,
+        budgets=(3, 4),
         joins=False,
         kept=3,
+        steps=300,
     ),
-    Scenario("repeats", {"repeats": 2, "budget": {"trials": 3}}),
-    Scenario("taught", {"budget": {"trials": 3}}, taught=True),
-    Scenario("depths", {"budget": {"trials": 4}}, depths=True),
+    Scenario("repeats", {"repeats": 2}, budgets=(1, 2)),
+    Scenario("taught", {}, taught=True),
+    Scenario("depths", {}, depths=True),
     Scenario(
         "constrained",
-        {"constraints": [{"metric": "valid_ppl", "max": 4.5}], "budget": {"trials": 4}},
+        {"constraints": [{"metric": "valid_ppl", "max": 4.5}]},
     ),
-    Scenario("objectives", {"objectives": _TWO, "budget": {"trials": 4}}),
+    Scenario("objectives", {"objectives": _TWO}),
     Scenario(
         "points",
         {"resources": {"concurrent_trials": 2}},
         points=tuple(Point({"optim.lr": lr}, {"by": "hand"}) for lr in (1e-3, 2e-3)),
     ),
-    Scenario("tpe", {"sampler": {"name": "tpe", "seed": 3, "startup_trials": 2}}),
+    Scenario("tpe", {"sampler": {"name": "tpe", "seed": 3, "startup_trials": 2}}, budgets=(3, 4)),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import secrets
 import tempfile
@@ -68,6 +69,7 @@ class Player:
         machines = random.randint(1, scenario.most_machines)
         restless = random.choice([0.02, 0.1, 0.3, 0.6])
         noisy = random.random() < 0.3
+        budget = random.choice(scenario.budgets)
         if faults is None:
             faults = draw(seed, machines)
         record, rows = self._prepared(scenario)
@@ -79,10 +81,13 @@ class Player:
         stage = Stage(
             world, self.database, site, scenario.config, record, exploit, scenario.joins, random
         )
-        self.database.begin(world, rows)
+        gc.collect(0)
+        gc.disable()
+        self.database.begin(world, rows, budget)
         with _in_place_of_this_machine(world, site, logs=logs):
             _Play(stage, machines, faults, single=len(record_objectives(scenario)) == 1).run()
         self.database.end()
+        gc.enable()
         seconds = world.now - (world.limit - LONGEST)
         return Outcome(
             seed, scenario.name, faults, world.violation, world.log or [], world.points, seconds

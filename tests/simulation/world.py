@@ -39,7 +39,8 @@ class Actor:
 
     def __init__(self, name: str, process: Process, work: Callable[[], None]) -> None:
         self.name, self.process, self.work = name, process, work
-        self.baton = threading.Semaphore(0)
+        self.baton = threading.Lock()  # held until it has the baton
+        self.baton.acquire()
         self.waits = False  # asleep, or for a lock
         self.waited = 0  # times
         self.done = False
@@ -80,7 +81,8 @@ class World:
         self._doomed: list[Actor] = []  # to be unwound before anybody else acts
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        self._over = threading.Semaphore(0)
+        self._over = threading.Lock()
+        self._over.acquire()
         self._ending = False
         self.current: Actor | None = None
 
