@@ -159,6 +159,22 @@ class Ledger(Reader):
         with joined(self.sessions) as session:
             give_back(session, lease, time_of(session))
 
+    def withdraw(self, study: StudyRecord, lease: Lease) -> bool:
+        """Delete the study, unless something was begun in it or another controller runs it.
+
+        Return whether it was deleted. Raises LeaseLost.
+        """
+        with self.transaction(lease):
+            begun = self.study(study.name).reserved_trials or any(
+                teacher.attempts for teacher in self.teachers(study)
+            )
+            alive = [one.controller_id for one in self.controllers(study) if one.alive]
+            if begun or alive != [lease.controller_id]:
+                return False
+            self.storage.delete_study(study.study_id)
+        self._forget_cached()
+        return True
+
     def request_stop(self, study: StudyRecord) -> None:
         """Ask the study's present controllers to checkpoint its trials and leave."""
         with self._changes() as session:

@@ -30,6 +30,7 @@ class Launch:
     trials: int | None = None  # its new budget
     join: bool = False  # beside its other controllers
     hours: Mapping[str, float] = field(default_factory=dict)  # its new budget of time
+    new: bool = False  # it was written just now
 
 
 def start(config: StudyConfig, source: str, place: Place, *, may_rename: bool, say: Say) -> Launch:
@@ -51,7 +52,7 @@ def start(config: StudyConfig, source: str, place: Place, *, may_rename: bool, s
     points = _warm_points(config, url, source, say)
     ledger = open_ledger(url, create=True)
     record = create_study(ledger, config, teachers, points, runs)
-    return Launch(ledger, record, place, runs)
+    return Launch(ledger, record, place, runs, new=True)
 
 
 def resume(
