@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from storage.availability import is_away, leave_read_only_servers
 from storage.errors import LedgerError, Unreachable, in_one_line
+from storage.following import follow_deletions
 from storage.session import JoinedSession
 from storage.trials import TrialStorage
 
@@ -72,6 +73,8 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
             )
             if version != HEAD:
                 _migrate(storage.engine)
+            if not is_read_only(parsed):
+                follow_deletions(storage.engine)
     return storage
 
 

@@ -66,6 +66,11 @@ class Reader:
         check_study_name(name)
         if found := self._studies(STUDIES.c.study_name == name):
             return found[0]
+        if self._scalars(sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)):
+            raise StudyNotFound(
+                f"{self.url}: study {name} was made by another program, as a copy perhaps, and has "
+                "no study file; give a new study another name"
+            )
         names = [study.name for study in self.studies()]
         close = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[-3:]
         hint = f"; did you mean {' or '.join(close)}?" if close else "; it holds no study yet"
@@ -75,6 +80,15 @@ class Reader:
         """Return the study's uid, then those of the studies that it is a copy of, newest first."""
         kept = self.storage.get_study_system_attrs(study.study_id)
         return study.uid, *kept.get(COPY_OF, [])
+
+    def study_of(
+        self, *, study_id: int | None = None, trial_id: int | None = None
+    ) -> StudyRecord | None:
+        """Return the study with that id, or of that trial; None if this program did not make it."""
+        if study_id is None:
+            of_trial = sa.select(TRIALS.c.study_id).where(TRIALS.c.trial_id == trial_id)
+            study_id = next(iter(self._scalars(of_trial)), None)
+        return next(iter(self._studies(STUDIES.c.study_id == study_id)), None)
 
     def stop_requested_at(self, study: StudyRecord) -> float | None:
         """Return when somebody last asked to stop the study, by the ledger's clock."""

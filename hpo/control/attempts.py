@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,13 @@ from hpo.control.leased import LeasedStudy
 from hpo.control.losses import losses
 from hpo.control.messages import Message
 from hpo.control.repeats import repeat_document
+from hpo.search.points import fitted
 from hpo.search.population import fork_of
 from hpo.search.samplers.rebuilt import check_new
 from hpo.search.space import suggest
 from storage import Attempt, Reason, Transaction
+
+logger = logging.getLogger("hpo.controller")
 
 
 @dataclass
@@ -66,6 +70,10 @@ class Attempts:
         """Ask for a new trial in the transaction that counts it. Raises SpaceExhausted."""
         leased = self._leased
         trial = leased.study.ask()
+        # Another program may have enqueued what the space does not have; the sampler draws instead.
+        trial._fixed_params, reasons = fitted(leased.config.space, trial._fixed_params)
+        for reason in reasons:
+            logger.warning("trial %d was enqueued with a value left out: %s", trial.number, reason)
         params = suggest(leased.config.space, trial)
         if leased.config.sampler.finite:
             check_new(leased.study, trial)

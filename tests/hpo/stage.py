@@ -53,6 +53,7 @@ class Stage:
 
     def __init__(self, url: str, teachers: Sequence[TeacherRecord] = (), **changes: Any) -> None:
         self.config = StudyConfig.model_validate({**copy.deepcopy(STUDY), **changes})
+        self.url = url
         self.ledger = Ledger.open(url, create=True)
         directions = [objective.optuna_direction for objective in self.config.objectives]
         names = [objective.metric for objective in self.config.objectives]

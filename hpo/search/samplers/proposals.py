@@ -58,11 +58,12 @@ def known(trials: Sequence[FrozenTrial], number: int, concurrent: int) -> list[F
     """Return the trials below `number`, in order, as the proposal for trial `number` may see them.
 
     A trial that had ended when trial `number` - `concurrent` was asked is shown as it is. Others
-    are shown RUNNING, with their values at the rungs that they had reached by then.
+    are shown RUNNING, with their values at the rungs that they had reached by then. A trial of
+    another program that has values outside of their ranges is shown as failed, without them.
     """
     horizon = number - concurrent
     return [
-        trial if _told_at(trial) <= horizon else _running(trial, horizon)
+        _seen(trial, horizon)
         for trial in sorted(trials, key=lambda trial: trial.number)
         if trial.number < number
     ]
@@ -227,6 +228,17 @@ def _proposal(
         reason = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
         return Proposal(number, fingerprint(trials), error=" ".join(reason.split()))
     return Proposal(number, fingerprint(trials), asked.params, asked.distributions)
+
+
+def _seen(trial: FrozenTrial, horizon: int) -> FrozenTrial:
+    """Return `trial` as it was when `horizon` trials had been asked."""
+    try:
+        running = _running(trial, horizon)
+    except ValueError:  # Optuna lets a trial have such values, and then adds it to no study
+        seen = create_trial(state=TrialState.FAIL)
+        seen.number = trial.number
+        return seen
+    return trial if _told_at(trial) <= horizon else running
 
 
 def _running(trial: FrozenTrial, horizon: int) -> FrozenTrial:
