@@ -1,8 +1,6 @@
 """Copying a study, Optuna's rows and ours, to another ledger in SQLite or PostgreSQL.
 
-The database itself says which rows belong to a study: those of every table whose foreign keys lead
-to the study's row. A table that a later version adds is therefore copied too. The target gets all
-rows or none. The source is only read, and no run folder is touched.
+The target gets all rows or none. The source is only read, and no run folder is touched.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
+from storage.belonging import belonging, study_tables
 from storage.errors import LeaseHeld, LedgerError, StudyExists
 from storage.leases import reap
 from storage.ledger import Ledger
@@ -49,13 +48,13 @@ def copy_study(
         changes["studies"] = {"study_name": name}
         changes["hpo_studies"] |= ours
     with _snapshot(source) as here:
-        tables = _study_tables(here)
+        tables = study_tables(here)
         _refuse_running(source, study)
         target = Ledger.open(to, create=True)
         with _writing(target) as there:
             if there.scalar(sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)):
                 raise StudyExists(f"{target.url}: it has a study {name}; --as gives another name")
-            copied = {table.name: table for table in _study_tables(there)}
+            copied = {table.name: table for table in study_tables(there)}
             ids: Ids = defaultdict(dict)
             counts = {}
             for table in tables:
@@ -124,31 +123,9 @@ def _refuse_running(source: Ledger, study: StudyRecord) -> None:
             )
 
 
-def _study_tables(connection: Connection) -> list[sa.Table]:
-    """Return `studies` and all tables whose foreign keys lead to it, parents first."""
-    metadata = sa.MetaData()
-    metadata.reflect(connection)
-    found: list[sa.Table] = []
-    for table in metadata.sorted_tables:
-        if table.name == "studies" or any(key.column.table in found for key in table.foreign_keys):
-            found.append(table)
-    return found
-
-
-def _belongs(table: sa.Table, study_id: int) -> sa.ColumnElement[bool]:
-    if table.name == "studies":
-        return table.c.study_id == study_id
-    return sa.or_(
-        *(
-            key.parent.in_(sa.select(key.column).where(_belongs(key.column.table, study_id)))
-            for key in table.foreign_keys
-        )
-    )
-
-
 def _rows(connection: Connection, table: sa.Table, study_id: int) -> Iterator[list[Row]]:
     """Yield the study's rows in the order of their keys, in batches."""
-    query = sa.select(table).where(_belongs(table, study_id)).order_by(*table.primary_key)
+    query = sa.select(table).where(belonging(table, study_id)).order_by(*table.primary_key)
     found = connection.execute(query, execution_options={"yield_per": BATCH_ROWS})
     for batch in found.mappings().partitions():
         yield [{str(column): value for column, value in row.items()} for row in batch]

@@ -29,29 +29,23 @@ import sqlalchemy as sa
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 from sqlalchemy.orm import Session
 
 from hpo.clock import monotonic
+from storage.belonging import belonging, study_tables
 from storage.database import is_read_only, open_storage, shown, time_of
-from storage.errors import BudgetSpent, LeaseLost, LedgerError, StudyExists
+from storage.errors import BudgetSpent, LeaseHeld, LeaseLost, LedgerError, StudyExists
 from storage.leases import LEASE_SECONDS, Lease, give_back, has_others, take
-from storage.models import (
-    AttemptRow,
-    ControllerRow,
-    DepthPointRow,
-    MetricsRow,
-    ResultRow,
-    StudyRow,
-    TeacherRow,
-    WaitingRow,
-)
+from storage.models import StudyRow
 from storage.names import check_study_name
 from storage.points import Point, enqueue
-from storage.reading import STUDIES, TRIALS, Reader
+from storage.reading import STUDIES, Reader
+from storage.reasons import Reason
 from storage.records import StudyRecord, TeacherRecord
 from storage.session import UNSYNCED, joined
 from storage.teachers import teacher_row
-from storage.writing import Transaction
+from storage.writing import Transaction, trial_state
 
 
 class Ledger(Reader):
@@ -60,6 +54,8 @@ class Ledger(Reader):
     def __init__(self, backend: RDBStorage, url: str) -> None:
         super().__init__(backend, url)
         self._writing = threading.Lock()
+        # who kept a study from being renamed or deleted, and since when: leases by controller
+        self._refused: dict[str, tuple[float, dict[int, float]]] = {}
 
     @classmethod
     def open(cls, url: str, *, create: bool = False) -> Ledger:
@@ -84,7 +80,6 @@ class Ledger(Reader):
         check_study_name(name)
         try:
             with self._changes() as session:
-                self._forget_deleted(session)  # before a new study gets the id of a deleted one
                 study = optuna.create_study(
                     study_name=name, storage=self.storage, directions=list(directions)
                 )
@@ -175,6 +170,41 @@ class Ledger(Reader):
         self._forget_cached()
         return True
 
+    def rename_study(self, study: StudyRecord, name: str) -> None:
+        """Call the study `name` from now on. Its run folders stay where they are.
+
+        Raises StudyExists, and LeaseHeld while a controller runs the study.
+        """
+        check_study_name(name)
+        with self._alone(study) as session:
+            if session.scalar(sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)):
+                raise StudyExists(f"study {name} is in the ledger already")
+            of_study = sa.update(STUDIES).where(STUDIES.c.study_id == study.study_id)
+            session.execute(of_study.values(study_name=name))
+
+    def delete_study(self, study: StudyRecord) -> None:
+        """Delete the study, Optuna's rows and ours. Its run folders stay where they are.
+
+        Raises LeaseHeld while a controller runs the study.
+        """
+        with self._alone(study) as session:
+            for table in reversed(study_tables(session.connection())):
+                session.execute(sa.delete(table).where(belonging(table, study.study_id)))
+
+    def fail_trial(self, study: StudyRecord, trial_id: int) -> None:
+        """End a trial as FAIL, from outside: whoever executes it stops. Raises LedgerError.
+
+        Needs no lease. A controller looks at the trial's state before it writes about the trial.
+        """
+        with self._changes() as session:
+            self._set(session, study, budget_trials=StudyRow.budget_trials)  # a lock, as above
+            state = trial_state(session, trial_id)
+            if state is None or state.is_finished():
+                ended = "deleted" if state is None else f"already {state.name}"
+                raise LedgerError(f"study {study.name}: the trial is {ended}")
+            self.storage.set_trial_user_attr(trial_id, "reason", Reason.OUTSIDE.value)
+            self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+
     def request_stop(self, study: StudyRecord) -> None:
         """Ask the study's present controllers to checkpoint its trials and leave."""
         with self._changes() as session:
@@ -237,6 +267,25 @@ class Ledger(Reader):
             return None if isinstance(error, LeaseLost) else soon
         return lease.seconds / 3
 
+    @contextmanager
+    def _alone(self, study: StudyRecord) -> Iterator[Session]:
+        """Write while no controller runs the study: as one, until this commits.
+
+        Who asks again a lease later has watched the controllers that were in the way.
+        """
+        since, leases = self._refused.get(study.uid, (monotonic(), {}))
+        watched = leases if monotonic() - since >= LEASE_SECONDS else {}
+        try:
+            with self._changes() as session:
+                lease = take(session, study, LEASE_SECONDS, watched, join=False)
+                yield session
+                give_back(session, lease, time_of(session))
+        except LeaseHeld as held:
+            if held.leases != leases:
+                self._refused[study.uid] = monotonic(), held.leases
+            raise
+        self._forget_cached()
+
     def _forget_cached(self) -> None:
         """Have Optuna read everything anew, since it may remember trials that were not written."""
         storage: Any = self.storage
@@ -256,23 +305,3 @@ class Ledger(Reader):
     def _set(self, session: Session, study: StudyRecord, **values: Any) -> None:
         of_study = sa.update(StudyRow).where(StudyRow.study_id == study.study_id)
         session.execute(of_study.values(**values).execution_options(**UNSYNCED))
-
-    def _forget_deleted(self, session: Session) -> None:
-        # Others who delete a study delete our rows only where foreign keys are enforced, and SQLite
-        # gives the ids of deleted rows to new ones.
-        for model, parent in (
-            (DepthPointRow, TRIALS.c.trial_id),
-            (MetricsRow, TRIALS.c.trial_id),
-            (ResultRow, TRIALS.c.trial_id),
-            (WaitingRow, TRIALS.c.trial_id),
-            (AttemptRow, TRIALS.c.trial_id),
-            (ControllerRow, STUDIES.c.study_id),
-            (TeacherRow, STUDIES.c.study_id),
-            (StudyRow, STUDIES.c.study_id),
-        ):
-            child = getattr(model, parent.name)
-            session.execute(
-                sa.delete(model)
-                .where(~sa.exists().where(parent == child))
-                .execution_options(**UNSYNCED)
-            )

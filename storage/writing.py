@@ -96,8 +96,7 @@ class Transaction:
 
     def trial_state(self, trial_id: int) -> TrialState | None:
         """Return the trial's state and keep it until this commits; None if it was deleted."""
-        state = sa.select(TrialModel.state).where(TrialModel.trial_id == trial_id)
-        return self._session.scalar(state.with_for_update())
+        return trial_state(self._session, trial_id)
 
     def is_open(self, attempt: Attempt) -> bool:
         """Return whether the attempt's end has not been written yet."""
@@ -170,3 +169,9 @@ class Transaction:
             .values(**values)
             .execution_options(**UNSYNCED)
         )
+
+
+def trial_state(session: Session, trial_id: int) -> TrialState | None:
+    """Return the trial's state and keep it until this commits; None if it was deleted."""
+    state = sa.select(TrialModel.state).where(TrialModel.trial_id == trial_id)
+    return session.scalar(state.with_for_update())

@@ -97,6 +97,12 @@ TABLE = (
         "the id of a trial that was read, which it does not show either",
     ),
     Private(
+        "optuna.Trial",
+        "_fixed_params",
+        "hpo/control/attempts.py",
+        "we leave out what another program has enqueued and the search space does not have",
+    ),
+    Private(
         "optuna.Study",
         "_storage _study_id",
         "hpo/search",
@@ -212,6 +218,18 @@ TABLE = (
         "serialize_study_detail",
         "hpo/reading/dashboard/overlay.py",
         "we replace it to add notes and pictures to the answer about a study",
+    ),
+    Private(
+        "optuna_dashboard._serializer",
+        "serialize_frozen_study",
+        "hpo/reading/dashboard/writes.py",
+        "its page wants a renamed study so",
+    ),
+    Private(
+        "optuna_dashboard._storage",
+        "get_study",
+        "hpo/reading/dashboard/writes.py",
+        "it reads what is serialized",
     ),
     # Ray
     Private(

@@ -78,7 +78,7 @@ class Controller:
         if config.schedule is not None:
             assert explore is not None, "a population needs it"
             population = Population(study, config.schedule, explore)
-        folder, limit_seconds = study_folder(runs, record.name), config.failures.outage_seconds
+        folder, limit_seconds = study_folder(runs, config.study), config.failures.outage_seconds
         leased = LeasedStudy(ledger, record, config, lease, study, folder, population)
         self.config = config
         self.study = study

@@ -1,8 +1,9 @@
 """Where a study's runs are written.
 
-A trial's folder follows from the runs folder, the study's name and the trial's number; a teacher's
-folder follows from its content. A ledger, which another program may have changed, decides neither:
-`service/preflight.py` compares what it says with these places.
+A trial's folder follows from the runs folder, the name in the study's file, which a rename does not
+change, and the trial's number; a teacher's folder follows from its content. A ledger, which another
+program may have changed, decides neither: `service/preflight.py` compares what it says with these
+places.
 """
 
 from __future__ import annotations

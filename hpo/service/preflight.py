@@ -153,7 +153,7 @@ def check_run_folders(ledger: Ledger, record: StudyRecord, runs: str) -> None:
 
     A study whose runs were moved together with the runs folder goes on in the new folder.
     """
-    folder = study_folder(runs, record.name)
+    folder = study_folder(runs, config_of(record).study)
     for trial in ledger.trials(record, TrialState.RUNNING):
         here = trial_folder(folder, trial.number)
         kept = trial.user_attrs.get("run_dir")

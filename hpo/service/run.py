@@ -76,7 +76,7 @@ def _run_under(launch: Launch, config: StudyConfig, lease: Lease, *, exits: bool
     ledger, runs = launch.ledger, launch.runs
     record = ledger.study(launch.record.name)  # its budget may be another now
     # A controller's own files stay here: its log, and its trackers'.
-    folder = Path(DEFAULT_RUNS if is_url(runs) else runs).absolute() / record.name
+    folder = Path(DEFAULT_RUNS if is_url(runs) else runs).absolute() / config.study
     try:
         with Quiet() as quiet:
             quiet.keep_in(folder / "log.txt")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import queue
 import re
@@ -10,11 +9,9 @@ import sqlite3
 import sys
 import threading
 import webbrowser
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
-from wsgiref.util import setup_testing_defaults
 
 import optuna
 import pytest
@@ -23,8 +20,8 @@ from markdown_it import MarkdownIt
 from hpo.control.controller import Controller
 from hpo.control.messages import Message
 from hpo.reading.dashboard import server as dashboard
-from hpo.reading.dashboard.overlay import application
 from storage import Ledger
+from tests.hpo.dashboard_api import Ask, asking
 from tests.hpo.stage import Stage, play
 
 FRONT = [
@@ -35,8 +32,6 @@ FRONT = [
 HOSTILE = (
     "```\n````\n# x\n<img src=x onerror=alert(1)> | [y](javascript:z) ![i](/api) _e_ **b** $m$"
 )
-
-Ask = Callable[..., tuple[int, Any]]
 
 
 @pytest.fixture
@@ -56,31 +51,7 @@ def controller(stage: Stage) -> Controller:
 
 @pytest.fixture
 def ask(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Ask:
-    import optuna_dashboard  # which takes seconds: for the tests that ask for it
-
-    module = optuna_dashboard._app
-    monkeypatch.setattr(module, "serialize_study_detail", module.serialize_study_detail)
-    app = application(stage.ledger)
-
-    def ask(path: str, method: str = "GET", *, form: str = "", data: Any = None) -> tuple[int, Any]:
-        """Status and answer, of JSON what it says."""
-        app._inmemory_cache.clear()  # of seconds
-        body = (form or json.dumps(data)).encode()
-        kind = "application/x-www-form-urlencoded" if form else "application/json"
-        environ: dict[str, Any] = {
-            "REQUEST_METHOD": method,
-            "PATH_INFO": path,
-            "CONTENT_TYPE": kind,
-            "CONTENT_LENGTH": str(len(body)),
-            "wsgi.input": io.BytesIO(body),
-        }
-        setup_testing_defaults(environ)
-        said: list[str] = []
-        answer = b"".join(app(environ, lambda status, *_: said.append(status)))
-        status = int(said[0].split()[0])
-        return status, json.loads(answer) if path.startswith("/api/") and answer else answer
-
-    return ask
+    return asking(stage.ledger, monkeypatch)
 
 
 def shown(ask: Ask) -> Any:
@@ -209,7 +180,7 @@ def test_there_are_pictures_of_what_was_measured_alone_and_no_files(
         assert ask(f"/artifacts/{path}")[0] == 404
     file = {"file": "data:text/html;base64,PGI+", "filename": "x.html"}
     status, refused = ask("/api/artifacts/1", "POST", data=file)
-    assert (status, refused["reason"][:18]) == (400, "pictures are drawn")
+    assert (status, refused["reason"][:18]) == (403, "no files are kept ")
 
 
 def test_a_study_is_stopped_from_its_page_and_by_that_alone(

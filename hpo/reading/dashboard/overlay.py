@@ -2,8 +2,8 @@
 
 Notes and pictures are made when they are asked for, so looking writes nothing, and a note that
 somebody has typed is kept. Infeasible trials are not among the best: optuna-dashboard 0.21 leaves
-them out of its charts, but not out of its API, nor of the card that shows the API's answer. Beyond
-optuna-dashboard's own actions, a person can only stop a study here.
+them out of its charts, but not out of its API, nor of the card that shows the API's answer. What a
+person can change is in `writes.py`; beside that, a person can stop a study here.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from __future__ import annotations
 import hmac
 import secrets
 from html import escape
+from pathlib import Path
 from typing import Any, NoReturn
 
-from bottle import Bottle, HTTPError, HTTPResponse, request
+from bottle import Bottle, HTTPError, HTTPResponse, request, static_file
 from optuna.trial import FrozenTrial
 
 from hpo.reading.dashboard.notes import study_note, trial_note
 from hpo.reading.dashboard.pictures import PICTURES, drawn
+from hpo.reading.dashboard.writes import guard_writes
 from hpo.search.constraints import is_feasible
 from hpo.search.ranking import pareto_front
 from hpo.study.load import config_of
@@ -25,6 +27,7 @@ from storage import Ledger, StudyRecord
 from trainer.config.settings import ConfigError
 
 _KEEPS_NONE = "pictures are drawn from the ledger when asked for; no files are kept here"
+_HEAD = b'<script src="/hpo/page.js"></script><link rel="stylesheet" href="/hpo/page.css">'
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>
 <body style="font: 18px sans-serif; margin: 4em auto; max-width: 34em"><h1>{name}</h1>
 {said}<p><a href="/dashboard/studies/{study_id}/note">Back to the study</a></p></body></html>"""
@@ -39,6 +42,8 @@ def application(ledger: Ledger) -> Bottle:
 
     _annotate_studies(ledger)
     app: Bottle = wsgi(ledger.storage, artifact_store=_NoFiles())
+    guard_writes(app, ledger)
+    _add_page(app)
     _add_pictures(app, ledger)
     _add_stop(app, ledger)
     return app
@@ -107,6 +112,24 @@ def _annotate(
         ]
 
 
+def _add_page(app: Bottle) -> None:
+    """Have optuna-dashboard's page load a style and a script of ours."""
+    (route,) = (route for route in app.routes if route.rule.startswith("/dashboard"))
+    theirs = route.callback
+
+    @app.get(route.rule)  # type: ignore[untyped-decorator]
+    def page() -> Any:
+        answer = theirs()
+        if answer.status_code == 200 and request.method == "GET":
+            text = answer.body.read().replace(b"</head>", _HEAD + b"</head>")
+            answer.body, answer.content_length = text, len(text)
+        return answer
+
+    @app.get("/hpo/<name:re:page.(css|js)>")  # type: ignore[untyped-decorator]
+    def part(name: str) -> Any:
+        return static_file(name, root=Path(__file__).parent)
+
+
 def _add_pictures(app: Bottle, ledger: Ledger) -> None:
     # This replaces optuna-dashboard's own route, which looks for artifacts in Optuna's tables.
     @app.get("/artifacts/<study_id:int>/<trial_id:int>/<artifact_id:re:[0-9a-fA-F-]+>")  # type: ignore[untyped-decorator]
@@ -132,7 +155,7 @@ def _add_stop(app: Bottle, ledger: Ledger) -> None:
         headers = {"Content-Type": "text/html", "Content-Security-Policy": policy}
         return HTTPResponse(text, headers=headers)
 
-    @app.route("/stop/<study_id:int>", method=["GET", "POST"])  # type: ignore[untyped-decorator]
+    @app.route("/stop/<study_id:int>", method=["GET", "POST"], skip=True)  # type: ignore[untyped-decorator]
     def stop(study_id: int) -> Any:
         record = next((r for r in ledger.studies() if r.study_id == study_id), None)
         if record is None:
