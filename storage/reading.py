@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, cast
 
 import sqlalchemy as sa
 from optuna.storages import BaseStorage, RDBStorage, get_storage
-from optuna.storages._rdb.models import TrialModel
+from optuna.storages._rdb.models import StudyUserAttributeModel, TrialModel
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import scoped_session
@@ -89,6 +90,15 @@ class Reader:
             of_trial = sa.select(TRIALS.c.study_id).where(TRIALS.c.trial_id == trial_id)
             study_id = next(iter(self._scalars(of_trial)), None)
         return next(iter(self._studies(STUDIES.c.study_id == study_id)), None)
+
+    def attributes(self, study: StudyRecord) -> dict[str, Any]:
+        """Return Optuna's user attributes of the study; none if another program has deleted it."""
+        rows = self._rows(
+            sa.select(StudyUserAttributeModel.key, StudyUserAttributeModel.value_json).where(
+                StudyUserAttributeModel.study_id == study.study_id
+            )
+        )
+        return {key: json.loads(value) for key, value in rows}
 
     def stop_requested_at(self, study: StudyRecord) -> float | None:
         """Return when somebody last asked to stop the study, by the ledger's clock."""

@@ -183,7 +183,7 @@ TABLE = (
     Private(
         "optuna.storages._rdb.models",
         "NOT_FOUND_MSG TrialModel TrialParamModel TrialValueModel TrialIntermediateValueModel "
-        "TrialUserAttributeModel TrialSystemAttributeModel",
+        "TrialUserAttributeModel TrialSystemAttributeModel StudyUserAttributeModel",
         "storage",
         "we read trials from Optuna's tables",
     ),
@@ -209,6 +209,7 @@ TABLE = (
                 "storage/trials.py",
             ),
             ("TrialUserAttributeModel", "key value_json", "storage/trials.py"),
+            ("StudyUserAttributeModel", "key value_json study_id", "storage/reading.py"),
             ("TrialSystemAttributeModel", "key value_json", "storage/trials.py"),
         )
     ),

@@ -18,7 +18,6 @@ class Limits:
         self.space_exhausted = False  # every point of it was proposed
         self.gave_up: str | None = None  # why not, if not for one of these
         self.failing = False  # whether that is because trials fail, or a teacher does
-        self._leased = leased
         self._ledger = leased.ledger
         self._record = record
         self._config = leased.config
@@ -52,7 +51,7 @@ class Limits:
         return self.budget != before
 
     def _time_spent(self) -> str | None:
-        budget = raised(self._config.budget, self._leased.study.user_attrs)
+        budget = raised(self._config.budget, self._ledger.attributes(self._record))
         hours, device_hours = budget.hours, budget.device_hours
         if hours is not None and self._ledger.seconds(self._record) >= hours * 3600:
             return f"the budget of {hours:g} hours is spent (`hpo resume --hours` raises it)"

@@ -79,7 +79,7 @@ class StudyCollector(Collector):
         record = self._ledger.study(self._study)
         found = tally(self._ledger, record)
         yield self._gauge("trials", "Trials by state.", found.trials, "state")
-        attributes = self._ledger.storage.get_study_user_attrs(record.study_id)
+        attributes = self._ledger.attributes(record)
         budget = raised(self._config.budget, attributes)
         limits = {
             "trials": record.budget_trials,

@@ -22,9 +22,10 @@ class Budget(Section):
 
 def raised(budget: Budget, attributes: Mapping[str, Any]) -> Budget:
     """Return the budget with the hours that `hpo resume` gave since: the study's attributes."""
-    return budget.model_copy(
-        update={of: most for of in HOURS if (most := attributes.get(f"budget_{of}")) is not None}
-    )
+    given = {of: attributes.get(f"budget_{of}") for of in HOURS}
+    # Any program may write an attribute: what is no number changes nothing.
+    update = {of: most for of, most in given.items() if isinstance(most, (int, float))}
+    return budget.model_copy(update=update)
 
 
 HOURS = ("hours", "device_hours")  # of a budget

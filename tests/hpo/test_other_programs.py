@@ -267,7 +267,8 @@ def test_user_attributes_are_free_for_all(stage: Stage, command: Optuna) -> None
     controller = stage.controller()
     for _ in range(2):
         assert controller.next() is not None
-    command("study", "set-user-attr", "--study-name", "played", "--key", "mine", "--value", "x")
+    for key in ("mine", "budget_hours"):
+        command("study", "set-user-attr", "--study-name", "played", "--key", key, "--value", "x")
     storage = optuna.storages.get_storage(plain(stage))
     for key in ("mine", "reason", "run_dir", "attempts", "device_seconds"):
         storage.set_trial_user_attr(stage.trials[0]._trial_id, key, {"any": ["thing"]})
