@@ -12,7 +12,7 @@ from benchmarks.chaos_checks import check
 from benchmarks.chaos_scene import Scene
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_study_under_faults_ends_with_exactly_its_trials_and_reports(
     tmp_path: Path,
 ) -> None:
