@@ -90,15 +90,15 @@ def _of_trial(
 ) -> Settings:
     if part == BEST and best is None:
         raise ConfigError(
-            f"--recipes: {part}: study {config.study} has no trial that is complete and feasible; "
-            f"see: hpo trials {config.study}"
+            f"--recipes: {part}: study {config.study} has no trial that is complete and feasible, "
+            "as `hpo trials` shows"
         )
     number = best.number if part == BEST and best else int(part.removeprefix("trial-"))
     trial = next((trial for trial in trials if trial.number == number), None)
     if trial is None or trial.state is TrialState.WAITING:
         raise ConfigError(
-            f"--recipes: {part}: study {config.study} has tried no such trial; "
-            f"see: hpo trials {config.study}"
+            f"--recipes: {part}: study {config.study} has tried no such trial, as `hpo trials` "
+            "shows"
         )
     found = assignments(config.space, trial.params)
     return {path: value for path, value in found.items() if path not in _SAME_FOR_ALL}

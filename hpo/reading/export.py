@@ -5,6 +5,7 @@ Values, parameters and metrics have prefixes of their own, so that no two column
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Callable
@@ -81,7 +82,8 @@ def _json_value(value: Any) -> Any:
 
 
 FORMATS: dict[str, Callable[[pd.DataFrame], str | bytes]] = {
-    ".csv": lambda frame: frame.to_csv(index=False),
+    # Quoted, because a text may have any of the characters that readers take for a line's end.
+    ".csv": lambda frame: frame.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC),
     ".parquet": _parquet,
     ".json": _json,
 }

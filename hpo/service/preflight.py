@@ -21,19 +21,23 @@ from storage import Ledger, StudyRecord
 from trainer.config.plain import is_text
 from trainer.config.settings import ConfigError, is_url, kept_document
 from trainer.config.train import resolve
+from trainer.data.splits import check_data
 from trainer.runs.store import StoreError, check_writable
 from trainer.teaching.teacher import content_folder, is_key, is_trained
 from trainer.terminal import Quiet
 
 
 def check_place(config: StudyConfig, place: Place, runs: str) -> None:
-    """Raise ConfigError unless a trial fits, `runs` can be written, and imports are there.
+    """Raise ConfigError unless a trial fits, `runs` can be written, and all else is there.
 
-    The imports are wandb, if the study asks for it, and the user's own training function.
+    That is the texts, wandb if the study asks for it, and the user's own training function.
     """
     check_tracking(config.tracking)
     if config.trainer is not None:
         _check_own(config.trainer, config.study, runs)
+    elif place.ray_address is None:  # else the texts are the cluster's
+        data = resolve(config.train, f"study {config.study}").data
+        check_data(data, test=config.is_evaluation)
     if place.ray_address is None:
         check_machine(config, local_cpus(), _local_gpus(config), "this machine")
     else:
