@@ -52,6 +52,7 @@ app.add_typer(data_app, name="data")
 def main() -> NoReturn:
     """Run the console script; a user's mistake is one line on standard error, with status 2."""
     try:
+        _check_working_folder()
         app(prog_name="hpo")
     except KeyboardInterrupt:
         sys.exit(130)
@@ -67,6 +68,14 @@ def main() -> NoReturn:
     finally:
         _flush()
     sys.exit(0)
+
+
+def _check_working_folder() -> None:
+    """Exit where the shell is in a folder that was removed: no relative path leads anywhere."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        fail("the working folder has been removed; go to another")
 
 
 def _may_pass(error: Exception) -> bool:

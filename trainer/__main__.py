@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.config.paths import absolute
 from trainer.config.settings import ConfigError, is_url
 from trainer.config.train import TrainConfig, load
 from trainer.data.splits import check_data, check_length
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
+        absolute(arguments.config, "CONFIG.yaml")  # the working folder may have been removed
         config = load(arguments.config, arguments.settings)
         config.check_tuning(arguments.config)
         ranks = int(os.environ.get("WORLD_SIZE", "1"))

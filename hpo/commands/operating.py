@@ -43,6 +43,7 @@ def copy(
     settings = kept_document(record.document, f"study {name}")
     document = dumped({**settings, "study": new_name})
     restore_study(document, new_name)
+    to = storage_url(to)
     counts = copy_study(source, record, to, name=new_name, document=document)
     for table, rows in counts.items():
         say(f"{table}: {rows} rows, the same in both")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trainer.config.paths import expanded
 from trainer.config.settings import ConfigError
 from trainer.config.whole import whole_file
 
 
 def write_whole(content: str | bytes, file: Path) -> Path:
     """Write `content` to `file`, and return `file`. Raises ConfigError if it cannot be written."""
+    file = expanded(str(file), "the file")
     if file.is_dir():
         raise ConfigError(f"{file}: is a folder; name a file in it")
     try:

@@ -17,6 +17,7 @@ from hpo.search.conditions import same
 from hpo.search.ranking import best_trials
 from hpo.search.space import Dimension, FloatDimension, IntDimension, Space, param_of
 from storage import Ledger, LedgerError, Point
+from trainer.config.paths import expanded_url
 from trainer.config.sections import Count
 from trainer.config.settings import ConfigError, Section, nearest, parse_assignment
 
@@ -38,7 +39,7 @@ def warm_points(
     there is nothing to start from.
     """
     try:
-        ledger = Ledger.open(warm.storage or url)
+        ledger = Ledger.open(expanded_url(warm.storage or url, "warm_start.storage"))
         ledger.study(warm.study)
     except LedgerError as error:
         raise ConfigError(f"{source}: warm_start: {error}") from None

@@ -128,7 +128,7 @@ def data_sets(_: Place) -> Finding:
     from trainer.data.splits import data_folder
     from trainer.data.tokens import SPLITS
 
-    cache = cache_dir().absolute()
+    cache = cache_dir()
     there = next(path for path in (cache, *cache.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         return Finding("fail", f"the cache {cache} cannot be written to", "set $HPO_CACHE_DIR")

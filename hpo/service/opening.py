@@ -29,7 +29,12 @@ class Place:
 
 def storage_url(storage: str | None, in_file: str | None = None) -> str:
     """Return the ledger's URL: as given, else the environment's, the study file's, the default."""
-    return storage or os.environ.get("HPO_STORAGE") or in_file or DEFAULT_STORAGE
+    url = storage or os.environ.get("HPO_STORAGE") or in_file or DEFAULT_STORAGE
+    if "~" not in url:  # what most is needed for is not imported for nothing
+        return url
+    from trainer.config.paths import expanded_url
+
+    return expanded_url(url, "--storage")
 
 
 def given_runs(runs: str | None) -> str | None:

@@ -62,7 +62,8 @@ def _check_runs(runs: str) -> None:
             raise ConfigError(f"--runs {error}") from None
         return
     folder = Path(runs)
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    # A link that leads nowhere is there, too: no folder can be made in its place.
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"--runs {runs}: {there} is not a folder that can be written to")
 

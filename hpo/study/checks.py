@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from hpo.study.config import StudyConfig
 from hpo.study.functions import check_function
 from hpo.study.own_trainer import OwnTrainer
 from trainer.config import train as train_config
+from trainer.config.paths import absolute
 from trainer.config.sections import EvaluationConfig
 from trainer.config.settings import ConfigError, get_path
 from trainer.data.splits import check_data, check_length
@@ -47,7 +48,7 @@ def _checked_for_ours(study: StudyConfig, path: Path, train_path: Path) -> Study
     """Return the study with its train config resolved. Raises ConfigError."""
     source, train_source = str(path), str(train_path)
     prefix = "train: " if path == train_path else ""
-    study = _with_anchored_teachers(study, path.parent)
+    study = _with_anchored_paths(study, path.parent)
     try:
         config = train_config.resolve(study.train, train_source)
     except ConfigError as error:
@@ -68,11 +69,7 @@ def _checked_for_ours(study: StudyConfig, path: Path, train_path: Path) -> Study
     check_pruner(study, config.evaluation, source)
     if study.schedule is not None:
         check_schedule(study.schedule, study.objectives[0].metric, study.space, config, source)
-    config = config.model_copy(update={"data": train_config.absolute_data(config.data)})
-    space = study.space
-    for key in ("dir", "train", "valid", "test"):
-        space = with_values(space, f"data.{key}", lambda path: path and os.path.abspath(path))
-    return study.model_copy(update={"train": config.document(), "space": space})
+    return study.model_copy(update={"train": config.document()})
 
 
 def _checked_for_own(
@@ -124,15 +121,17 @@ def check_pruner(config: StudyConfig, evaluation: EvaluationConfig, source: str)
         )
 
 
-def _with_anchored_teachers(study: StudyConfig, folder: Path) -> StudyConfig:
-    """Return the study with absolute paths of searched teachers, which are relative to `folder`."""
+def _with_anchored_paths(study: StudyConfig, folder: Path) -> StudyConfig:
+    """Return the study with absolute paths in its space, which are relative to `folder`."""
+    space = study.space
+    for path in train_config.PATHS:
+        anchored = partial(_anchored, where=f"space.{path}", folder=folder)
+        space = with_values(space, path, anchored)
+    return study.model_copy(update={"space": space})
 
-    def anchored(name: Any) -> Any:
-        return train_config.absolute(name, folder) if isinstance(name, str) else name
 
-    return study.model_copy(
-        update={"space": with_values(study.space, "distillation.teacher", anchored)}
-    )
+def _anchored(name: Any, where: str, folder: Path) -> Any:
+    return absolute(name, where, folder) if isinstance(name, str) else name
 
 
 def _check_features(study: StudyConfig, source: str) -> None:

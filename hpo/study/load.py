@@ -11,6 +11,7 @@ from hpo.search.space import Space, values_of
 from hpo.study.checks import checked
 from hpo.study.config import StudyConfig, rules_of
 from storage import StudyRecord
+from trainer.config.paths import expanded
 from trainer.config.settings import (
     ConfigError,
     kept_document,
@@ -31,7 +32,7 @@ def shipped(kind: str) -> Path:
 def find_study_file(given: str | None) -> Path:
     """Return the study file at a path, or the one that ships by a name. Raises ConfigError."""
     given = given or "quickstart"
-    path = Path(given)
+    path = expanded(given, "STUDY.yaml")
     if path.is_file():
         return path
     named = shipped("studies") / f"{given}.yaml"
@@ -63,7 +64,7 @@ def study_of(
     """Load the study `document` as if a file at `path` had it. Raises as `load_study` does."""
     train = document.get("train")
     if isinstance(train, str):
-        source = path.parent / train
+        source = path.parent / expanded(train, f"{path}: train")
         document["train"] = read_document(source)
     else:
         source = path

@@ -26,7 +26,7 @@ class OurTrainer:
 
     def override(self, train: Document, settings: Sequence[str], folder: Path) -> None:
         """Set each `path=value`; paths in the document are relative to `folder`."""
-        train_config.anchor_runs(train, folder)
+        train_config.anchor(train, folder)
         train_config.override(train, settings)
 
     def check_trial(self, document: Document, resources: Resources) -> None:

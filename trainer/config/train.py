@@ -6,7 +6,6 @@ module imports no torch, so that a study is validated before any worker starts.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from trainer.config.paths import absolute
 from trainer.config.plain import dumped
 from trainer.config.sections import (
     Count,
@@ -35,7 +35,6 @@ from trainer.config.settings import (
     Section,
     check_value,
     get_path,
-    is_url,
     leaf_fields,
     nearest,
     parse_assignment,
@@ -43,6 +42,11 @@ from trainer.config.settings import (
     set_path,
     validated,
 )
+
+# Paths of what is read
+PATHS = (
+    "data.dir", "data.train", "data.valid", "data.test", "distillation.teacher", "fork.run",
+)  # fmt: skip
 
 
 class TrainConfig(Section):
@@ -174,11 +178,11 @@ def resolve(document: Mapping[str, Any], source: str) -> TrainConfig:
 def load(path: str | Path, assignments: Sequence[str] = ()) -> TrainConfig:
     """The train config in the YAML file `path`, with `path=value` settings over it.
 
-    Paths of other runs are relative to the file that names them. Raises ConfigError in one line for
-    a file that cannot be read or a setting that is wrong.
+    Paths of texts and of other runs are relative to the file that names them. Raises ConfigError in
+    one line for a file that cannot be read or a setting that is wrong.
     """
     document = read_document(path)
-    anchor_runs(document, Path(path).parent)
+    anchor(document, Path(path).parent)
     override(document, assignments)
     return resolve(document, str(path))
 
@@ -189,28 +193,18 @@ def override(document: Document, assignments: Sequence[str]) -> None:
         name, value = parse_assignment(assignment)
         check_path(name, name)
         set_path(document, name, value)
-    anchor_runs(document, Path())
+    anchor(document, Path())
 
 
-def anchor_runs(document: Document, folder: Path) -> None:
-    """Make the paths of other runs in a train document, relative to `folder`, absolute."""
-    for path in ("distillation.teacher", "fork.run"):
+def anchor(document: Document, folder: Path) -> None:
+    """Make the paths that a train document names, relative to `folder`, absolute."""
+    for path in PATHS:
         named = get_path(document, path)
         if isinstance(named, str):
-            set_path(document, path, absolute(named, folder))
-
-
-def absolute(path: str, folder: Path) -> str:
-    """Make `path`, relative to `folder` or beginning with `~`, absolute; leave a URL as it is."""
-    return path if is_url(path) else os.path.abspath(folder / os.path.expanduser(path))
-
-
-def absolute_data(data: DataConfig) -> DataConfig:
-    """`data` with absolute paths, because a worker's working folder is not the user's."""
-    given = {name: getattr(data, name) for name in ("dir", "train", "valid", "test")}
-    return data.model_copy(
-        update={name: os.path.abspath(path) for name, path in given.items() if path is not None}
-    )
+            set_path(document, path, absolute(named, path, folder))
+    output = document.get("output_dir")  # what is written goes to the working folder
+    if isinstance(output, str) and output.startswith("~"):
+        document["output_dir"] = absolute(output, "output_dir")
 
 
 def is_section(path: str) -> bool:

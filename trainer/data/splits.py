@@ -18,7 +18,8 @@ from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from trainer.config.cache import cache_dir, expanded
+from trainer.config.cache import cache_dir
+from trainer.config.paths import absolute
 from trainer.config.sections import DataConfig
 from trainer.config.settings import ConfigError
 from trainer.data.batches import check_long_enough, tokens_wanted
@@ -142,9 +143,9 @@ def _fingerprint(config: DataConfig, source: _Source) -> str:
 def data_folder(given: str | None) -> Path:
     """Where the published data sets are: `given`, else `HPO_DATA_DIR`, else in the cache."""
     if given:
-        return expanded(given, "data.dir")
+        return Path(absolute(given, "data.dir"))
     if in_environment := os.environ.get("HPO_DATA_DIR"):
-        return expanded(in_environment, "HPO_DATA_DIR")
+        return Path(absolute(in_environment, "HPO_DATA_DIR"))
     return cache_dir() / "data"
 
 
@@ -162,7 +163,7 @@ def _source(
 def _text_files(config: DataConfig) -> dict[Split, _File]:
     return {
         split: _File(
-            expanded(path, f"data.{split}"),
+            Path(absolute(path, f"data.{split}")),
             f"data.{split}",
             f"put it there, or change data.{split}",
         )

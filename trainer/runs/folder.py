@@ -25,7 +25,9 @@ from trainer.runs.lock import folder_lock
 LOCK_SECONDS = 30.0  # a killed predecessor may take a moment to let go
 
 # Settings that may differ when a run is resumed, because its result does not depend on them.
-_FREE = {"output_dir", "threads", "keep_checkpoints", "data.dir", "data.test"}
+# Its `identity.json` tells the text, wherever that is.
+_FREE = {"output_dir", "threads", "keep_checkpoints"}
+_FREE |= {f"data.{key}" for key in ("dir", "train", "valid", "test")}
 
 
 class FolderInUse(ConfigError):

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.cache import cache_dir
+from trainer.config.paths import absolute
 from trainer.config.settings import ConfigError, is_url
-from trainer.config.train import TrainConfig, absolute, absolute_data, load
+from trainer.config.train import TrainConfig, load
 from trainer.data.splits import data_key, fingerprint
 from trainer.runs.identity import Identity, identity_in
 from trainer.runs.remote import brought_teacher, has_finished
@@ -69,7 +70,7 @@ def find_teacher(student: TrainConfig) -> Teacher | None:
     if not student.distillation.enabled:
         return None
     assert student.distillation.teacher is not None, "its config says so"
-    named = absolute(student.distillation.teacher, Path())
+    named = absolute(student.distillation.teacher, "distillation.teacher")
     path = brought_teacher(named) if is_url(named) else Path(named)
     teacher = _in_folder(path) if path.is_dir() else _of_config(path)
     _check_fits(teacher, student, path)
@@ -122,7 +123,7 @@ def _of_config(path: Path) -> Teacher:
 
 def content_folder(config: TrainConfig) -> Path:
     """The folder of a teacher's run, by its content. Raises ConfigError for missing data."""
-    return Path(absolute(str(cache_dir()), Path())) / "teachers" / _key(config)
+    return cache_dir() / "teachers" / _key(config)
 
 
 def is_key(text: str) -> bool:
@@ -134,8 +135,7 @@ def teacher_of(config: TrainConfig, folder: Path | None = None) -> Teacher:
     """The run of `config` as a teacher, in `folder` or in its `content_folder`."""
     key = _key(config)
     folder = folder or content_folder(config)
-    here = {"output_dir": str(folder), "data": absolute_data(config.data)}
-    return Teacher(config.model_copy(update=here), folder, key)
+    return Teacher(config.model_copy(update={"output_dir": str(folder)}), folder, key)
 
 
 def _key(config: TrainConfig) -> str:
