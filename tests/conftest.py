@@ -62,6 +62,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         written = session.config._tmp_path_factory.getbasetemp()
         with server_stopped(written) as data:
             shown.extend(map(str, planted.found_in(written, *data, *planted.ray_sessions())))
+        shown.extend(planted.noted())
         if shown:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

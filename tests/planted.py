@@ -49,6 +49,23 @@ def found_in(*folders: Path) -> Iterator[Path]:
                 continue  # gone meanwhile
 
 
+_NOTED = Path(tempfile.gettempdir(), f"hpo-planted-{SINCE}")
+
+
+def note(folder: Path) -> None:
+    """Note, for the end of the tests, which files of `folder` hold a secret: it is removed now."""
+    for path in found_in(folder):
+        with _NOTED.open("a") as file:
+            file.write(f"{path}\n")
+
+
+def noted() -> list[str]:
+    """The files that were noted."""
+    lines = _NOTED.read_text().splitlines() if _NOTED.exists() else []
+    _NOTED.unlink(missing_ok=True)
+    return lines
+
+
 def ray_sessions() -> list[Path]:
     """The session folders of every Ray that was started since the tests were."""
     folders = Path(tempfile.gettempdir(), "ray").glob("session_*")

@@ -47,7 +47,10 @@ ORDER = {
 }
 # Beside torch and Ray, nothing of `search` and `study` may need these before it is asked.
 LIBRARIES = {
-    "ray": {f"hpo/workers/{n}.py" for n in ("dispatch", "gang", "pbt", "ray_daemon", "trainable")},
+    "ray": {
+        f"hpo/workers/{n}.py"
+        for n in ("dispatch", "gang", "pbt", "ray_daemon", "ray_start", "trainable")
+    },
     "ax": {"hpo/search/samplers/ax.py"},
 }
 FORBIDDEN = {

@@ -235,26 +235,32 @@ TABLE = (
     # Ray
     Private(
         "ray._private.authentication.authentication_token_setup",
-        "_enable_token_auth",
-        "hpo/workers/dispatch.py",
-        "Ray sends its token to a given address only if it is told to before it is imported",
+        "AuthenticationTokenLoader Config",
+        "hpo/workers/ray_start.py",
+        "Ray reads whether there is a token, and which, once: for the session before",
+    ),
+    Private(
+        "ray._private.ray_constants",
+        "ENABLE_RAY_CLUSTER",
+        "hpo/workers/ray_start.py",
+        "Ray has its servers on loopback only where it knows no clusters, as on macOS",
     ),
     Private(
         "ray.job_config.JobConfig",
         "_py_driver_sys_path _runtime_env_has_working_dir",
-        "hpo/workers/dispatch.py",
+        "hpo/workers/ray_start.py",
         "Ray would put the working folder first on its workers' path, with files of our names",
     ),
     Private(
         "ray.tune.execution.class_cache",
         "ENV_VARS_TO_PROPAGATE DEFAULT_ENV_VARS",
-        "hpo/workers/dispatch.py",
+        "hpo/workers/ray_start.py",
         "we empty them: AWS keys would stand in Ray's logs, and actors would start slowly",
     ),
     Private(
         "ray.tune.experiment.Trial",
         "get_pickled_error",
-        "hpo/workers/dispatch.py",
+        "hpo/workers/ray_start.py",
         "we replace it, so that Tune unpickles no file",
     ),
     Private(

@@ -79,7 +79,7 @@ def _train(config: TrainConfig, teacher: Teacher | None, signals: StopSignals) -
 
     try:
         with Quiet() as quiet, ExitStack() as leaving:
-            world = from_environment()
+            world = from_environment(lambda text: print(text, file=quiet.output, flush=True))
             leaving.callback(leave)
             if teacher is not None and (status := _train_teacher(teacher, world, signals, quiet)):
                 return status

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.config.settings import ConfigError, is_url
@@ -24,7 +24,13 @@ from trainer.data.splits import load_splits
 from trainer.ending import end_soon
 from trainer.measuring.depth import every_other
 from trainer.model.transformer import DTYPES, LanguageModel
-from trainer.runs.checkpoint import CheckpointError, Progress, newest_checkpoint, weights_of
+from trainer.runs.checkpoint import (
+    CheckpointError,
+    Progress,
+    newest_checkpoint,
+    weights_of,
+    write_tensors,
+)
 from trainer.runs.remote import run_here
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.yaml"
@@ -144,7 +150,7 @@ def _write(target: Path, weights: dict[str, Tensor], files: Mapping[str, bytes])
     aside = target.with_name(f".{target.name}.writing")
     try:
         with whole_folder(target, aside, durable=True):
-            save_file(weights, aside / _WEIGHTS)
+            write_tensors(weights, aside / _WEIGHTS)
             for name, content in files.items():
                 (aside / name).write_bytes(content)
             for path in aside.iterdir():

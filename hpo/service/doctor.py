@@ -1,7 +1,7 @@
 """`hpo doctor`: whether a study could be run here, and what to do if not.
 
 It is a table of small checks, each of one thing. A check that raises counts as failed. The checks
-leave nothing behind but the logs that Ray keeps of every start in its temporary folder.
+leave nothing behind.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import netrc
 import os
 import platform
 import shutil
+import stat
 import statistics
 import subprocess
 import tempfile
@@ -190,20 +191,39 @@ def _key_in_netrc() -> bool:
 def ray(place: Place) -> Finding:
     """Join the given Ray cluster, or start a local Ray."""
     from hpo.service.preflight import cluster_resources
-    from hpo.workers import dispatch
+    from hpo.workers import ray_start
     from trainer.terminal import Quiet
 
     began = time.perf_counter()
+    open_to_others: list[str] = []
     if place.ray_address:
         cpus, count = cluster_resources(place.ray_address)
         says = f"joined {place.ray_address}"
     else:
-        with Quiet(), dispatch.ray_session(None, "hpo-doctor"):
-            cpus, count = dispatch.cluster_size()
-        says = "starts here"
-    return Finding(
-        "ok", f"{says} in {time.perf_counter() - began:.0f} s: {cpus:g} CPUs, {count:g} GPUs"
-    )
+        with (
+            Quiet() as quiet,
+            ray_start.ray_session(None, "hpo-doctor", output=quiet.output) as folder,
+        ):
+            cpus, count = ray_start.cluster_size()
+            open_to_others = ray_start.exposed(folder)
+        says = "starts here, for this account alone,"
+    says = f"{says} in {time.perf_counter() - began:.0f} s: {cpus:g} CPUs, {count:g} GPUs"
+    if open_to_others:
+        do = "have a firewall close them; their token keeps others from using them"
+        return Finding("warn", f"{says}; other machines reach {', '.join(open_to_others)}", do)
+    return Finding("ok", says)
+
+
+def token(_: Place) -> Finding:
+    """Check that no other account can read the token of the user's Ray clusters."""
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    if not file.exists():
+        return Finding("ok", "none kept here; only --ray-address needs one")
+    mode = stat.S_IMODE(file.stat().st_mode)
+    if mode & 0o077:
+        says = f"{file} has mode {mode:o}: who reads it runs code as you"
+        return Finding("warn", says, f"chmod 600 {file}; delete it if you join no Ray cluster")
+    return Finding("ok", f"{file} is yours alone")
 
 
 CHECKS: dict[str, Callable[[Place], Finding]] = {
@@ -213,5 +233,6 @@ CHECKS: dict[str, Callable[[Place], Finding]] = {
     "data": data_sets,
     "gpus": gpus,
     "wandb": wandb,
+    "token": token,
     "ray": ray,
 }

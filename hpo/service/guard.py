@@ -65,7 +65,6 @@ class Guard:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Answer signals, noted ones too, and follow the ranks' progress while the block runs."""
-        self._listen()  # Ray has taken SIGTERM
         if self.signalled:
             self._stop("stopping")
         done = threading.Event()

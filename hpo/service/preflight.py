@@ -70,18 +70,18 @@ def _check_runs(runs: str) -> None:
 
 def cluster_resources(ray_address: str) -> tuple[float, float]:
     """Return the CPUs and GPUs of a Ray cluster. Raises ConfigError if none of ours answers."""
-    from hpo.workers import dispatch
+    from hpo.workers import ray_start
 
     with _visited(ray_address):
-        return dispatch.cluster_size()
+        return ray_start.cluster_size()
 
 
 def _check_cluster(config: StudyConfig, ray_address: str) -> None:
-    from hpo.workers import dispatch
+    from hpo.workers import ray_start
 
     wanted = config.resources
     with _visited(ray_address):
-        (cpus, gpus), places = dispatch.cluster_size(), dispatch.places(wanted)
+        (cpus, gpus), places = ray_start.cluster_size(), ray_start.places(wanted)
     check_machine(config, cpus, gpus, "the Ray cluster")
     if places < wanted.ranks:
         raise ConfigError(
@@ -92,13 +92,16 @@ def _check_cluster(config: StudyConfig, ray_address: str) -> None:
 
 @contextmanager
 def _visited(ray_address: str) -> Iterator[None]:
-    from hpo.workers import dispatch
+    from hpo.workers import ray_start
 
     host, _, port = ray_address.rpartition(":")
     try:
         # Ray itself would try for minutes where nobody answers.
         socket.create_connection((host, int(port)), timeout=10).close()
-        with Quiet(), dispatch.ray_session(ray_address, "hpo-check"):
+        with (
+            Quiet() as quiet,
+            ray_start.ray_session(ray_address, "hpo-check", output=quiet.output),
+        ):
             yield
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())

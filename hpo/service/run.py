@@ -11,7 +11,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from optuna.trial import TrialState
 from rich.console import Console
@@ -137,20 +136,28 @@ def _run(
     with ExitStack() as stack:
         for tracker in trackers:
             stack.callback(tracker.close)
-        scratch = stack.enter_context(TemporaryDirectory("-hpo-tune", ignore_cleanup_errors=True))
         stack.enter_context(ledger.heartbeat(lease, controller.report_error))
         stack.enter_context(board.shown())
         if not controller.look_for_end():  # a study that is done needs no Ray
-            from hpo.workers import dispatch
+            from hpo.workers import dispatch, ray_start, session
 
             stack.enter_context(guard.listening())
             board.say("starting workers")
-            namespace = f"hpo-{record.uid}-{lease.controller_id}"
-            stack.enter_context(dispatch.ray_session(launch.place.ray_address, namespace))
+            own = stack.enter_context(
+                ray_start.ray_session(
+                    launch.place.ray_address,
+                    f"hpo-{record.uid}-{lease.controller_id}",
+                    output=console.file,
+                    logs=folder / "ray",
+                    stopped=lambda: guard.signalled,
+                )
+            )
             board.note = ""
             stack.enter_context(guard.watching())
             if not controller.stopping:
-                dispatch.run_attempts(controller, Path(scratch))
+                dispatch.run_attempts(controller, own / session.TUNE)
+            if isinstance(controller.broken, RayLost):
+                session.keep_logs(own, folder / "ray")
     if isinstance(controller.broken, LeaseLost):
         # Whoever asked it to stop does not want it to begin again.
         name, url = record.name, ledger.url

@@ -7,20 +7,11 @@ at a time. The controller decides what runs and what becomes of it; what Tune ke
 from __future__ import annotations
 
 import logging
-import os
-import site
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
-from ray._private.authentication.authentication_token_setup import _enable_token_auth
 from ray.exceptions import RayError
-from ray.job_config import JobConfig
-from ray.tune.execution import class_cache
-from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -28,63 +19,12 @@ from hpo.control.assignment import Assignment
 from hpo.control.controller import Controller
 from hpo.control.messages import Message
 from hpo.control.outage import RayLost
-from hpo.ours import ROOT
-from hpo.study.sections import Resources, local_cpus
+from hpo.study.sections import Resources
 from hpo.workers.gang import GangFailure
 from hpo.workers.ray_daemon import DaemonWatch
 from hpo.workers.trainable import GangTrainable
 
 logger = logging.getLogger("hpo.dispatch")
-
-_TUNE_SETTINGS = {  # Tune's files would be a second store, and Ctrl-C is ours
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
-    "TUNE_MAX_PENDING_TRIALS_PG": "1000",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-
-
-def configure_ray() -> None:
-    """Change this process' environment, and Ray's and Tune's own settings, to what we need.
-
-    Called before Ray is started or joined; a second call changes nothing more.
-    """
-    os.environ.update(_TUNE_SETTINGS)
-    # A cluster demands a token by default, and Ray sends the one it has only when told to. Ray has
-    # read RAY_AUTH_MODE when it was imported, perhaps long ago.
-    given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
-    token = given or Path("~/.ray/auth_token").expanduser().exists()
-    if token and "RAY_AUTH_MODE" not in os.environ:
-        _enable_token_auth()
-    # Tune hands AWS keys to its actors in their runtime environment, which Ray writes into its
-    # logs. A node's workers have the keys that the node was started with.
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
-        {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
-    )
-    # Tune gives its actors PL_DISABLE_FORK, which is Lightning's. With a runtime environment of
-    # their own, they and their ranks would not get the worker processes that Ray starts ahead.
-    class_cache.DEFAULT_ENV_VARS.clear()
-    # Tune reads a failed actor's error back from a pickle in its folder, which is in the study's.
-    Trial.get_pickled_error = lambda trial: None
-
-
-class _Job(JobConfig):  # type: ignore[misc]
-    """What Ray tells its workers of us: where our packages are, unless every Python finds them.
-
-    The working folder and that of a script are kept off their path, whose files may have the names
-    of our packages, or of a library. A training function's own folder is in its assignment.
-    """
-
-    def __init__(self) -> None:
-        everywhere = {os.path.realpath(path) for path in site.getsitepackages()}
-        super().__init__(_py_driver_sys_path=[] if str(ROOT) in everywhere else [str(ROOT)])
-
-    def _runtime_env_has_working_dir(self) -> bool:
-        return True
 
 
 class _Adapter:
@@ -194,45 +134,6 @@ def run_attempts(controller: Controller, scratch: Path) -> None:
         if not isinstance(error.__cause__, RayError):
             raise
         controller.abandon(RayLost(str(error.__cause__).splitlines()[0]))
-
-
-@contextmanager
-def ray_session(address: str | None, namespace: str) -> Iterator[None]:
-    """Start a local Ray, or join the cluster at `address`, while the block runs. Raises RayLost."""
-    configure_ray()
-    try:
-        ray.init(
-            address=address or "local",
-            namespace=namespace,
-            job_config=_Job(),
-            num_cpus=local_cpus() if address is None else None,
-            include_dashboard=False if address is None else None,
-            log_to_driver=False,
-            configure_logging=True,
-            logging_level=logging.WARNING,
-        )
-    except Exception as error:  # it raises plain ones too, when a node takes too long
-        raise RayLost(f"Ray did not start: {' '.join(str(error).split())}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def cluster_size() -> tuple[float, float]:
-    """Return the numbers of CPUs and GPUs of the Ray that this process has joined."""
-    resources = ray.cluster_resources()
-    return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-
-
-def places(resources: Resources) -> int:
-    """Return for how many ranks the nodes of that Ray have room, each rank on one node."""
-    wanted = {"CPU": resources.cpus_per_rank, "GPU": resources.gpus_per_rank}
-    return sum(
-        min(int(node["Resources"].get(kind, 0) // n) for kind, n in wanted.items() if n)
-        for node in ray.nodes()
-        if node["Alive"]
-    )
 
 
 def _tune_name(trial: Any) -> str:

@@ -69,10 +69,11 @@ class Rank:
 
     def join(self, address: str, port: int, spans_nodes: bool) -> Failure | None:
         """Join the process group, once."""
-        from trainer.engine.distributed import join
+        from trainer.engine.distributed import LOOPBACK, join
 
         def enter() -> None:
-            if spans_nodes:
+            # On one node it is the network that Ray uses: of a Ray of ours, loopback.
+            if spans_nodes or address == LOOPBACK:
                 _use_network_of(ray.util.get_node_ip_address())
             self._world = join(self._rank, self._ranks, 0, address, port)
 

@@ -29,7 +29,7 @@ from hpo.control.messages import Message
 from hpo.reading import views
 from hpo.study.config import StudyConfig
 from hpo.study.load import load_study
-from hpo.workers import dispatch, gang
+from hpo.workers import dispatch, gang, ray_start
 from storage import Ledger
 from tests.hpo.stage import Stage, finish
 from trainer.terminal import Quiet
@@ -51,7 +51,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def played(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Play], None]:
     """Have the next studies' attempts be what a play says."""
-    monkeypatch.setattr(dispatch, "ray_session", lambda *_: nullcontext())
+    monkeypatch.setattr(ray_start, "ray_session", lambda *_, **__: nullcontext(here))
     monkeypatch.setattr(gang, "request_stop", lambda: None)
     monkeypatch.setattr(gang, "progress", dict)
 

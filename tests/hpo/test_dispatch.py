@@ -16,7 +16,8 @@ from ray.tune import result_grid
 from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 
-from hpo.workers.dispatch import GangTrainable, configure_ray
+from hpo.workers.dispatch import GangTrainable
+from hpo.workers.ray_start import configure_ray
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +61,7 @@ from pathlib import Path
 token = Path("~/.ray/auth_token").expanduser()
 token.parent.mkdir()
 token.write_text(secrets.token_hex(32))
-from hpo.workers.dispatch import cluster_size, ray_session
+from hpo.workers.ray_start import cluster_size, ray_session
 with ray_session(None, "test"):
     assert cluster_size()[0] >= 1
 """

@@ -14,7 +14,7 @@ from hpo.service import launch
 from hpo.service.opening import Place
 from hpo.service.run import run_study
 from hpo.study.load import load_study
-from hpo.workers import dispatch
+from hpo.workers import ray_start
 from storage import Ledger
 from tests.hpo.stage import Stage, finish
 from tests.hpo.study_files import written
@@ -38,11 +38,11 @@ def start() -> launch.Launch:
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def session(address: str | None, namespace: str) -> Iterator[None]:
+    def session(*_: object, **__: object) -> Iterator[None]:
         raise RayLost("Ray did not start: no room")
         yield
 
-    monkeypatch.setattr(dispatch, "ray_session", session)
+    monkeypatch.setattr(ray_start, "ray_session", session)
 
 
 @pytest.mark.usefixtures("no_ray")

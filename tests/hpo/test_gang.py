@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from torch.distributed import DistNetworkError
 
 from hpo.study.sections import Resources
-from hpo.workers.dispatch import places
 from hpo.workers.failures import Failure, first_cause, kind_of
 from hpo.workers.gang import GangFailure
+from hpo.workers.ray_start import places
 from trainer.config.settings import ConfigError
 from trainer.runs.checkpoint import CheckpointError
 from trainer.runs.folder import FolderInUse

@@ -61,6 +61,8 @@ def test_a_whole_model_measures_what_its_run_did(run: Path) -> None:
     weights = load_file(target / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
     assert set(weights) == set(load_model(target).state_dict())
+    modes = {path.stat().st_mode for path in (*target.iterdir(), run / "result.json")}
+    assert len(modes) == 1, "whom the umask lets read a run may read what is exported"
     words = (target / "vocabulary.txt").read_text(encoding="utf-8").split("\n")
     assert tuple(words) == load_splits(load(run / "config.yaml").data).vocabulary.words
 

@@ -10,15 +10,21 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from trainer.config.settings import ConfigError
+from trainer.engine.waiting import heard
 
 T = TypeVar("T")
+
+LOOPBACK = "127.0.0.1"
+JOIN_SECONDS = 300.0  # within which all ranks must have come
 
 
 @dataclass(frozen=True)
@@ -106,30 +112,68 @@ def load_deepspeed() -> Any:
     return deepspeed
 
 
-def join(rank: int, ranks: int, local_rank: int, master_addr: str, master_port: int) -> World:
+def join(
+    rank: int,
+    ranks: int,
+    local_rank: int,
+    master_addr: str,
+    master_port: int,
+    *,
+    hosted: bool = False,
+    say: Callable[[str], None] = print,
+) -> World:
     """Join the process group as `rank` of `ranks`, once in a process; return when all have.
 
-    Rank 0 listens on `master_port` at `master_addr`. `local_rank` is the GPU to use, if any.
+    Rank 0 listens on `master_port` at `master_addr`, unless that is `hosted` by torchrun's agent.
+    `local_rank` is the GPU to use, if any. `say` is told of a long wait. Raises DistError when the
+    others are not there after JOIN_SECONDS.
     """
     assert not dist.is_initialized(), "a process joins once"
     deepspeed = load_deepspeed()
+    from deepspeed.constants import default_pg_timeout
+
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(local_rank))
     os.environ.update(MASTER_ADDR=master_addr, MASTER_PORT=str(master_port))
     backend, device = "gloo", torch.device("cpu")
     if torch.cuda.is_available():
         backend, device = "nccl", torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+    store: Store = HashStore()  # nobody to meet: it listens nowhere
+    if ranks > 1:
+        store = heard(
+            lambda: _meet(rank, ranks, master_addr, master_port, hosted),
+            lambda: say(
+                f"rank {rank} waits for all of {ranks} ranks at {master_addr}:{master_port}, "
+                f"for at most {JOIN_SECONDS:.0f} s"
+            ),
+        )
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=ranks, timeout=default_pg_timeout
+    )
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
     return World(rank, ranks, local_rank, device)
 
 
-def from_environment() -> World:
-    """Join as torchrun's variables say, or alone where there are none.
+def _meet(rank: int, ranks: int, address: str, port: int, hosted: bool) -> Store:
+    """Return the store of the process group, once all ranks are there. Raises DistError."""
+    serves = rank == 0 and not hosted
+    listener: dict[str, Any] = {}
+    if serves and address == LOOPBACK:  # torch itself would listen on every interface
+        try:
+            listener = {"master_listen_fd": socket.create_server((address, port)).detach()}
+        except OSError as error:
+            raise dist.DistNetworkError(f"{address}:{port}: {error.strerror}") from error
+    limit = timedelta(seconds=JOIN_SECONDS)
+    return TCPStore(address, port, ranks, serves, timeout=limit, **listener)
 
-    Raises ConfigError where only some of them are set.
+
+def from_environment(say: Callable[[str], None] = print) -> World:
+    """Join as torchrun's variables say, or alone where there are none. `say` tells of a long wait.
+
+    Raises ConfigError where only some of them are set, or where the other ranks do not come.
     """
     if "WORLD_SIZE" not in os.environ:
-        return join(0, 1, 0, "127.0.0.1", free_port())
+        return join(0, 1, 0, LOOPBACK, free_port())
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")
     missing = [name for name in names if name not in os.environ]
     if missing:
@@ -138,7 +182,16 @@ def from_environment() -> World:
             "start with torchrun, or unset WORLD_SIZE"
         )
     rank, ranks, local_rank, port = (int(os.environ[name]) for name in names[:4])
-    return join(rank, ranks, local_rank, os.environ["MASTER_ADDR"], port)
+    address = os.environ["MASTER_ADDR"]
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        return join(rank, ranks, local_rank, address, port, hosted=hosted, say=say)
+    except dist.DistError as error:
+        raise ConfigError(
+            f"RANK={rank} and WORLD_SIZE={ranks} in the environment: the other ranks are not at "
+            f"MASTER_ADDR and MASTER_PORT, {address}:{port} ({str(error).splitlines()[0]}); start "
+            "with torchrun, or unset WORLD_SIZE"
+        ) from None
 
 
 def leave() -> None:

@@ -70,7 +70,7 @@ def save_checkpoint(folder: Path, state: dict[str, Tensor], progress: Progress, 
     """
     aside = begin_checkpoint(folder, progress.step)
     tensors = aside / "state.safetensors"
-    save_file(state, tensors)
+    write_tensors(state, tensors)
     sync(tensors)
     manifest = {
         "format": FORMAT,
@@ -86,6 +86,14 @@ def save_checkpoint(folder: Path, state: dict[str, Tensor], progress: Progress, 
 def begin_checkpoint(folder: Path, step: int) -> Path:
     """Make an empty folder aside, to write in it the checkpoint of `step` in `folder`."""
     return empty_folder(_aside(folder, step))
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write `tensors` to `path`, for whom the umask lets read: the library lets nobody else."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path)
+    path.chmod(mode)
 
 
 def place_checkpoint(folder: Path, step: int, keep: int) -> None:

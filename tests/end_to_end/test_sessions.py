@@ -1,0 +1,63 @@
+"""A study's session of Ray on this machine: nobody else's to enter, and nothing is left of it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.end_to_end.desk import Desk
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """An empty folder with a path so short that sessions may be there."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_killed_study_leaves_no_folder_process_or_token_once_the_next_has_started(
+    desk: Desk, place: Path
+) -> None:
+    home = desk.folder / "home"
+    home.mkdir()
+    desk.environment |= {"RAY_TMPDIR": str(place), "HOME": str(home)}
+    # What a start was killed at, and a folder that only has such a name.
+    (place / f"hpo-{os.getuid()}-deadbeef").mkdir()
+    (place / f"hpo-{os.getuid()}-notes.txt").touch()
+    file = desk.write_study(budget={"trials": 1}, train={"steps": 60, "eval_every": 20})
+    controller = desk.start("start", str(file), "--set", "steps=100000")
+    desk.wait_for(lambda: desk.steps(0), timeout=240)
+
+    (folder,) = (path for path in place.iterdir() if path.is_dir())
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "token").stat().st_mode) == 0o600
+    assert not (home / ".ray").exists(), "the token is the session's alone"
+    first = [process for process in desk.ours() if process.pid != controller.pid]
+    assert {"raylet", "gcs_server"} <= {process.name() for process in first}
+    listening = [
+        connection.laddr.ip.removeprefix("::ffff:")
+        for process in desk.ours()
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening
+    assert set(listening) <= {"127.0.0.1", "::1"}
+
+    desk.kill(controller)
+    assert folder.exists()
+    assert any(process.is_running() for process in first), "two of Ray's agents last for a minute"
+    second = desk.start("resume", "tiny")
+    desk.wait_for(lambda: desk.ranks())
+    assert not folder.exists()
+    assert not [process for process in first if process.is_running()]
+
+    desk.interrupt(second)
+    assert second.returncode == 130
+    assert [path.name for path in place.iterdir()] == [f"hpo-{os.getuid()}-notes.txt"]
+    assert not desk.ours()
