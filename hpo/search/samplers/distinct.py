@@ -25,7 +25,6 @@ from hpo.search.space import CategoricalDimension, Space, suggest
 _DRAWS = 1_000  # random points, until one is new, in a space that is too large to be listed
 
 Point = dict[str, Any]
-_Key = frozenset[tuple[str, str]]
 
 
 class Distinct(Delegate):
@@ -38,6 +37,7 @@ class Distinct(Delegate):
     def __init__(self, other: BaseSampler, space: Space) -> None:
         self._other, self._space = other, space
         self._given: Point = {}
+        self._known: dict[int, tuple[Point, int]] = {}  # points of trials by id, and their keys
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -46,11 +46,7 @@ class Distinct(Delegate):
         fixed: Point = trial.system_attrs.get("fixed_params", {})
         # Not `study.get_trials`: a pruner may have made it show some of them only.
         trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
-        earlier = {
-            self._key(other.params or other.system_attrs.get("fixed_params", {}))
-            for other in trials
-            if other.number < trial.number
-        }
+        earlier = {self._key_of(other) for other in trials if other.number < trial.number}
         self._given = self._drawn(self._other, study, trial, fixed)
         if self._key(self._given) in earlier:
             self._given = self._new(study, trial, fixed, earlier)
@@ -69,7 +65,7 @@ class Distinct(Delegate):
         draft = _Draft(sampler, study, trial, fixed)
         return self._plain(suggest(self._space, cast(Trial, draft)))
 
-    def _new(self, study: Study, trial: FrozenTrial, fixed: Point, earlier: set[_Key]) -> Point:
+    def _new(self, study: Study, trial: FrozenTrial, fixed: Point, earlier: set[int]) -> Point:
         """Return a new point, near to the drawn one where all are listed. Raises SpaceExhausted."""
         random = Random(trial.number)
         if math.prod(sizes := [*map(dimension_size, self._space.values())]) > MOST_LISTED or (
@@ -81,7 +77,7 @@ class Distinct(Delegate):
         new = [
             point
             for point in self._points({}, [*in_order(self._space)])
-            if self._key(point) not in earlier and self._key(fixed) <= self._key(point)
+            if self._key(point) not in earlier and self._parts(fixed) <= self._parts(point)
         ]
         if not new and not fixed:
             raise SpaceExhausted
@@ -118,7 +114,18 @@ class Distinct(Delegate):
             for path, value in params.items()
         }
 
-    def _key(self, params: Mapping[str, Any]) -> _Key:
+    def _key_of(self, trial: FrozenTrial) -> int:
+        # A study may have 100,000 trials, whose points do not change.
+        point = trial.params or trial.system_attrs.get("fixed_params", {})
+        known = self._known.get(trial._trial_id)
+        if known is None or (known[0] is not point and known[0] != point):
+            known = self._known[trial._trial_id] = point, self._key(point)
+        return known[1]
+
+    def _key(self, params: Mapping[str, Any]) -> int:
+        return hash(self._parts(params))
+
+    def _parts(self, params: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
         # A choice may be True, and another 1.
         return frozenset((path, repr(value)) for path, value in self._plain(params).items())
 
