@@ -122,4 +122,6 @@ def _bases() -> list[Path]:
     """Return the folders in which sessions may have theirs, those that Ray would take first."""
     longest = _PATH_BYTES - _RAYS_BYTES - len(f"/{_prefix()}12345678/{RAY}")
     given = (os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp")  # noqa: S108
-    return [Path(base) for base in dict.fromkeys(given) if base and len(base.encode()) <= longest]
+    bases = [base for base in dict.fromkeys(given) if base]
+    # Ray writes the path in ASCII.
+    return [Path(base) for base in bases if base.isascii() and len(base) <= longest]
