@@ -8,6 +8,7 @@ class HpoError(Exception):
 
         ConfigError        the user's input is wrong: a file, a key or an option (ValueError)
             FolderInUse    another process trains in the run's folder
+            FolderAway     nothing can be written to the run's folder
         LedgerError        the ledger cannot do what was asked
             Unreachable    the database's server does not answer now
             StudyExists    the name of a new study is taken
@@ -17,7 +18,7 @@ class HpoError(Exception):
             LeaseLost      another controller has taken over this controller's trials
             LeaseHeld      another controller runs the study
         Unfinished         a study ended before it reached its goal (RuntimeError)
-        StoreError         a store at a URL cannot be reached, read or written (OSError)
+        StoreError         a run's folder or store cannot be reached, read or written (OSError)
         CheckpointError    a run has checkpoints, and none of them can be read
         SplitWithheld      a run asked for a split that its phase may not read (RuntimeError)
 

@@ -16,7 +16,15 @@ from sqlalchemy.orm import Session
 from storage.database import time_of
 from storage.errors import BudgetSpent
 from storage.leases import Lease, gone, is_steady, reap, renew
-from storage.models import AttemptRow, DepthPointRow, MetricsRow, ResultRow, StudyRow, WaitingRow
+from storage.models import (
+    AttemptRow,
+    Base,
+    DepthPointRow,
+    MetricsRow,
+    ResultRow,
+    StudyRow,
+    WaitingRow,
+)
 from storage.reading import attempt_record
 from storage.reasons import Reason
 from storage.records import Attempt
@@ -104,8 +112,8 @@ class Transaction:
         return self._session.scalar(ended_at) is None
 
     def record_metrics(self, attempt: Attempt, step: int, metrics: dict[str, float]) -> None:
-        """Keep all metrics of the attempt's trial at optimizer step `step`, replacing old ones."""
-        self._session.merge(
+        """Keep all metrics of the attempt's trial at optimizer step `step`, if none are there."""
+        self._add_new(
             MetricsRow(
                 trial_id=attempt.trial_id,
                 step=step,
@@ -114,18 +122,21 @@ class Transaction:
                 metrics=metrics,
             )
         )
-        self._update(attempt, last_step=step)
+        self.record_last_step(attempt, step)
 
     def record_depth_front(
         self, attempt: Attempt, step: int, points: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Keep the trial's depth front at optimizer step `step`; keys are our columns' names."""
+        """Keep the trial's depth front at optimizer step `step`, if none is there.
+
+        The points' keys are our columns' names.
+        """
         for point in points:
-            self._session.merge(DepthPointRow(trial_id=attempt.trial_id, step=step, **point))
+            self._add_new(DepthPointRow(trial_id=attempt.trial_id, step=step, **point))
 
     def record_result(self, attempt: Attempt, repeat: int, metrics: dict[str, float]) -> None:
         """Keep the last metrics of the trial's training number `repeat`, counted from 0."""
-        self._session.merge(
+        self._add_new(
             ResultRow(
                 trial_id=attempt.trial_id,
                 repeat=repeat,
@@ -133,7 +144,6 @@ class Transaction:
                 metrics=metrics,
             )
         )
-        self._session.flush()
 
     def record_last_step(self, attempt: Attempt, step: int) -> None:
         """Keep the optimizer step that the attempt has reached."""
@@ -158,6 +168,13 @@ class Transaction:
             reason=reason.value if reason else None,
             detail=detail,
         )
+
+    def _add_new(self, row: Base) -> None:
+        """Write `row` unless its key is taken: what was written first stays."""
+        key = sa.inspect(type(row)).primary_key_from_instance(row)
+        if self._session.get(type(row), tuple(key)) is None:
+            self._session.add(row)
+            self._session.flush()
 
     def _now(self) -> float:
         return time_of(self._session)

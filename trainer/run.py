@@ -124,9 +124,14 @@ class Run:
         """Optimizer steps done."""
         return self._progress.step
 
-    def history(self) -> list[dict[str, float]]:
-        """The metrics of every evaluation so far, those before a resume too, oldest first."""
-        return [dict(metrics) for metrics in self._progress.history]
+    def history(self) -> list[Report]:
+        """What was reported at every evaluation so far, those before a resume too, oldest first."""
+        fronts = self._progress.depth_fronts
+        return [
+            Report("evaluated", step, dict(metrics), fronts.get(str(step), []))
+            for metrics in self._progress.history
+            for step in [int(metrics["step"])]
+        ]
 
     def request_stop(self) -> None:
         """Have `advance` checkpoint and return after the step in progress, on every rank.
@@ -268,6 +273,8 @@ class Run:
         if not all(math.isfinite(ppl) for ppl in found if ppl is not None):
             return self._ended("diverged")
         self._progress.depth_front = front
+        if front:
+            self._progress.depth_fronts[str(self.step)] = front
         peak = self._world.largest(peak_bytes(self._world.device))
         metrics = self._world.on_rank_0(lambda: self._record(valid_ppl, test_ppl, peak))
         self._progress.history.append(metrics)

@@ -78,15 +78,15 @@ class Judge:
         return Verdict(ended.reason, state if state.is_finished() else None)
 
     def _record(self, transaction: Transaction, attempt: TrialAttempt, message: Message) -> None:
-        if attempt.repeat > 0:
-            # The curves in the ledger are those of the first training.
+        if not attempt.is_new(message.step):
+            # The curves in the ledger are those of the first training, as they were first written.
             transaction.record_last_step(attempt.attempt, message.step)
             return
         transaction.record_metrics(attempt.attempt, message.step, message.metrics)
         transaction.record_depth_front(attempt.attempt, message.step, message.depth_front)
         objectives = self._leased.metrics
         value = message.metrics.get(objectives[0])  # some come only at the end
-        if len(objectives) == 1 and value is not None and attempt.is_new(message.step):
+        if len(objectives) == 1 and value is not None:
             attempt.trial.report(value, message.step)
             self._suggestions.reported(attempt.attempt.trial_id, message.step)
 
@@ -137,10 +137,12 @@ class Judge:
     def _at_last_step(
         self, transaction: Transaction, attempt: TrialAttempt, message: Message
     ) -> Verdict:
+        trial_id, metrics = attempt.attempt.trial_id, message.metrics
+        if attempt.repeat == 0:  # its last evaluation may have been written by an earlier attempt
+            metrics = metrics | self._leased.ledger.metrics(trial_id)[message.step]
         if self._leased.config.repeats == 1:
-            return Verdict(None, TrialState.COMPLETE, means=message.metrics)
-        trial_id = attempt.attempt.trial_id
-        transaction.record_result(attempt.attempt, attempt.repeat, message.metrics)
+            return Verdict(None, TrialState.COMPLETE, means=metrics)
+        transaction.record_result(attempt.attempt, attempt.repeat, metrics)
         results = self._leased.ledger.results(trial_id)
         means = mean_metrics(results)
         infeasible = any(v > 0 for v in self._endings.violations(trial_id, means))

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
@@ -26,6 +27,7 @@ from hpo.errors import HpoError
 from hpo.study.sections import Resources
 from hpo.workers.failures import Failure, first_cause, typed
 from hpo.workers.rank_log import RankLog
+from trainer.config.settings import is_url
 
 if TYPE_CHECKING:
     from trainer.run import StepInfo
@@ -58,6 +60,7 @@ class Rank:
         self._world: Any = None
         self._run: Any = None
         self._log: RankLog | None = None
+        self._folder: Path | None = None  # of the run, if it is on this machine
         self._stop = False
         self._progress = RankProgress(None, 0, None, 0)
 
@@ -80,13 +83,14 @@ class Rank:
         return typed(enter)
 
     def start(self, assignment: Assignment) -> tuple[int, list[Any]] | Failure:
-        """Build the run of an assignment; return its first step and what it measured before.
+        """Build the run of an assignment; return its first step and its earlier reports.
 
         It is a run of our trainer, or of the user's own function.
         """
 
         def build() -> tuple[int, list[Any]]:
             output_dir = assignment.document["output_dir"]
+            self._folder = None if is_url(output_dir) else Path(output_dir)
             self._log = RankLog(output_dir, self._rank, assignment.attempt)
             self._progress = RankProgress(assignment.job, 0, None, self._progress.ticks + 1)
             self._run = self._make_run(assignment)
@@ -136,7 +140,7 @@ class Rank:
             self._run.request_stop()
 
     def _logged(self, work: Callable[[], T]) -> T | Failure:
-        answer = typed(work)
+        answer = typed(work, self._folder)
         if self._log is not None:
             self._log.keep()
         return answer

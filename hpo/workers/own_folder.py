@@ -8,6 +8,7 @@ of `metrics.jsonl` nor leaves one out. Only rank 0 has such a folder.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,9 @@ from trainer.runs.identity import Identity
 KEPT = 2  # checkpoints
 _FILES, _MANIFEST = "files", "progress.json"
 _FORMAT = 1
+_STRAY = re.compile(
+    r"\.nfs[0-9a-f]+|\.DS_Store|\._.*|Thumbs\.db"
+)  # of systems, not of the function
 
 
 class Saved(NamedTuple):
@@ -58,8 +62,9 @@ class OwnFolder(LockedFolder):
         code or with another config, and CheckpointError if there are checkpoints and none of them
         can be read.
         """
-        found = newest(self._checkpoints, _read)
-        self._identify(resumes=found is not None)
+        with self._typed():
+            found = newest(self._checkpoints, _read)
+            self._identify(resumes=found is not None)
         if found is not None:
             self._check_same_config()
             self.history = found.history
@@ -73,8 +78,9 @@ class OwnFolder(LockedFolder):
         if step < self._step:
             raise ConfigError(f"a checkpoint of step {step} after the evaluation of {self._step}")
         self.place()
-        aside = begin_checkpoint(self._checkpoints, step)
-        (aside / _FILES).mkdir()
+        with self._typed():
+            aside = begin_checkpoint(self._checkpoints, step)
+            (aside / _FILES).mkdir()
         yield aside / _FILES
         self._written = step, aside
         if step == self._step:
@@ -97,10 +103,12 @@ class OwnFolder(LockedFolder):
         if self._written is None:
             return
         (step, aside), self._written = self._written, None
-        manifest = {"format": _FORMAT, "files": _synced(aside / _FILES), "history": self.history}
-        (aside / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-        sync(aside / _MANIFEST)
-        place_checkpoint(self._checkpoints, step, KEPT)
+        with self._typed():
+            files = _synced(aside / _FILES)
+            manifest = {"format": _FORMAT, "files": files, "history": self.history}
+            (aside / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+            sync(aside / _MANIFEST)
+            place_checkpoint(self._checkpoints, step, KEPT)
 
     @property
     def _step(self) -> int:
@@ -118,7 +126,7 @@ class OwnFolder(LockedFolder):
 
 def _synced(files: Path) -> dict[str, str]:
     """Sync all of `files` to the disk; return the digest of each file by its path there."""
-    found = sorted(files.rglob("*"))
+    found = sorted(path for path in files.rglob("*") if not _STRAY.fullmatch(path.name))
     for path in (files, *found):
         sync(path)
     return {str(path.relative_to(files)): sha256(path) for path in found if path.is_file()}

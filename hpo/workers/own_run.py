@@ -73,9 +73,9 @@ class OwnRun:
         """The step of the last evaluation."""
         return self._step
 
-    def history(self) -> list[Metrics]:
-        """The metrics of every evaluation so far, those before a resume too, oldest first."""
-        return [dict(metrics) for metrics in self._history]
+    def history(self) -> list[Report]:
+        """What was reported at every evaluation so far, those before a resume too, oldest first."""
+        return [Report("evaluated", int(each["step"]), dict(each)) for each in self._history]
 
     def request_stop(self) -> None:
         """Have `advance` return after the evaluation in progress, on every rank."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from trainer.config.settings import is_url
-from trainer.runs.store import Store, StoreError
+from trainer.runs.store import Store, StoreError, kept_in
 from trainer.terminal import flush_output, send_output_to
 
 
@@ -21,7 +21,7 @@ class RankLog:
     """The log of one rank in one attempt at the run in `output_dir`."""
 
     def __init__(self, output_dir: str, rank: int, attempt: int) -> None:
-        """Send all that this process prints from now on there."""
+        """Send all that this process prints from now on there. Raises StoreError."""
         self._name = f"rank-{rank}.log"
         self._store: Store | None = None
         if is_url(output_dir):
@@ -30,9 +30,11 @@ class RankLog:
             with TemporaryFile() as unnamed:
                 send_output_to(unnamed.fileno())
         else:
-            Path(output_dir).mkdir(parents=True, exist_ok=True)
-            with (Path(output_dir) / self._name).open("ab") as file:
-                send_output_to(file.fileno())
+            path = Path(output_dir) / self._name
+            with kept_in(output_dir, OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("ab") as file:
+                    send_output_to(file.fileno())
 
     def keep(self) -> None:
         """Upload what was printed so far, if the run is at a URL."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
@@ -15,6 +15,9 @@ from ray import tune
 from hpo.control.assignment import Assignment
 from hpo.control.messages import Message
 from hpo.workers.gang import Gang, GangFailure
+
+if TYPE_CHECKING:
+    from trainer.run import Report
 
 logger = logging.getLogger("hpo.trainable")
 
@@ -62,13 +65,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         report = self._gang.advance()
         if report.kind != "evaluated":
             self._free()
-        return Message(
-            report.kind,
-            report.step,
-            _named(report.metrics),
-            self._first_step,
-            depth_front=report.depth_front,
-        )
+        return self._message(report)
 
     def _start(self) -> None:
         self._free()  # a pruned trial's run is still there
@@ -80,10 +77,15 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         self._started = True
         # Evaluations that were checkpointed, but whose report a killed controller never wrote.
         self._backlog.extend(
-            Message("evaluated", int(metrics["step"]), _named(metrics), self._first_step)
-            for metrics in history
-            if assignment.reported_step < metrics["step"] < assignment.steps
+            self._message(report)
+            for report in history
+            if assignment.reported_step < report.step < assignment.steps
         )
+
+    def _message(self, report: Report) -> Message:
+        metrics = {name: value for name, value in report.metrics.items() if name != "step"}
+        front = report.depth_front
+        return Message(report.kind, report.step, metrics, self._first_step, depth_front=front)
 
     def _free(self) -> None:
         # A gang that cannot be freed is of no trial's making: the next one builds another.
@@ -93,7 +95,3 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
             except GangFailure as failure:
                 logger.warning("the gang was lost between trials: %s", failure.detail)
                 self._gang = None
-
-
-def _named(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if name != "step"}

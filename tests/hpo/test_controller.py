@@ -290,6 +290,35 @@ def test_a_report_repeated_after_an_adoption_changes_nothing(url: str) -> None:
     assert list(stage.ledger.metrics(trial._trial_id)) == [100, 200, 300]
 
 
+def test_of_a_training_that_goes_otherwise_the_second_time_one_curve_is_kept(url: str) -> None:
+    """No checkpoint could be read, so it began anew; its chance is not the same."""
+    stage = Stage(url)
+    front = [{
+        "depth": 2, "search": "greedy", "layers": [1, 4], "valid_ppl": 9.5,
+        "parameters": 3 * 10**9, "seconds_per_token": 1e-5,
+    }]  # fmt: skip
+    other = [{**front[0], "valid_ppl": 7.7}, {**front[0], "search": "whole"}]
+    controller = stage.controller()
+    play(
+        controller,
+        Message("evaluated", 100, ppl(9.0), first_step=0),
+        Message("evaluated", 200, ppl(8.0), first_step=0, depth_front=front),
+        Message("worker_lost"),
+    )
+    play(
+        controller,
+        Message("evaluated", 100, ppl(9.1), first_step=0),
+        Message("evaluated", 150, ppl(8.6), first_step=0),
+        Message("evaluated", 200, ppl(8.2), first_step=0, depth_front=other),
+        Message("finished", 200, ppl(8.2), first_step=0, depth_front=other),
+    )
+    (trial,) = stage.trials
+    assert (trial.value, trial.intermediate_values) == (8.0, {100: 9.0, 200: 8.0})
+    assert stage.ledger.metrics(trial._trial_id) == {100: ppl(9.0), 200: ppl(8.0)}
+    assert stage.ledger.depth_front(trial._trial_id) == [{"step": 200, **front[0]}]
+    assert [a.last_step for a in stage.ledger.trial_attempts(trial._trial_id)] == [200, 200]
+
+
 def test_a_study_that_failed_too_often_may_be_resumed_when_that_is_mended(url: str) -> None:
     stage = Stage(url, failures={"max_failures": 2}, budget={"trials": 9})
     first = stage.controller()

@@ -11,12 +11,18 @@ import torch
 from safetensors import SafetensorError
 from torch.distributed import DistNetworkError
 
+from hpo.control.assignment import Assignment, make_assignment
+from hpo.control.messages import Message
+from hpo.study.config import StudyConfig
 from hpo.study.sections import Resources
 from hpo.workers.failures import Failure, first_cause, kind_of
 from hpo.workers.gang import GangFailure
 from hpo.workers.ray_start import places
+from hpo.workers.trainable import GangTrainable
+from tests.hpo.stage import STUDY
 from trainer.config.settings import ConfigError
-from trainer.runs.checkpoint import CheckpointError
+from trainer.run import Report
+from trainer.runs.checkpoint import CheckpointError, DepthPoint
 from trainer.runs.folder import FolderInUse
 from trainer.runs.store import StoreError
 
@@ -63,6 +69,42 @@ def test_the_cause_is_told_from_its_consequences() -> None:
 def test_a_failure_says_what_it_is_after_a_journey_between_processes() -> None:
     arrived = pickle.loads(pickle.dumps(GangFailure("worker_lost", "rank 1 is gone")))  # noqa: S301
     assert (arrived.kind, str(arrived)) == ("worker_lost", "rank 1 is gone")
+
+
+class Resumed:
+    """A gang whose run has checkpoints that no controller has heard of."""
+
+    def __init__(self, *reports: Report) -> None:
+        self.reports = reports
+
+    def close(self) -> None:
+        pass
+
+    def start(self, assignment: Assignment) -> tuple[int, list[Report]]:
+        return self.reports[-1].step, list(self.reports)
+
+
+def test_a_report_that_is_delivered_late_has_its_depth_front() -> None:
+    fronts: list[list[DepthPoint]] = [
+        [DepthPoint(depth=2, search="greedy", layers=[1, 4], valid_ppl=ppl, parameters=9,
+                    seconds_per_token=1e-5)]
+        for ppl in (9.0, 8.0, 7.0)
+    ]  # fmt: skip
+    trainable = GangTrainable.__new__(GangTrainable)
+    trainable._gang = Resumed(*(
+        Report("evaluated", step, {"step": step, "valid_ppl": 5.0}, front)
+        for step, front in zip((100, 200, 300), fronts, strict=True)
+    ))  # type: ignore[assignment]  # fmt: skip
+    config = StudyConfig.model_validate(STUDY)
+    document = {"steps": 400}
+    trainable._begin(
+        {"assignment": make_assignment(config, 0, "trial 0", 2, document, reported_step=100)}
+    )
+    late = [trainable.step()["message"] for _ in range(2)]
+    assert late == [
+        Message("evaluated", step, {"valid_ppl": 5.0}, 300, depth_front=front)
+        for step, front in ((200, fronts[1]), (300, fronts[2]))
+    ]
 
 
 def test_a_rank_has_its_place_on_one_node(monkeypatch: pytest.MonkeyPatch) -> None:

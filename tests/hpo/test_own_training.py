@@ -111,7 +111,7 @@ def test_each_evaluation_is_a_report_and_the_last_ends_the_trial(tmp_path: Path)
     run = built(tmp_path)
     assert (run.step, run.history()) == (0, [])
     assert reports(run) == [("evaluated", 20), ("evaluated", 40), ("finished", 60)]
-    assert lines(tmp_path) == WHOLE == run.history()
+    assert lines(tmp_path) == WHOLE == [report.metrics for report in run.history()]
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["begin"] == 1.0
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
         "step-00000040", "step-00000060"
@@ -135,7 +135,7 @@ def test_killed_anywhere_it_goes_on_without_gap_or_repeat(tmp_path: Path, functi
         if told == whole:
             break
         run = built(folder, function)
-        history = [int(metrics["step"]) for metrics in run.history()]
+        history = [report.step for report in run.history()]
         assert history == [20, 40, 60][: len(history)]
         reported = max((step for _, step in told), default=0)
         # What was checkpointed and not reported comes first, as hpo/workers/trainable.py has it.

@@ -210,6 +210,19 @@ def test_a_run_killed_before_its_result_tells_its_front_from_the_checkpoint(
     assert without_times(report.depth_front) == without_times(front_of(whole))
 
 
+def test_a_resumed_run_knows_the_front_of_each_earlier_evaluation(
+    world: World, tiny: Tiny, tmp_path: Path
+) -> None:
+    """Its controller may have been killed before it wrote them."""
+    document = tiny(tmp_path / "run", evaluation={**DEPTHS, "depths_at": "each"})
+    reports = train_here(document, world)
+    run = Run(resolve(document, "test"), world)
+    told = run.history()
+    run.close()
+    assert [report.depth_front for report in told] == [report.depth_front for report in reports]
+    assert len({report.depth_front[0]["valid_ppl"] for report in told}) == len(reports) > 1
+
+
 @pytest.mark.slow
 def test_two_ranks_measure_together_what_one_measures(tiny: Tiny, tmp_path: Path) -> None:
     changes = {"model": {"dropout": 0.0}, "evaluation": {**DEPTHS, "depths_at": "each"}}

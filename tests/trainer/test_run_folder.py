@@ -33,7 +33,7 @@ def test_a_finished_run_says_so_again_without_training(
     first = train_here(document, world)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.safetensors")}
     run = Run(resolve(document, "test"), world, lambda info: pytest.fail("it trained"))
-    assert (run.step, run.history()) == (4, [first[-1].metrics])
+    assert (run.step, [report.metrics for report in run.history()]) == (4, [first[-1].metrics])
     assert [run.advance(), run.advance()] == [first[-1], first[-1]]
     run.close()
     assert before == {path: path.stat().st_mtime_ns for path in before}

@@ -1,7 +1,8 @@
 """Checkpoints: a run's tensors and progress, whole or not there, verified before they are used.
 
 `checkpoints/step-00000400/` holds `state.safetensors` and `progress.json`, which has the size and
-sha256 of the first. Nothing is unpickled. Nothing here knows DeepSpeed, or a number of ranks.
+sha256 of the first. What others put beside such folders (`.DS_Store`, `.nfs0000`) is left alone.
+Nothing is unpickled. Nothing here knows DeepSpeed, or a number of ranks.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from hpo.errors import HpoError
 from trainer.config.whole import empty_folder, put_in_place, sync
 
 FORMAT = 1
+_OURS = re.compile(r"(step-|\.writing-)(\d{8,})")
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -57,6 +60,8 @@ class Progress:
     # each layer's mean over the analysis steps so far, nats per token; empty before the first
     sensitivity: list[float] = field(default_factory=list)
     depth_front: list[DepthPoint] = field(default_factory=list)  # the last one measured
+    # all that were measured, by step; JSON's keys are strings
+    depth_fronts: dict[str, list[DepthPoint]] = field(default_factory=dict)
 
     def forget_losses(self) -> None:
         """Start the means since the last evaluation anew."""
@@ -177,15 +182,14 @@ def _prune(folder: Path, step: int, keep: int) -> None:
     checkpoints = _checkpoints(folder)
     kept = [path for its_step, path in checkpoints if its_step <= step][-keep:]
     for path in folder.iterdir():
-        if path not in kept:
-            shutil.rmtree(path)
+        if _OURS.fullmatch(path.name) and path not in kept:
+            shutil.rmtree(path, ignore_errors=True)  # what stays goes with a later checkpoint
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     # By step, oldest first.
-    return sorted(
-        (int(path.name.removeprefix("step-")), path) for path in folder.glob("step-[0-9]*")
-    )
+    found = ((_OURS.fullmatch(path.name), path) for path in folder.glob("step-*") if path.is_dir())
+    return sorted((int(match[2]), path) for match, path in found if match)
 
 
 def sha256(path: Path) -> str:

@@ -1,17 +1,20 @@
 """A run's folder: lock, `identity.json`, `config.yaml`, `metrics.jsonl`, `checkpoints/`, results.
 
 Only rank 0 opens it. Whatever a kill leaves behind, opening the folder again makes all of its
-files agree with its newest checkpoint. Nothing here trains.
+files agree with its newest checkpoint. Whatever the disk refuses is a StoreError, whichever its
+number: it is nobody's code. Nothing here trains.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
+from safetensors import SafetensorError
 from torch import Tensor
 
 from trainer.config.settings import ConfigError
@@ -21,6 +24,7 @@ from trainer.runs.checkpoint import Progress, newest_checkpoint, save_checkpoint
 from trainer.runs.fork import changed_settings, fork_point
 from trainer.runs.identity import FILE, Identity, identity_in
 from trainer.runs.lock import folder_lock
+from trainer.runs.store import kept_in
 
 LOCK_SECONDS = 30.0  # a killed predecessor may take a moment to let go
 
@@ -34,13 +38,18 @@ class FolderInUse(ConfigError):
     """Another process holds the lock of the run's folder."""
 
 
+class FolderAway(ConfigError):
+    """Nothing can be written to the run's folder."""
+
+
 class LockedFolder:
     """The folder of one run, whatever it trains, while this process holds the folder's lock."""
 
     def __init__(self, path: Path, identity: Identity) -> None:
         """Wait for the lock of `path`, which is of `identity`, as `resume` checks.
 
-        Raises ConfigError if another process keeps the lock, or if nothing can be written there.
+        Raises FolderInUse if another process keeps the lock, and FolderAway if nothing can be
+        written there.
         """
         self._path = path
         self._identity = identity
@@ -54,14 +63,15 @@ class LockedFolder:
                 "stop it, or give another folder"
             ) from None
         except OSError as error:
-            raise ConfigError(f"output_dir: {self._path} cannot be written: {error}") from None
+            raise FolderAway(f"output_dir: {self._path} cannot be written: {error}") from None
 
     def append_metrics(self, metrics: Mapping[str, float]) -> None:
         """Add a line to `metrics.jsonl`, on the disk when this returns."""
         path = self._path / "metrics.jsonl"
-        with path.open("a", encoding="utf-8") as file:
-            file.write(_line(metrics))
-        sync(path)
+        with self._typed():
+            with path.open("a", encoding="utf-8") as file:
+                file.write(_line(metrics))
+            sync(path)
 
     def close(self) -> None:
         """Release the lock."""
@@ -83,8 +93,11 @@ class LockedFolder:
         self._write("metrics.jsonl", "".join(_line(metrics) for metrics in history))
 
     def _write(self, name: str, text: str) -> None:
-        with whole_file(self._path / name) as file:
+        with self._typed(), whole_file(self._path / name) as file:
             file.write(text.encode())
+
+    def _typed(self) -> AbstractContextManager[None]:
+        return kept_in(self._path, OSError, SafetensorError)
 
 
 class RunFolder(LockedFolder):
@@ -102,15 +115,17 @@ class RunFolder(LockedFolder):
         another study, or if a checkpoint was written on another text, or with a config that trains
         differently; and CheckpointError if there are checkpoints and none can be read.
         """
-        found = newest_checkpoint(self._path / "checkpoints")
-        self._identify(resumes=found is not None)
+        with self._typed():
+            found = newest_checkpoint(self._path / "checkpoints")
+            self._identify(resumes=found is not None)
         if found is not None:
             self._check_same_config()
         begins = fork_point(self._config, _FREE, self._identity) if found is None else None
         found = found or begins
         progress = found[1] if found else Progress()
         if progress.step < self._config.steps:
-            (self._path / "result.json").unlink(missing_ok=True)
+            with self._typed():
+                (self._path / "result.json").unlink(missing_ok=True)
         self._write("config.yaml", self._config.to_yaml())
         self._cut_metrics(progress.history)
         if begins is not None:
@@ -119,7 +134,9 @@ class RunFolder(LockedFolder):
 
     def save(self, state: dict[str, Tensor], progress: Progress) -> None:
         """Write a checkpoint and delete the older ones beyond `keep_checkpoints`."""
-        save_checkpoint(self._path / "checkpoints", state, progress, self._config.keep_checkpoints)
+        keep = self._config.keep_checkpoints
+        with self._typed():
+            save_checkpoint(self._path / "checkpoints", state, progress, keep)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`, whole or not at all, unless this run's is there already."""

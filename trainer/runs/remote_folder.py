@@ -38,7 +38,9 @@ from trainer.runs.remote import (
 from trainer.runs.store import Alive, Store
 
 _FILES = (FILE, "config.yaml", "metrics.jsonl", "result.json")
-_OF_ATTEMPT = re.compile(r"checkpoints/attempt-(\d+)/")
+_OF_ATTEMPT = re.compile(
+    rf"checkpoints/attempt-(\d+)/(claimed|step-\d+/({'|'.join(map(re.escape, PARTS))}))"
+)  # other objects are not ours
 _ABANDONED_SECONDS = 60.0  # a scratch folder whose lock is free may be about to be locked
 
 _log = logging.getLogger(__name__)
@@ -105,7 +107,7 @@ class RemoteFolder(RunFolder):
         return f"{attempt_folder(self._attempt)}/claimed"
 
     def _newest_attempt(self) -> int:
-        written = map(_OF_ATTEMPT.match, self._store.names("checkpoints"))
+        written = map(_OF_ATTEMPT.fullmatch, self._store.names("checkpoints"))
         return max((int(match[1]) for match in written if match), default=0)
 
     def _check_newest(self) -> None:
@@ -148,7 +150,7 @@ class RemoteFolder(RunFolder):
         names = [
             name
             for name in self._store.names("checkpoints")
-            if (match := _OF_ATTEMPT.match(name)) and int(match[1]) <= self._attempt
+            if (match := _OF_ATTEMPT.fullmatch(name)) and int(match[1]) <= self._attempt
             if name != self._claim and name.rpartition("/")[0] not in kept
         ]
         # First the part without which a checkpoint does not count.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,19 @@ Alive = Callable[[], None]
 
 
 class StoreError(HpoError, OSError):
-    """A store cannot be reached, read or written; the message is one line."""
+    """A run's folder or store cannot be reached, read or written; the message is one line."""
+
+
+@contextmanager
+def kept_in(place: str | Path, *errors: type[Exception]) -> Iterator[None]:
+    """Make each of `errors` that the block raises a StoreError, which names `place`."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except errors as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise StoreError(f"{place}: {reason}") from error
 
 
 class Store:
@@ -98,13 +110,8 @@ class Store:
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    @contextmanager
-    def _typed(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # each store's library raises exceptions of its own
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise StoreError(f"{self.url}: {reason}") from error
+    def _typed(self) -> AbstractContextManager[None]:
+        return kept_in(self.url, Exception)  # each store's library raises exceptions of its own
 
 
 class _Alive(Callback):  # type: ignore[misc]
