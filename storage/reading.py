@@ -138,7 +138,7 @@ class Reader:
         row = WaitingRow
         due_in = row.due_at - clock(self.engine.dialect.name)
         rows = self._rows(
-            sa.select(row.trial_id, TrialModel.number, due_in, row.parked)
+            sa.select(row.trial_id, TrialModel.number, due_in, row.parked, row.due_at)
             .join(TrialModel, TrialModel.trial_id == row.trial_id)
             .where(TrialModel.study_id == study.study_id, TrialModel.state == TrialState.RUNNING)
             .order_by(row.trial_id)

@@ -51,6 +51,7 @@ class Waiting:
     number: int
     due_in: float  # seconds until it may be claimed; negative when it may
     parked: bool  # may not be claimed until it is promoted
+    due_at: float  # by the database's clock; with `parked` it tells this waiting from a later one
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from storage.models import (
 )
 from storage.reading import attempt_record
 from storage.reasons import Reason
-from storage.records import Attempt
+from storage.records import Attempt, Waiting
 from storage.session import UNSYNCED, changed
 from storage.teachers import TeacherWriter
 
@@ -93,11 +93,16 @@ class Transaction:
         )
         self._session.flush()
 
-    def claim(self, trial_id: int) -> bool:
-        """Take a waiting trial, to begin its next attempt or end it; False if another took it."""
+    def claim(self, seen: Waiting) -> bool:
+        """Take a trial that was `seen` waiting, to begin its next attempt or end it.
+
+        False if it does not wait so any more: another took it, even if it waits again since then.
+        """
+        row = WaitingRow
         claimed = self._session.execute(
-            sa.delete(WaitingRow)
-            .where(WaitingRow.trial_id == trial_id)
+            sa.delete(row)
+            .where(row.trial_id == seen.trial_id)
+            .where(row.due_at == seen.due_at, row.parked == seen.parked)
             .execution_options(**UNSYNCED)
         )
         return changed(claimed) == 1

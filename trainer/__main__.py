@@ -90,7 +90,7 @@ def _train(config: TrainConfig, teacher: Teacher | None, signals: StopSignals) -
 
 def _train_teacher(teacher: Teacher, world: World, signals: StopSignals, quiet: Quiet) -> int:
     """Train the teacher, or wait for another process that does; return 0 once it is trained."""
-    from trainer.runs.folder import FolderInUse
+    from trainer.runs.claim import FolderInUse
 
     waiting = False
     while not world.on_rank_0(teacher.trained):

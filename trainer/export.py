@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trainer.config.settings import ConfigError, is_url
 from trainer.config.train import TrainConfig, load, resolve
-from trainer.config.whole import sync, whole_folder
+from trainer.config.whole import whole_folder
 from trainer.data.splits import load_splits
 from trainer.ending import end_soon
 from trainer.measuring.depth import every_other
@@ -153,8 +153,6 @@ def _write(target: Path, weights: dict[str, Tensor], files: Mapping[str, bytes])
             write_tensors(weights, aside / _WEIGHTS)
             for name, content in files.items():
                 (aside / name).write_bytes(content)
-            for path in aside.iterdir():
-                sync(path)
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written: {error.strerror or error}") from None
 

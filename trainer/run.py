@@ -99,7 +99,7 @@ class Run:
         attempt: int | None = None,
         studies: tuple[str, ...] = (),
     ) -> None:
-        """`attempt` numbers the attempts at a run that is kept at a URL; None takes the next one.
+        """`attempt` is the ledger's number of this attempt at the run; None, as late as the latest.
 
         `studies` has the uid of the run's study, then of those that it is a copy of.
         Raises ConfigError, StoreError, and CheckpointError if the checkpoints cannot be read.

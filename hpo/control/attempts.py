@@ -17,7 +17,7 @@ from hpo.search.points import fitted
 from hpo.search.population import fork_of
 from hpo.search.samplers.rebuilt import check_new
 from hpo.search.space import suggest
-from storage import Attempt, Reason, Transaction
+from storage import Attempt, Reason, Transaction, Waiting
 
 logger = logging.getLogger("hpo.controller")
 
@@ -92,14 +92,14 @@ class Attempts:
         mine = bool(attempts) and attempts[-1].reason is Reason.CONTROLLER_LOST
         return losses(attempts) if mine else 0
 
-    def next(self, trial_id: int, *, suspect: bool = False) -> TrialAttempt | None:
+    def next(self, waiting: Waiting, *, suspect: bool = False) -> TrialAttempt | None:
         """Begin again with a trial that waits: its number and parameters stay as they are.
 
         None if another controller has claimed it. A `suspect` may have taken controllers down.
         """
-        leased, ledger = self._leased, self._leased.ledger
+        leased, ledger, trial_id = self._leased, self._leased.ledger, waiting.trial_id
         with leased.transaction() as transaction:
-            if not transaction.claim(trial_id):
+            if not transaction.claim(waiting):
                 return None
             trial = leased.trial(trial_id)
             attempt = self._begin(transaction, trial)

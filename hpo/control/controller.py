@@ -27,7 +27,7 @@ from hpo.control.leased import LeasedStudy
 from hpo.control.limits import Limits
 from hpo.control.messages import Job, Message
 from hpo.control.outage import LEDGER_ERRORS, Disk, DiskAway, Lifeline
-from hpo.control.parking import Parking
+from hpo.control.parking import Parked, Parking
 from hpo.control.places import study_folder
 from hpo.control.pruning import Pruning, make_pruner
 from hpo.control.suggestions import Suggestions
@@ -193,22 +193,22 @@ class Controller:
         return attempt
 
     def _next_trial(self, waiting: list[Waiting], *, asks: bool) -> TrialAttempt | None:
-        again = [trial.trial_id for trial in waiting if not trial.parked and trial.due_in <= 0]
+        again = [trial for trial in waiting if not trial.parked and trial.due_in <= 0]
         # Children first: they begin at a checkpoint that their parent does not keep for ever.
-        for trial_id in reversed(again) if self.leased.population else again:
-            lost = self._attempts.losses(trial_id)
+        for trial in reversed(again) if self.leased.population else again:
+            lost = self._attempts.losses(trial.trial_id)
             if lost > self.config.failures.max_retries + 1:
-                self._fail(trial_id, lost)
+                self._fail(trial, lost)
                 continue
             suspect = lost > self.config.failures.max_retries
             if suspect and any(one.is_fresh for one in self.running.values()):
                 return None  # one of them at a time: so the one that is lost again is known
-            attempt = self._attempts.next(trial_id, suspect=suspect)
+            attempt = self._attempts.next(trial, suspect=suspect)
             if attempt is not None:
                 return attempt
         if self._keeps_places(waiting):
             return None
-        parked = {trial.number: trial.trial_id for trial in waiting if trial.parked}
+        parked = {trial.number: trial for trial in waiting if trial.parked}
         promoted = self._parking.promoted(parked, over=self._limits.over())
         if promoted is not None:
             return self._attempts.next(parked[promoted])
@@ -219,12 +219,12 @@ class Controller:
             return self._with_all_parked(parked)
         return attempt
 
-    def _fail(self, trial_id: int, lost: int) -> None:
-        """End a waiting trial that has taken its controller down again, when it began alone."""
-        trial = self.leased.trial(trial_id)
+    def _fail(self, waiting: Waiting, lost: int) -> None:
+        """End a trial that has taken its controller down again, when it began alone."""
+        trial = self.leased.trial(waiting.trial_id)
         why = f"lost {lost} times without getting any further, the last time when it began alone"
         with self.leased.transaction() as transaction:
-            if not transaction.claim(trial_id):
+            if not transaction.claim(waiting):
                 return  # another controller has it
             trial.set_user_attr("detail", why)
             self._endings.tell(trial, Reason.CONTROLLER_LOST, TrialState.FAIL)
@@ -243,7 +243,7 @@ class Controller:
             return False
         return sum(one.alive for one in self._ledger.controllers(self._record)) == 1
 
-    def _with_all_parked(self, parked: dict[int, int]) -> TrialAttempt | None:
+    def _with_all_parked(self, parked: Parked) -> TrialAttempt | None:
         if not parked or self.running or self._ledger.open_attempts(self._record):
             return None
         if {trial.number for trial in self._ledger.waiting(self._record)} != parked.keys():

@@ -17,9 +17,9 @@ from hpo.control.pruning import Pruning
 from hpo.control.telling import Observers
 from hpo.search.halving import Halving
 from hpo.search.pruners import ParkedHalving
-from storage import Reason
+from storage import Reason, Waiting
 
-Parked = Mapping[int, int]  # trial ids by number
+Parked = Mapping[int, Waiting]  # by number
 
 
 class Parking:
@@ -70,9 +70,9 @@ class Parking:
                 run_dir = self._leased.run_folder(child.number)
                 self._leased.ledger.storage.set_trial_user_attr(child._trial_id, "run_dir", run_dir)
                 transaction.wait(child._trial_id)
-                if loser in parked:  # and not one that had ended early
-                    transaction.claim(parked[loser])
-                    self._retire(parked[loser], Reason.EXPLOITED)
+                # One that had ended early is not parked.
+                if loser in parked and transaction.claim(parked[loser]):
+                    self._retire(parked[loser].trial_id, Reason.EXPLOITED)
                     losers.append(loser)
         for number in losers:
             self._observers.retired(number, Reason.EXPLOITED)
@@ -90,9 +90,9 @@ class Parking:
             return self._halving.furthest(parked, self._pruning.curves())
         retired = []
         with self._leased.transaction() as transaction:
-            for number, trial_id in parked.items():
-                if transaction.claim(trial_id):
-                    self._retire(trial_id, Reason.PRUNED)
+            for number, waiting in parked.items():
+                if transaction.claim(waiting):
+                    self._retire(waiting.trial_id, Reason.PRUNED)
                     retired.append(number)
         for number in retired:
             self._observers.retired(number, Reason.PRUNED)

@@ -50,7 +50,8 @@ def kind_of(error: BaseException, folder: Path | None = None) -> Kind:
     from torch.distributed import DistError
 
     from trainer.runs.checkpoint import CheckpointError
-    from trainer.runs.folder import FolderAway, FolderInUse
+    from trainer.runs.claim import FolderInUse
+    from trainer.runs.folder import FolderAway
     from trainer.runs.store import StoreError
 
     text = str(error).lower()

@@ -111,7 +111,9 @@ class Rank:
         from trainer.run import Run
 
         config = resolve(document, assignment.label)
-        return Run(config, self._world, self._stepped, self._tick, self._note, attempt, studies)
+        # Studies that share a teacher number their attempts at it each for itself.
+        number = None if isinstance(assignment.job, str) else attempt
+        return Run(config, self._world, self._stepped, self._tick, self._note, number, studies)
 
     def advance(self) -> Any:
         """Train to the next evaluation; return the run's report."""

@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 
 from trainer.config.plain import dumped
 from trainer.config.settings import ConfigError, kept_document
-from trainer.config.whole import sync
+from trainer.config.whole import sha256, sync
 from trainer.runs.checkpoint import (
     CheckpointError,
     begin_checkpoint,
     newest,
     place_checkpoint,
-    sha256,
 )
 from trainer.runs.folder import LockedFolder
 from trainer.runs.fork import changed_leaves
@@ -47,9 +46,9 @@ class Saved(NamedTuple):
 class OwnFolder(LockedFolder):
     """The folder of one run, for as long as this process holds its lock."""
 
-    def __init__(self, document: Mapping[str, Any], identity: Identity) -> None:
+    def __init__(self, document: Mapping[str, Any], identity: Identity, attempt: int) -> None:
         """Wait for the lock of the `document`'s output_dir. Raises as LockedFolder does."""
-        super().__init__(Path(document["output_dir"]), identity)
+        super().__init__(Path(document["output_dir"]), identity, attempt)
         self._document = dict(document)
         self._checkpoints = self._path / "checkpoints"
         self._written: tuple[int, Path] | None = None  # a checkpoint that is not in place yet
@@ -78,7 +77,7 @@ class OwnFolder(LockedFolder):
         if step < self._step:
             raise ConfigError(f"a checkpoint of step {step} after the evaluation of {self._step}")
         self.place()
-        with self._typed():
+        with self._writing():
             aside = begin_checkpoint(self._checkpoints, step)
             (aside / _FILES).mkdir()
         yield aside / _FILES
@@ -103,11 +102,12 @@ class OwnFolder(LockedFolder):
         if self._written is None:
             return
         (step, aside), self._written = self._written, None
-        with self._typed():
+        with self._writing():
             files = _synced(aside / _FILES)
             manifest = {"format": _FORMAT, "files": files, "history": self.history}
             (aside / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
             sync(aside / _MANIFEST)
+        with self._writing():
             place_checkpoint(self._checkpoints, step, KEPT)
 
     @property

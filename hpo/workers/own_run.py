@@ -50,7 +50,7 @@ class OwnRun:
         self._folder: OwnFolder | None = None  # rank 0's
         with ExitStack() as closing:
             identity = Identity(studies, code=source_digest(function))
-            saved = world.on_rank_0(lambda: self._open(document, identity, closing))
+            saved = world.on_rank_0(lambda: self._open(document, identity, attempt, closing))
             self._history: list[Metrics] = [*saved.history] if saved else []
             self._step = int(self._history[-1]["step"]) if self._history else 0
             run = TrainingRun(
@@ -108,9 +108,9 @@ class OwnRun:
         self._closing.close()
 
     def _open(
-        self, document: Mapping[str, Any], identity: Identity, closing: ExitStack
+        self, document: Mapping[str, Any], identity: Identity, attempt: int, closing: ExitStack
     ) -> Saved | None:
-        self._folder = OwnFolder(document, identity)
+        self._folder = OwnFolder(document, identity, attempt)
         closing.callback(self._folder.close)
         return self._folder.resume()
 

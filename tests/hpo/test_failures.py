@@ -16,6 +16,7 @@ from trainer.config.train import resolve
 from trainer.runs import checkpoint, folder
 from trainer.runs.checkpoint import Progress
 from trainer.runs.folder import RunFolder
+from trainer.runs.identity import Identity
 
 DISKS = [
     *("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE", "ENODEV", "ENOTCONN", "ETIMEDOUT", "EACCES"),
@@ -43,7 +44,7 @@ def test_whatever_number_a_disk_answers_our_own_files_are_its_matter(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = resolve({"output_dir": str(tmp_path), "steps": 9}, "test")
-    run = RunFolder(config)
+    run = RunFolder(config, Identity())
     monkeypatch.setattr(checkpoint, "sync", refusing(name))
     monkeypatch.setattr(folder, "sync", refusing(name))
     state = {"weights/a": torch.zeros(2)}
@@ -51,8 +52,8 @@ def test_whatever_number_a_disk_answers_our_own_files_are_its_matter(
     assert kind(lambda: run.append_metrics({"step": 1.0}), tmp_path) == "disk"
     run.close()
     monkeypatch.undo()
+    again = RunFolder(config, Identity())
     monkeypatch.setattr(Path, "mkdir", refusing(name, str(tmp_path / "checkpoints")))
-    again = RunFolder(config)
     assert kind(lambda: again.save(state, Progress(step=1)), tmp_path) == "disk"
     again.close()
 
@@ -93,11 +94,12 @@ def test_a_run_folder_that_cannot_be_made_is_the_disk_s_matter(tmp_path: Path) -
     (tmp_path / "runs").symlink_to("/no/such/disk")
     run = tmp_path / "runs" / "mine"
     config = resolve({"output_dir": str(run)}, "test")
-    assert kind(lambda: RunFolder(config), run) == "disk"
+    assert kind(lambda: RunFolder(config, Identity()), run) == "disk"
 
 
 def test_own_checkpoints_among_files_of_others_are_found_and_kept(tmp_path: Path) -> None:
-    run = OwnFolder({"output_dir": str(tmp_path), "steps": 9})
+    run = OwnFolder({"output_dir": str(tmp_path), "steps": 9}, Identity(), 1)
+    run.resume()
     for step in (1, 2, 3):
         (tmp_path / "checkpoints").mkdir(exist_ok=True)
         (tmp_path / "checkpoints" / ".DS_Store").write_text("x")
@@ -108,7 +110,7 @@ def test_own_checkpoints_among_files_of_others_are_found_and_kept(tmp_path: Path
     run.close()
     for stray in tmp_path.rglob(".nfs*"):
         stray.unlink()
-    again = OwnFolder({"output_dir": str(tmp_path), "steps": 9})
+    again = OwnFolder({"output_dir": str(tmp_path), "steps": 9}, Identity(), 2)
     saved = again.resume()
     again.close()
     assert saved is not None

@@ -23,7 +23,7 @@ from tests.hpo.stage import STUDY
 from trainer.config.settings import ConfigError
 from trainer.run import Report
 from trainer.runs.checkpoint import CheckpointError, DepthPoint
-from trainer.runs.folder import FolderInUse
+from trainer.runs.claim import FolderInUse
 from trainer.runs.store import StoreError
 
 pytestmark = pytest.mark.slow

@@ -166,7 +166,7 @@ def test_a_copied_study_goes_on_and_may_be_copied_back_under_another_name(
     orphan, parked = target.waiting(study)
     assert (orphan.parked, parked.parked) == (False, True)
     with target.transaction(lease) as tx:
-        assert tx.claim(orphan.trial_id)
+        assert tx.claim(orphan)
         assert tx.begin_attempt(orphan.trial_id, devices=2).number == 2
         optuna.load_study(study_name="full", storage=target.storage).ask()  # takes what waits
     target.release(lease)

@@ -289,9 +289,10 @@ class TestAnOrphan:
         assert ledger.waiting(study) == []
         lapse(ledger)
         heir = ledger.acquire(study)
-        assert [each.trial_id for each in ledger.waiting(study)] == [trial._trial_id]
+        (waiting,) = ledger.waiting(study)
+        assert waiting.trial_id == trial._trial_id
         with ledger.transaction(heir) as tx:
-            assert tx.claim(trial._trial_id)
+            assert tx.claim(waiting)
             attempt = tx.begin_attempt(trial._trial_id, devices=1)
         assert ledger.waiting(study) == []
         assert attempt.number == 2
@@ -404,13 +405,36 @@ class TestManyControllers:
         trial = begun(ledger, first)
         ledger.release(first)
         leases = [ledger.acquire(study, join=True) for _ in range(4)]
+        (waiting,) = ledger.waiting(study)
+        assert waiting.trial_id == trial._trial_id
 
         def claim(lease: Lease) -> bool:
             with ledger.transaction(lease) as tx:
-                return tx.claim(trial._trial_id)
+                return tx.claim(waiting)
 
         with ThreadPoolExecutor(4) as pool:
             assert sum(pool.map(claim, leases)) == 1
+
+    @pytest.mark.parametrize("parked", [False, True])
+    def test_claim_a_trial_only_as_they_saw_it_wait(self, ledger: Ledger, parked: bool) -> None:
+        """In between another controller has run it, and left it to wait for something else."""
+        study = new_study(ledger)
+        one, other = ledger.acquire(study), ledger.acquire(study, join=True)
+        trial = begun(ledger, one)
+        with ledger.transaction(one) as tx:
+            tx.wait(trial._trial_id)
+        (seen,) = ledger.waiting(study)
+        with ledger.transaction(other) as tx:
+            assert tx.claim(seen)
+            attempt = tx.begin_attempt(trial._trial_id, devices=1)
+            tx.end_attempt(attempt, Reason.WORKER_LOST, None)
+            tx.wait(trial._trial_id, seconds=0.0 if parked else 60.0, parked=parked)
+        with ledger.transaction(one) as tx:
+            assert not tx.claim(seen)
+        (waiting,) = ledger.waiting(study)
+        with ledger.transaction(one) as tx:
+            assert tx.claim(waiting)
+        assert ledger.waiting(study) == []
 
     def test_see_which_trials_are_due_and_which_are_parked(self, ledger: Ledger) -> None:
         study = new_study(ledger)

@@ -7,13 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.runs.checkpoint import Progress, newest_checkpoint, save_checkpoint
+from trainer.runs.checkpoint import (
+    Progress,
+    newest_checkpoint,
+    place_checkpoint,
+    write_checkpoint,
+)
 
 STRAYS = [".DS_Store", ".nfs000000000001", "Thumbs.db", "notes.txt~", "step-00000001.bak", "step-x"]
 
 
 def save(folder: Path, step: int) -> None:
-    save_checkpoint(folder, {"weights/a": torch.tensor([step])}, Progress(step=step), keep=1)
+    write_checkpoint(folder, {"weights/a": torch.tensor([step])}, Progress(step=step))
+    place_checkpoint(folder, step, keep=1)
 
 
 @pytest.mark.parametrize("as_folder", [False, True])

@@ -75,7 +75,7 @@ def test_a_training_says_what_it_measures_and_nothing_else(
         pattern = rf"step {step}/12  valid_ppl \d+\.\d\d  train_loss \d\.\d{{4}}  [\d,]+ tokens/s"
         assert re.fullmatch(pattern, line)
     run = tmp_path / "run"
-    assert {path.name for path in run.iterdir()} - {".lock", "identity.json"} == {
+    assert {path.name for path in run.iterdir()} - {".lock", ".claim", "identity.json"} == {
         "config.yaml",
         "metrics.jsonl",
         "checkpoints",

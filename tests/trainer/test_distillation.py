@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -190,6 +191,22 @@ def test_a_build_that_was_killed_is_gone_on_with(
     distiller(document, killed_at_the_third_piece)
     assert pieces < 3 + len(whole) // ((5 * 2 + 6 * 4) * 8 * 16)  # not from the start
     assert cached(document) == whole
+
+
+def test_a_build_from_before_the_machine_started_anew_is_not_gone_on_with(
+    student: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a power cut left of an unsynced file has any content."""
+    document = student("run", {"top_k": 5})
+    monkeypatch.setenv("HPO_CACHE_DIR", str(tmp_path))
+    whole = cached(document)
+    path = distiller(document)._cache.path
+    path.unlink()
+    path.with_suffix(".part").write_bytes(bytes(len(whole) // 2))
+    os.utime(path.with_suffix(".part"), (0, 0))
+    assert cached(document) == whole
+    path.write_bytes(whole[:-1])
+    assert cached(document) == whole, "a cut file is no cache"
 
 
 def test_a_cache_past_the_limit_is_refused_and_nothing_is_written(

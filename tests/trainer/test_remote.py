@@ -20,7 +20,7 @@ from trainer.engine.distributed import World
 from trainer.export import export
 from trainer.run import Run
 from trainer.runs.checkpoint import CheckpointError
-from trainer.runs.folder import FolderInUse
+from trainer.runs.claim import FolderInUse
 from trainer.runs.identity import Identity
 from trainer.runs.remote import local_checkpoint
 from trainer.runs.remote_folder import open_folder

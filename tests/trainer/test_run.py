@@ -62,7 +62,7 @@ def test_a_run_learns_and_says_what_it_measured(
     ("die_in", "die_call", "die_after", "goes_on_at"),
     [
         ("trainer.runs.folder.RunFolder.append_metrics", 2, False, 4),
-        ("trainer.runs.folder.save_checkpoint", 2, False, 4),
+        ("trainer.runs.folder.write_checkpoint", 2, False, 4),
         ("trainer.runs.checkpoint.save_file", 2, True, 4),
         ("trainer.runs.checkpoint.put_in_place", 2, False, 4),
         ("trainer.runs.checkpoint.put_in_place", 2, True, 8),
@@ -92,7 +92,7 @@ def test_two_ranks_killed_and_resumed_are_two_ranks_uninterrupted(
     uninterrupted: Uninterrupted, tiny: Tiny, tmp_path: Path
 ) -> None:
     document = tiny(tmp_path / "run")
-    killed = train(document, ranks=2, die_in="trainer.runs.folder.save_checkpoint", die_call=2)
+    killed = train(document, ranks=2, die_in="trainer.runs.folder.write_checkpoint", die_call=2)
     assert killed[0] is None
     assert isinstance(killed[1], RuntimeError)  # it does not wait for the dead one
     assert [report.step for report in train(document, ranks=2)[1]] == [8, 12]

@@ -1,6 +1,7 @@
 """The vocabulary, and a cache that is whole for every reader, whatever happens to its builder."""
 
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.config.whole import since_boot
 from trainer.data.tokens import SPLITS, Split, cached_splits
 from trainer.data.vocabulary import EOS, UNK, Vocabulary
 
@@ -85,6 +87,21 @@ def test_a_damaged_cache_is_built_again(tmp_path: Path, name: str, kept: int | N
         (splits.folder / name).write_bytes(whole[name][:kept])
     again = cached_splits(tmp_path / "entry", WORDS.__getitem__)
     assert {path.name: path.read_bytes() for path in again.folder.iterdir()} == whole
+
+
+def test_an_entry_is_verified_by_its_digests_once_after_the_machine_started_anew(
+    tmp_path: Path,
+) -> None:
+    """A power cut leaves a file of the right size, and zeros in it."""
+    folder = cached_splits(tmp_path / "entry", WORDS.__getitem__).folder
+    whole = (folder / "train.bin").read_bytes()
+    (folder / "train.bin").write_bytes(bytes(len(whole)))
+    os.utime(folder / "manifest.json", (0, 0))
+    cached_splits(folder, WORDS.__getitem__)
+    assert (folder / "train.bin").read_bytes() == whole
+    os.utime(folder / "manifest.json", (0, 0))
+    cached_splits(folder, pytest.fail)
+    assert since_boot(folder / "manifest.json"), "it is whole, and need not be read again"
 
 
 def build_logged(folder: Path, log: Path, hold_at: int, barrier: Barrier | None) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
+from trainer.config import whole
 from trainer.config.whole import whole_file, whole_folder
 
 
@@ -47,9 +49,28 @@ def test_the_disk_has_what_is_durable_before_it_gets_its_name(
     durable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, synced = tmp_path / "result.json", list[bytes]()
-    monkeypatch.setattr(
-        os, "fsync", lambda handle: synced.append(os.pread(handle, 9, 0) * (not file.exists()))
-    )
+
+    def note(handle: int) -> None:
+        if not stat.S_ISDIR(os.fstat(handle).st_mode):
+            synced.append(os.pread(handle, 9, 0) * (not file.exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
     with whole_file(file, durable=durable) as aside:
         aside.write(b"new")
     assert synced == [b"new"] * durable
+
+
+def test_a_new_name_is_on_the_disk_and_all_that_a_durable_folder_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = list[str]()
+    monkeypatch.setattr(whole, "sync", lambda path: synced.append(path.name))
+    with whole_file(tmp_path / "file"):
+        pass
+    assert synced == [".file.writing", tmp_path.name]
+    synced.clear()
+    with whole_folder(tmp_path / "folder", tmp_path / "aside", durable=True) as aside:
+        (aside / "inner").mkdir()
+        (aside / "inner" / "content").touch()
+    assert sorted(synced[:2]) == ["content", "inner"]
+    assert synced[2:] == ["aside", tmp_path.name]

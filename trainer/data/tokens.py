@@ -1,16 +1,19 @@
 """Texts as token ids, in cache folders that all trials of a machine map into memory.
 
-A cache entry is built aside under a lock and renamed into place, so it is whole or absent. Texts
-are read as a stream: memory holds the vocabulary, never a whole text. This module does not know
-where a text comes from, and opens only the splits that it is asked for. An entry has the test
-split only if it was asked for when the entry was built.
+A cache entry is built aside under a lock and renamed into place, so it is whole or absent. After
+this machine has started anew, an entry's digests are verified once: a power cut can leave files of
+the right size and wrong content. Texts are read as a stream: memory holds the vocabulary, never a
+whole text. This module does not know where a text comes from, and opens only the splits that it is
+asked for. An entry has the test split only if it was asked for when the entry was built.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,7 +25,7 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from hpo.errors import HpoError
-from trainer.config.whole import whole_folder
+from trainer.config.whole import sha256, since_boot, whole_folder
 from trainer.data.bpe import BytePairs
 from trainer.data.vocabulary import Lines, Vocabulary, words_of
 
@@ -118,8 +121,11 @@ def _build(
             split: _write_tokens(_token_file(aside, split), vocabulary, lines(split))
             for split in wanted
         }
-        sizes = {path.name: path.stat().st_size for path in aside.iterdir()}
-        (aside / _MANIFEST).write_text(json.dumps({"sizes": sizes, "words": words}))
+        files = list(aside.iterdir())
+        sizes = {path.name: path.stat().st_size for path in files}
+        digests = {path.name: sha256(path) for path in files}
+        manifest = {"sizes": sizes, "sha256": digests, "words": words}
+        (aside / _MANIFEST).write_text(json.dumps(manifest))
 
 
 def _write_tokens(path: Path, vocabulary: Vocabulary | BytePairs, lines: Lines) -> int:
@@ -137,11 +143,19 @@ def _dtype(vocabulary: Vocabulary | BytePairs) -> type[np.uint16] | type[np.int3
 
 
 def _whole(folder: Path) -> bool:
+    manifest = folder / _MANIFEST
     try:
-        sizes = json.loads((folder / _MANIFEST).read_text())["sizes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+        found = json.loads(manifest.read_text())
+        if any((folder / name).stat().st_size != size for name, size in found["sizes"].items()):
+            return False
+        if not since_boot(manifest):
+            if any(sha256(folder / name) != digest for name, digest in found["sha256"].items()):
+                return False
+            with suppress(OSError):  # a cache that is only read is verified by each process
+                os.utime(manifest)
     except (OSError, ValueError, KeyError):
         return False
+    return True
 
 
 def _token_file(folder: Path, split: Split) -> Path:

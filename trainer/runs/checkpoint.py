@@ -8,7 +8,6 @@ Nothing is unpickled. Nothing here knows DeepSpeed, or a number of ranks.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import re
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hpo.errors import HpoError
-from trainer.config.whole import empty_folder, put_in_place, sync
+from trainer.config.whole import empty_folder, put_in_place, sha256, sync
 
 FORMAT = 1
 _OURS = re.compile(r"(step-|\.writing-)(\d{8,})")
@@ -68,8 +67,8 @@ class Progress:
         self.loss_sum, self.taught_sum, self.loss_steps = 0.0, 0.0, 0
 
 
-def save_checkpoint(folder: Path, state: dict[str, Tensor], progress: Progress, keep: int) -> None:
-    """Write a checkpoint into `folder`; then delete all but the newest `keep` up to its step.
+def write_checkpoint(folder: Path, state: dict[str, Tensor], progress: Progress) -> None:
+    """Write a checkpoint aside in `folder`. It counts once `place_checkpoint` has renamed it.
 
     A process killed at any moment leaves the old checkpoints, or those and the new one.
     """
@@ -85,7 +84,6 @@ def save_checkpoint(folder: Path, state: dict[str, Tensor], progress: Progress, 
     }
     (aside / "progress.json").write_text(json.dumps(manifest), encoding="utf-8")
     sync(aside / "progress.json")
-    place_checkpoint(folder, progress.step, keep)
 
 
 def begin_checkpoint(folder: Path, step: int) -> Path:
@@ -107,7 +105,6 @@ def place_checkpoint(folder: Path, step: int, keep: int) -> None:
     if target.exists():  # unreadable, or this run would have gone on from it
         shutil.rmtree(target)
     put_in_place(_aside(folder, step), target)
-    sync(folder)
     _prune(folder, step, keep)
 
 
@@ -190,9 +187,3 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     # By step, oldest first.
     found = ((_OURS.fullmatch(path.name), path) for path in folder.glob("step-*") if path.is_dir())
     return sorted((int(match[2]), path) for match, path in found if match)
-
-
-def sha256(path: Path) -> str:
-    """The digest of a file's content, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""A run's folder: lock, `identity.json`, `config.yaml`, `metrics.jsonl`, `checkpoints/`, results.
+"""A run's folder: lock and claim, identity, config, `metrics.jsonl`, `checkpoints/`, results.
 
 Only rank 0 opens it. Whatever a kill leaves behind, opening the folder again makes all of its
 files agree with its newest checkpoint. Whatever the disk refuses is a StoreError, whichever its
@@ -8,8 +8,8 @@ number: it is nobody's code. Nothing here trains.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,13 @@ from torch import Tensor
 from trainer.config.settings import ConfigError
 from trainer.config.train import TrainConfig, load
 from trainer.config.whole import sync, whole_file
-from trainer.runs.checkpoint import Progress, newest_checkpoint, save_checkpoint
+from trainer.runs.checkpoint import (
+    Progress,
+    newest_checkpoint,
+    place_checkpoint,
+    write_checkpoint,
+)
+from trainer.runs.claim import Claim, FolderInUse
 from trainer.runs.fork import changed_settings, fork_point
 from trainer.runs.identity import FILE, Identity, identity_in
 from trainer.runs.lock import folder_lock
@@ -34,22 +40,21 @@ _FREE = {"output_dir", "threads", "keep_checkpoints"}
 _FREE |= {f"data.{key}" for key in ("dir", "train", "valid", "test")}
 
 
-class FolderInUse(ConfigError):
-    """Another process holds the lock of the run's folder."""
-
-
 class FolderAway(ConfigError):
     """Nothing can be written to the run's folder."""
 
 
 class LockedFolder:
-    """The folder of one run, whatever it trains, while this process holds the folder's lock."""
+    """The folder of one run, whatever it trains, while this process holds the folder's lock.
 
-    def __init__(self, path: Path, identity: Identity) -> None:
-        """Wait for the lock of `path`, which is of `identity`, as `resume` checks.
+    Every method raises StoreError, and FolderInUse once another attempt has claimed the folder.
+    """
 
-        Raises FolderInUse if another process keeps the lock, and FolderAway if nothing can be
-        written there.
+    def __init__(self, path: Path, identity: Identity, attempt: int | None = None) -> None:
+        """Wait for the lock of `path`, and claim it for `attempt` at the run of `identity`.
+
+        Raises FolderInUse if another process keeps the lock, or a later attempt has claimed it;
+        FolderAway if nothing can be written there; ConfigError if it is of another study.
         """
         self._path = path
         self._identity = identity
@@ -57,6 +62,11 @@ class LockedFolder:
         try:
             self._path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
+            with ExitStack() as leaving:
+                leaving.callback(self._lock.release)
+                identity.check_study(identity_in(path), str(path))
+                self._claimed = Claim(path, attempt)
+                leaving.pop_all()
         except Timeout:
             raise FolderInUse(
                 f"output_dir: another process is training in {self._path}; "
@@ -68,7 +78,7 @@ class LockedFolder:
     def append_metrics(self, metrics: Mapping[str, float]) -> None:
         """Add a line to `metrics.jsonl`, on the disk when this returns."""
         path = self._path / "metrics.jsonl"
-        with self._typed():
+        with self._writing():
             with path.open("a", encoding="utf-8") as file:
                 file.write(_line(metrics))
             sync(path)
@@ -93,8 +103,14 @@ class LockedFolder:
         self._write("metrics.jsonl", "".join(_line(metrics) for metrics in history))
 
     def _write(self, name: str, text: str) -> None:
-        with self._typed(), whole_file(self._path / name) as file:
+        with self._writing(), whole_file(self._path / name) as file:
             file.write(text.encode())
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._typed():
+            self._claimed.check()
+            yield
 
     def _typed(self) -> AbstractContextManager[None]:
         return kept_in(self._path, OSError, SafetensorError)
@@ -103,10 +119,16 @@ class LockedFolder:
 class RunFolder(LockedFolder):
     """The folder of a run of our own trainer."""
 
-    def __init__(self, config: TrainConfig, identity: Identity, path: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        identity: Identity,
+        path: Path | None = None,
+        attempt: int | None = None,
+    ) -> None:
         """Open `path`, or else `config.output_dir`. Raises as a LockedFolder does."""
         self._config = config
-        super().__init__(path or Path(config.output_dir), identity)
+        super().__init__(path or Path(config.output_dir), identity, attempt)
 
     def resume(self) -> tuple[dict[str, Tensor], Progress] | None:
         """Return the newest readable checkpoint, or None, with `metrics.jsonl` cut back to it.
@@ -124,7 +146,7 @@ class RunFolder(LockedFolder):
         found = found or begins
         progress = found[1] if found else Progress()
         if progress.step < self._config.steps:
-            with self._typed():
+            with self._writing():
                 (self._path / "result.json").unlink(missing_ok=True)
         self._write("config.yaml", self._config.to_yaml())
         self._cut_metrics(progress.history)
@@ -134,9 +156,11 @@ class RunFolder(LockedFolder):
 
     def save(self, state: dict[str, Tensor], progress: Progress) -> None:
         """Write a checkpoint and delete the older ones beyond `keep_checkpoints`."""
-        keep = self._config.keep_checkpoints
-        with self._typed():
-            save_checkpoint(self._path / "checkpoints", state, progress, keep)
+        checkpoints = self._path / "checkpoints"
+        with self._writing():
+            write_checkpoint(checkpoints, state, progress)
+        with self._writing():  # that may have taken long
+            place_checkpoint(checkpoints, progress.step, self._config.keep_checkpoints)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`, whole or not at all, unless this run's is there already."""

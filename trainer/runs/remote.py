@@ -93,7 +93,8 @@ def brought_teacher(url: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         if not folder.exists():
-            with whole_folder(folder, folder.with_name(f"{folder.name}.part")) as aside:
+            part = folder.with_name(f"{folder.name}.part")
+            with whole_folder(folder, part, durable=True) as aside:
                 (aside / "result.json").write_bytes(ending)
                 _bring_run(store, aside, None)
     return folder

@@ -24,7 +24,8 @@ from trainer.config.cache import cache_dir
 from trainer.config.settings import is_url
 from trainer.config.train import TrainConfig
 from trainer.runs.checkpoint import CheckpointError, Progress, checkpoint_at
-from trainer.runs.folder import FolderInUse, RunFolder
+from trainer.runs.claim import FolderInUse
+from trainer.runs.folder import RunFolder
 from trainer.runs.identity import FILE, Identity
 from trainer.runs.lock import in_use
 from trainer.runs.remote import (
@@ -51,11 +52,11 @@ def open_folder(
 ) -> RunFolder:
     """Open the run's folder, on this machine or at a URL; `alive` is called as files come and go.
 
-    `attempt` is the ledger's number; None takes the next one. Raises as the folder's class does.
+    `attempt` is the ledger's number, if there is one. Raises as the folder's class does.
     """
     if is_url(config.output_dir):
         return RemoteFolder(config, attempt, alive, identity)
-    return RunFolder(config, identity)
+    return RunFolder(config, identity, attempt=attempt)
 
 
 class RemoteFolder(RunFolder):

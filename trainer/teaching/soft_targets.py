@@ -1,7 +1,8 @@
 """A teacher's predictions for the train split: its best tokens for every position, kept on disk.
 
 One cache serves all runs of a machine that learn from one teacher. It is built once, under a lock,
-by the process that needs it first, and all map it. The next build continues one that was killed.
+by the process that needs it first, and all map it. The next build continues one that was killed,
+unless this machine has started anew since: a power cut can leave wrong content in an unsynced file.
 Nothing here knows a loss or a step.
 """
 
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.config.settings import ConfigError
-from trainer.config.whole import put_in_place
+from trainer.config.whole import put_in_place, since_boot
 from trainer.data.tokens import Tokens
 from trainer.model.transformer import LanguageModel
 
@@ -71,17 +72,20 @@ class SoftTargets:
 
         Raises ConfigError when it would take more than `limit_bytes`, or than the disk has left.
         """
-        if self.path.exists():
+        if self._is_whole():
             return
         self._check_size(limit_bytes)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(self.path.with_suffix(".lock"), alive):
-            if not self.path.exists():
+            if not self._is_whole():
                 say(
                     f"caching the teacher's {self.k} best of {self.predictions:,} predictions: "
                     f"{decimal(self.size_bytes)} in {self.path}"
                 )
                 self._build(teacher, alive)
+
+    def _is_whole(self) -> bool:
+        return self.path.exists() and self.path.stat().st_size == self.size_bytes
 
     def _check_size(self, limit_bytes: int) -> None:
         size = decimal(self.size_bytes)
@@ -102,6 +106,8 @@ class SoftTargets:
     @torch.inference_mode()
     def _build(self, teacher: LanguageModel, alive: Alive) -> None:
         aside = self.path.with_suffix(".part")
+        if aside.exists() and not since_boot(aside):
+            aside.unlink()
         batch = _BATCH_BLOCKS * self.context
         with aside.open("ab") as file:
             done = file.tell() // (batch * self._row.itemsize) * batch
