@@ -91,8 +91,9 @@ def _run_under(launch: Launch, config: StudyConfig, lease: Lease, *, exits: bool
                 logger.info(ending.message if ending else "its lease was lost")
                 return ending
     except (OSError, RayLost) as error:  # a full disk, for one
-        if launch.new and ledger.withdraw(record, lease):  # its name is free again
-            return Ending(1, f"study {record.name} did not start: {in_one_line(error)}")
+        with contextlib.suppress(*LEDGER_ERRORS):
+            if launch.new and ledger.withdraw(record, lease):  # its name is free again
+                return Ending(1, f"study {record.name} did not start: {in_one_line(error)}")
         again = _again(record.name, ledger.url)
         return Ending(1, f"left study {record.name}: {in_one_line(error)}; {again}")
     except KeyboardInterrupt:  # before the guard listens, or after, or from its second signal
