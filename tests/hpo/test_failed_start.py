@@ -102,9 +102,9 @@ def text(**data: Any) -> dict[str, Any]:
         (
             {},
             {"data.train": ["text.txt", "short.txt"]},
-            "space.data.train: short.txt: data.batch_size: 4 sequences of ",
+            "short.txt: data.batch_size: 4 sequences of ",
         ),
-        ({}, {"data.train": ["text.txt", "gone.txt"]}, "space.data.train: gone.txt: gone.txt: no "),
+        ({}, {"data.train": ["text.txt", "gone.txt"]}, "gone.txt: no such file"),
     ],
 )
 def test_a_text_too_short_for_any_trial_s_batch_is_found_at_the_start(

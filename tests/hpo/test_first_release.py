@@ -19,7 +19,7 @@ from hpo.commands.operating import copy
 from hpo.control.controller import Controller
 from hpo.control.messages import Message
 from hpo.reading import views
-from storage import Ledger, Reason
+from storage import Lease, LeaseHeld, Ledger, Reason, StudyRecord
 from tests.databases import empty_database
 from trainer.config.settings import ConfigError
 
@@ -50,6 +50,14 @@ def test_it_is_migrated_and_read(first_release: str) -> None:
     assert shown["run_dir"] == "runs/first/trial-0007"
 
 
+def taken_over(ledger: Ledger, record: StudyRecord) -> Lease:
+    """A lease, after the controller of another machine was watched if there is one."""
+    try:
+        return ledger.acquire(record)
+    except LeaseHeld as held:
+        return ledger.acquire(record, watched=held.leases)
+
+
 @pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
 def test_it_goes_on_with_the_trial_that_ran_where_it_is_or_copied(
     first_release: str, request: pytest.FixtureRequest, tmp_path: Path, backend: str
@@ -62,7 +70,7 @@ def test_it_goes_on_with_the_trial_that_ran_where_it_is_or_copied(
     record = ledger.study(name)
     config = views.config_of(record)
     assert (config.study, record.budget_trials, record.reserved_trials) == (name, 8, 8)
-    controller = Controller(ledger, record, config, ledger.acquire(record), str(tmp_path))
+    controller = Controller(ledger, record, config, taken_over(ledger, record), str(tmp_path))
     assignment: Any = controller.next()
     assert (assignment.number, assignment.attempt.number, assignment.reported_step) == (7, 2, 40)
     assert assignment.config["output_dir"] == f"{tmp_path}/{name}/trial-0007"
