@@ -54,6 +54,8 @@ class Stage:
     outside: set[int] = field(default_factory=set)  # ids of trials that others have ended
     machines: list[Machine] = field(default_factory=list)
     lives: list[Life] = field(default_factory=list)
+    processes: list[Process] = field(default_factory=list)  # the n-th has pid n
+    one_host: bool = True
 
     def another_machine(self) -> None:
         """Let one machine more run the study."""
@@ -103,6 +105,7 @@ class Machine:
         """The process has left by itself."""
         assert self.life is life
         self.life = None
+        life.process.ended = True
         for gang in [*life.owner.running.values()]:
             gang.outlive(2.0)
         self._stage.world.note(f"{life.process} leaves: {how}")
@@ -123,10 +126,15 @@ class Life:
     def __init__(self, stage: Stage, machine: Machine) -> None:
         name = f"m{machine.number}.{machine.lives}"
         self.process = Process(name)
-        self.process.machine = machine  # type: ignore[attr-defined]
+        self.process.machine = machine
+        stage.processes.append(self.process)
+        self.process.pid = len(stage.processes)
+        self.process.host = "host" if stage.one_host else f"host {machine.number}"
         self.owner = Owner(stage.site, self.process)
         self.undisturbed = True  # neither killed nor paused, nor cut off alone
         self.leases: list[int] = []  # ids of its controllers
+        self.writes = False  # whether it may, under the last of them
+        self.process.life = self
         self._stage, self._machine, self._world = stage, machine, stage.world
         self._leaving = False
         self._others: list[Actor] = []
@@ -153,7 +161,9 @@ class Life:
         ledger = self._stage.database.ledger()
         ledger.study(NAME)
         while True:
+            self.writes = False
             lease = self._acquire(ledger)
+            self.writes = True
             record = ledger.study(NAME)
             self.leases.append(lease.controller_id)
             self._world.note(f"has lease {lease.controller_id}")

@@ -62,6 +62,8 @@ def _one(random: Random, machines: int) -> Fault:
     at = random.uniform(0.0, 25.0)
     if kind == "point":
         kind = random.choices(AT_POINT, weights=[4, 3, 1])[0]
+        if kind == "pause" and pick < 0.5:
+            seconds = random.uniform(14.0, 45.0)  # about a lease, or two
         return Fault(kind, machine, int(math.exp(random.uniform(0, math.log(800)))), 0.0, seconds)
     if kind == "commit":
         kind = random.choices(AT_COMMIT, weights=[2, 3, 2])[0]

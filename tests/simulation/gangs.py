@@ -35,11 +35,13 @@ class Site:
     """What gangs share: folders, the disk, and what trainings come to."""
 
     def __init__(self, world: World, seed: str, *, kept: int, noisy: bool, depths: bool) -> None:
+        """`kept` checkpoints; `noisy` trainings measure something else the next time."""
         self.world = world
         self.random = Random(f"{seed}-gangs")
         self.folders: dict[str, Folder] = {}
         self.gangs: list[Gang] = []  # that live
         self.full_until = 0.0  # the disk is
+        self.pace = self.random.choice([1.0, 1.0, 4.0, 8.0])  # a larger one is slower
         self._seed, self._kept, self._noisy, self._depths = seed, kept, noisy, depths
 
     def folder(self, path: str) -> Folder:
@@ -114,7 +116,7 @@ class Gang:
         if self._backlog:
             self._in(0.01, lambda: self._say(self._backlog.popleft()))
         else:
-            self._in(self._site.random.uniform(0.3, 2.5), self._evaluate)
+            self._in(self._site.pace * self._site.random.uniform(0.3, 2.5), self._evaluate)
 
     def request_stop(self) -> None:
         """Checkpoint and stop soon."""

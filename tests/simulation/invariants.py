@@ -6,8 +6,8 @@ import sqlite3
 from collections import Counter, defaultdict
 from typing import Any
 
-from tests.simulation.controllers import RUNS, Stage
-from tests.simulation.world import Violation
+from tests.simulation.controllers import RUNS, Life, Stage
+from tests.simulation.world import Actor, Violation
 
 EVERY = 100
 
@@ -30,11 +30,11 @@ class Ledger:
             )
         }
         self.attempts: dict[int, list[Any]] = defaultdict(list)
-        for trial_id, number, ended_at, controller in rows(
-            "SELECT r.trial_id, r.number, r.ended_at, r.controller_id FROM hpo_attempts r "
-            f"{of_trials} ORDER BY r.id"
+        for trial_id, *attempt in rows(
+            "SELECT r.trial_id, r.number, r.ended_at, r.reason, r.controller_id "
+            f"FROM hpo_attempts r {of_trials} ORDER BY r.id"
         ):
-            self.attempts[trial_id].append((number, ended_at, controller))
+            self.attempts[trial_id].append(tuple(attempt))
         self.waiting = {row[0] for row in rows(f"SELECT r.trial_id FROM hpo_waiting r {of_trials}")}
         self.steps: dict[int, dict[int, str]] = defaultdict(dict)
         for trial_id, step, metrics in rows(
@@ -58,9 +58,12 @@ class Invariants:
         self._study_id = stage.record.study_id
         self._single = single  # objective
         self._lost: set[int] = set()
+        self._ended: dict[Any, Any] = {}  # attempts and trials, as they ended
 
-    def after_commit(self, written: set[str]) -> None:
-        """Check what a commit has left. It wrote to these tables."""
+    def after_commit(self, actor: Actor | None, written: set[str]) -> None:
+        """Check what the commit of `actor` has left. It wrote to these tables."""
+        if actor is not None and actor.process.life is not None:
+            self._check_writer(actor.process.life, written)
         if "hpo_controllers" in written:
             self._check_leases()
         if written <= {"hpo_controllers"} or self._stage.deleted:
@@ -68,13 +71,14 @@ class Invariants:
         ledger = Ledger(self._reader, self._study_id)
         self._check_budget(ledger)
         self._check_executed(ledger)
+        self._check_ends(ledger)
         self._check_reports(ledger)
 
     def at_end(self) -> None:
         """Check what the study has come to."""
         if self._stage.deleted:
             return
-        self.after_commit({"all"})
+        self.after_commit(None, {"all"})
         ledger = Ledger(self._reader, self._study_id)
         left = [a for attempts in ledger.attempts.values() for a in attempts if a[1] is None]
         if left:
@@ -91,6 +95,14 @@ class Invariants:
                 and max(ledger.steps[trial_id], default=0) != self._stage.config.train["steps"]
             ):
                 raise Violation("complete too early", f"trial {number}: {ledger.steps[trial_id]}")
+
+    def _check_writer(self, life: Life, written: set[str]) -> None:
+        if life.writes and written:
+            mine = "SELECT state FROM hpo_controllers WHERE id = ?"
+            (found,) = self._reader.execute(mine, (life.leases[-1],)).fetchall() or [("deleted",)]
+            if found[0] in ("lost", "deleted"):
+                text = f"{life.process} wrote {written}, its lease is {found[0]}"
+                raise Violation("wrote without a lease", text)
 
     def _check_leases(self) -> None:
         lost = self._reader.execute("SELECT id FROM hpo_controllers WHERE state = 'lost'")
@@ -117,13 +129,27 @@ class Invariants:
             attempts = ledger.attempts[trial_id]
             if [each[0] for each in attempts] != list(range(1, len(attempts) + 1)):
                 raise Violation("attempts", f"trial {number}: {attempts}")
-            still = sum(ended_at is None for _, ended_at, _ in attempts)
+            still = sum(attempt[1] is None for attempt in attempts)
             waits = trial_id in ledger.waiting
             if trial_id in self._stage.outside:
                 continue
             if (still + waits) != (state == "RUNNING"):
                 text = f"trial {number} is {state}: {still} open attempts, waiting: {waits}"
                 raise Violation("executed", text)
+
+    def _check_ends(self, ledger: Ledger) -> None:
+        """What has ended stays as it ended."""
+        now: dict[Any, Any] = {
+            trial: state
+            for trial, state in ledger.trials.values()
+            if state not in ("RUNNING", "WAITING")
+        }
+        for trial_id, attempts in ledger.attempts.items():
+            now |= {(trial_id, a[0]): a for a in attempts if a[1] is not None}
+        for what, before in self._ended.items():
+            if now.get(what) != before:
+                raise Violation("ended anew", f"{what}: {before}, now {now.get(what)}")
+        self._ended = now
 
     def _check_reports(self, ledger: Ledger) -> None:
         for trial_id, steps in ledger.steps.items():

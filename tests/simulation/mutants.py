@@ -18,6 +18,7 @@ import storage.writing
 from hpo.control.controller import Controller
 from storage import Lease, Ledger, Transaction
 from storage.database import clock
+from storage.leases import reap
 from storage.models import ControllerRow
 from tests.simulation.schedules import player
 
@@ -44,6 +45,11 @@ def _reserve_alone(transaction: Transaction) -> None:
     Session.commit(transaction._session)
 
 
+def _reap_at_once(transaction: Transaction) -> None:
+    lease = transaction._lease
+    reap(transaction._session, lease.study_id, transaction._now(), lambda _: True)
+
+
 def _replaced(owner: Any, name: str, by: Any) -> Mutant:
     return lambda: mock.patch.object(owner, name, by)
 
@@ -54,6 +60,7 @@ MUTANTS: dict[str, Mutant] = {
     "claim always true": _replaced(Transaction, "claim", _claim_always),
     "budget in a transaction of its own": _replaced(Transaction, "reserve_trial", _reserve_alone),
     "the cache not forgotten": _replaced(Ledger, "_forget_cached", lambda _: None),
+    "reaping after an outage as it was": _replaced(Transaction, "reap", _reap_at_once),
     "no _let_go_of_unknown": _replaced(Controller, "_let_go_of_unknown", lambda _: None),
 }
 

@@ -13,6 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 BEGINS = 1_000_000.0  # seconds
 POINT_SECONDS = 0.002  # that a statement, a commit or a lock takes
@@ -57,8 +58,10 @@ class Process:
         self.actors: list[Actor] = []
         self.dead = False
         self.paused = False
-        self.points = 0  # so far
-        self.commits = 0
+        self.ended = False  # by itself
+        self.pid, self.host = 0, "elsewhere"
+        self.machine: Any = None  # that it runs on, if it is a controller's
+        self.life: Any = None
 
     def __repr__(self) -> str:
         return self.name
@@ -123,7 +126,6 @@ class World:
         if process.dead:
             raise Killed
         self.points += 1
-        process.points += 1
         self.now += POINT_SECONDS
         self._fire()
         if self.on_point is not None:
