@@ -49,8 +49,11 @@ class Stage:
     joins: bool
     random: Random
     trials: int | None = None  # the budget that a person has asked for, and nobody has taken yet
+    name: str = NAME  # of the study, now
+    may_be_deleted: bool = False
     deleted: bool = False
-    most_lives: int = 40
+    another: int | None = None  # a study that was made after that
+    most_lives: int = 25
     outside: set[int] = field(default_factory=set)  # ids of trials that others have ended
     machines: list[Machine] = field(default_factory=list)
     lives: list[Life] = field(default_factory=list)
@@ -72,6 +75,7 @@ class Machine:
         self.life: Life | None = None
         self.done = False
         self.lives = 0
+        self.in_vain = 0  # of them: the database was away
         self._stage = stage
 
     def begin(self) -> None:
@@ -79,7 +83,7 @@ class Machine:
         if self.done or self.life is not None:
             return
         self.lives += 1
-        if self.lives > self._stage.most_lives:
+        if self.lives - self.in_vain > self._stage.most_lives:
             text = f"machine {self.number} has had {self.lives} processes"
             raise Violation("too many restarts", text)
         self.life = Life(self._stage, self)
@@ -109,6 +113,7 @@ class Machine:
         for gang in [*life.owner.running.values()]:
             gang.outlive(2.0)
         self._stage.world.note(f"{life.process} leaves: {how}")
+        self.in_vain += how == "away"
         if how in ("done", "deleted"):
             self.done = True
             if all(machine.done for machine in self._stage.machines):
@@ -146,9 +151,9 @@ class Life:
         try:
             how = self._run()
         except StudyNotFound:
-            if not self._stage.deleted:
+            if not self._stage.deleted and self._stage.name == NAME:
                 raise
-            how = "deleted"
+            how = "deleted" if self._stage.deleted else "renamed"
         except LeaseHeld:
             how = "held"
         except LEDGER_ERRORS as error:
@@ -159,12 +164,13 @@ class Life:
 
     def _run(self) -> str:
         ledger = self._stage.database.ledger()
-        ledger.study(NAME)
+        ledger.study(self._stage.name)
         while True:
             self.writes = False
+            name = self._stage.name
             lease = self._acquire(ledger)
             self.writes = True
-            record = ledger.study(NAME)
+            record = ledger.study(name)
             self.leases.append(lease.controller_id)
             self._world.note(f"has lease {lease.controller_id}")
             try:

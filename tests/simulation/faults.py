@@ -22,7 +22,11 @@ AT_TIME = {
     "enqueue": 1,
     "stop": 1,
     "more trials": 1,
-    "fail": 2,
+    "fail": 1,
+    "fail in the dashboard": 1,
+    "rename": 1,
+    "delete": 1,
+    "erase": 1,
     "another machine": 1,
 }
 

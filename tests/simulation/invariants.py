@@ -62,11 +62,14 @@ class Invariants:
 
     def after_commit(self, actor: Actor | None, written: set[str]) -> None:
         """Check what the commit of `actor` has left. It wrote to these tables."""
+        self._look_whether_deleted()
+        if self._stage.deleted:
+            return
         if actor is not None and actor.process.life is not None:
             self._check_writer(actor.process.life, written)
         if "hpo_controllers" in written:
             self._check_leases()
-        if written <= {"hpo_controllers"} or self._stage.deleted:
+        if written <= {"hpo_controllers"}:
             return
         ledger = Ledger(self._reader, self._study_id)
         self._check_budget(ledger)
@@ -76,7 +79,9 @@ class Invariants:
 
     def at_end(self) -> None:
         """Check what the study has come to."""
+        self._look_whether_deleted()
         if self._stage.deleted:
+            self._check_another()
             return
         self.after_commit(None, {"all"})
         ledger = Ledger(self._reader, self._study_id)
@@ -96,6 +101,21 @@ class Invariants:
             ):
                 raise Violation("complete too early", f"trial {number}: {ledger.steps[trial_id]}")
 
+    def _look_whether_deleted(self) -> None:
+        stage = self._stage
+        there = "SELECT 1 FROM hpo_studies WHERE study_id = ? AND uid = ?"
+        if not self._reader.execute(there, (self._study_id, stage.record.uid)).fetchall():
+            if not stage.may_be_deleted:
+                raise Violation("the study is gone", "nobody has deleted it")
+            stage.deleted = True
+
+    def _check_another(self) -> None:
+        """Nobody has written into the study that got the ids of the deleted one."""
+        for table in ("hpo_attempts", "hpo_metrics", "hpo_waiting", "trials"):
+            (count,) = self._reader.execute(f"SELECT count(*) FROM {table}").fetchone()
+            if count:
+                raise Violation("rows of a deleted study", f"{count} in {table}")
+
     def _check_writer(self, life: Life, written: set[str]) -> None:
         if life.writes and written:
             mine = "SELECT state FROM hpo_controllers WHERE id = ?"
@@ -105,13 +125,13 @@ class Invariants:
                 raise Violation("wrote without a lease", text)
 
     def _check_leases(self) -> None:
-        lost = self._reader.execute("SELECT id FROM hpo_controllers WHERE state = 'lost'")
-        for (controller,) in lost:
+        lost = "SELECT id FROM hpo_controllers WHERE state = 'lost'"
+        for (controller,) in self._reader.execute(lost).fetchall():
             if controller in self._lost:
                 continue
             self._lost.add(controller)
             for life in self._stage.lives:
-                if controller in life.leases and life.undisturbed and not life.process.dead:
+                if controller in life.leases[-1:] and life.undisturbed and life.process.lives:
                     text = f"controller {controller} ({life.process})"
                     raise Violation("lost a lease undisturbed", text)
 
@@ -158,9 +178,11 @@ class Invariants:
             first = EVERY if self._stage.config.schedule is None else found[0]
             if found != list(range(first, found[-1] + 1, EVERY)):
                 raise Violation("a gap in reports", f"trial {number}: {found}")
-            folder = self._stage.site.folder(f"{RUNS}/{self._stage.record.name}/trial-{number:04d}")
-            if not folder.measured.issuperset(found):
-                text = f"trial {number}: {found}, checkpointed {sorted(folder.measured)}"
+            names = {self._stage.record.name, self._stage.name}
+            paths = [f"{RUNS}/{name}/trial-{number:04d}" for name in names]
+            kept = {s for path in paths for s in self._stage.site.folder(path).measured}
+            if not kept.issuperset(found):
+                text = f"trial {number}: {found}, checkpointed {sorted(kept)}"
                 raise Violation("reported before its checkpoint", text)
             if self._single and found != [*ledger.reports[trial_id]]:
                 text = f"trial {number}: ours {found}, Optuna's {[*ledger.reports[trial_id]]}"

@@ -63,6 +63,10 @@ class Process:
         self.machine: Any = None  # that it runs on, if it is a controller's
         self.life: Any = None
 
+    @property
+    def lives(self) -> bool:
+        return not (self.dead or self.ended)
+
     def __repr__(self) -> str:
         return self.name
 
