@@ -25,6 +25,7 @@ DATA = st.recursive(
 @pytest.mark.parametrize(
     ("text", "value"),
     [
+        ("0e-400", 0.0),
         ("1e-3", 0.001), ("5E4", 5e4), ("1.0e-05", 1e-5), (".5", 0.5), ("-.inf", -math.inf),
         ("0x1F", 31), ("0o17", 15), ("-0", 0), ("~", None), ("", None), ("True", True),
         ("y", "y"), ("2026-01-01", "2026-01-01"), ("12_layers", "12_layers"), ("=", "="),
@@ -75,6 +76,8 @@ def test_merge_keys_merge() -> None:
         ("a: {x: 1, x: 2}", "key 'x' is given twice"),
         ("a: &a {x: 1}\nb: {<<: *a, <<: *a}", "key '<<' is given twice; write <<: [*one, *other]"),
         ("a: {<<: 5}", "expected a mapping or list of mappings for merging, but found scalar"),
+        ("steps: -1.5e400", "-1.5e400: no computer's number is so large"),
+        ("lr: 2e-400", "2e-400: no computer's number is so small"),
         ("!!bool maybe", "'maybe' is neither true nor false"),
     ],
 )

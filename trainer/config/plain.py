@@ -7,6 +7,7 @@ back, the same, also what earlier versions kept.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, ClassVar, NoReturn
 
@@ -153,6 +154,16 @@ class _Typed(_Kept):
     def construct_int(self, node: yaml.ScalarNode) -> int:
         return int(self.construct_scalar(node), 0)
 
+    def construct_float(self, node: yaml.ScalarNode) -> float:
+        number: float = self.construct_yaml_float(node)
+        text = node.value.lower()
+        vanished = number == 0 and re.search("[1-9]", text.partition("e")[0])
+        if vanished or (math.isinf(number) and "inf" not in text):
+            _refuse(
+                node, f"{node.value}: no computer's number is so {'small' if vanished else 'large'}"
+            )
+        return number
+
     def construct_bool(self, node: yaml.ScalarNode) -> bool:
         text: str = node.value.lower()
         if text not in ("true", "false"):
@@ -161,6 +172,7 @@ class _Typed(_Kept):
 
 
 _Typed.add_constructor(f"{_TAG}int", _Typed.construct_int)
+_Typed.add_constructor(f"{_TAG}float", _Typed.construct_float)
 _Typed.add_constructor(f"{_TAG}bool", _Typed.construct_bool)
 
 
