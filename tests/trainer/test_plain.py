@@ -51,7 +51,7 @@ def test_what_readers_of_yaml_disagree_about_is_refused_with_what_to_write(
     said = f"readers of YAML disagree about it; write {write}, or '{text}' for a text"
     with pytest.raises(ConfigError) as refused:
         parse_assignment(f"budget.hours={text}")
-    assert str(refused.value) == f"budget.hours={text}: line 1: {text}: {said}"
+    assert str(refused.value) == f"budget.hours={text}: {text}: {said}"
     with pytest.raises(yaml.MarkedYAMLError) as found:
         typed(f"budget:\n  hours: [1, {text}]\n")
     assert found.value.problem == f"budget.hours.1: {text}: {said}"

@@ -108,7 +108,8 @@ def _parsed(parse: Callable[[str], Any], text: str, source: str) -> Any:
     try:
         return parse(text)
     except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
+        mark = error.problem_mark if "\n" in text.strip() else None
+        line = f" line {mark.line + 1}:" if mark else ""
         what = "" if isinstance(error, Unclear) else " not valid YAML:"
         raise ConfigError(f"{source}:{line}{what} {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
