@@ -52,19 +52,19 @@ class Page:
         """Show a page, and wait until it has its data."""
         self._tab.open(f"{self._address}{path}")
 
-    def until(self, script: str, seconds: float = 20) -> Any:
+    def until(self, script: str, seconds: float = 40) -> Any:
         """The first true value of `script`."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if found := self._tab.run(script):
                 return found
             time.sleep(0.1)
-        shown = self._tab.run("document.body.innerText")
+        shown = self._tab.run("document.body?.innerText")
         raise AssertionError(f"waited {seconds} s for {script} in vain; the page says:\n{shown}")
 
     def says(self, words: str) -> None:
         """Wait until the page shows these words."""
-        self.until(f"document.body.innerText.includes({json.dumps(words)})")
+        self.until(f"document.body?.innerText.includes({json.dumps(words)})")
 
     def sees(self, selector: str, text: str = "") -> bool:
         """Whether something like that can be seen now."""
@@ -96,7 +96,7 @@ class Page:
 
     @staticmethod
     def _find(selector: str, text: str) -> str:
-        shown = f"each.checkVisibility() && each.innerText.trim().startsWith({json.dumps(text)})"
+        shown = f"each.checkVisibility() && each.textContent.trim().startsWith({json.dumps(text)})"
         return f"[...document.querySelectorAll({json.dumps(selector)})].find(each => {shown})"
 
 
@@ -113,6 +113,7 @@ def test_a_person_fails_renames_deletes_creates_uploads_and_stops(
     running = desk.start("start", "study.yaml", *joined)
     desk.wait_for(lambda: desk.steps(0, "clicked") and desk.steps(1, "clicked"))
     ledger = Ledger.open(f"sqlite:///{desk.folder}/hpo.db")
+    desk.wait_for(lambda: ledger.metrics(1) and ledger.metrics(2))
 
     server = desk.start("dashboard")
     printed = re.search(
@@ -156,6 +157,9 @@ def fail_one(page: Page, ledger: Ledger, desk: Desk) -> None:
     page.click("button", "Fail Trial")
     page.says("Successfully updated trial (id=1, state=Fail)")
     desk.wait_for(lambda: desk.steps(2, "clicked"), timeout=60)
+    page.open("/dashboard/studies/1/trials?numbers=0")
+    page.says("FAIL, outside: 1 attempt")
+    assert not page.sees("button", "Fail Trial")
     (attempt,) = ledger.trial_attempts(1)
     assert attempt.reason == "outside"
     shown = desk.json("show", "clicked", "0")
@@ -204,4 +208,4 @@ def delete(page: Page) -> None:
     page.click("button[aria-label='delete study']")
     page.click("[role=dialog] button", "Yes")
     page.says("Success to delete a study (id=1)")
-    page.until("!document.body.innerText.includes('1. nicer')")
+    page.until("document.body?.innerText.includes('1. nicer') === false")

@@ -12,22 +12,18 @@ function show(why) {
   document.body.append(line);
 }
 
-function answered(method, path) {
-  return function () {
-    if (this.status >= 400) {
-      show(typeof this.response === "string" ? JSON.parse(this.response).reason : this.response.reason);
-    } else if (path.endsWith("/rename")) {
+const ask = window.fetch.bind(window);
+window.fetch = async (what, options) => {
+  const answer = await ask(what, options);
+  const method = options?.method ?? what.method ?? "GET";
+  const { pathname } = new URL(answer.url);
+  // What is asked about studies as such; the page shows the reason of all other refusals.
+  if (method !== "GET" && /^\/api\/studies(\/\d+(\/rename)?)?$/.test(pathname)) {
+    if (!answer.ok) {
+      show((await answer.clone().json()).reason);
+    } else if (pathname.endsWith("/rename")) {
       location.reload(); // instead of the page's own message, which says that a study was deleted
     }
-  };
-}
-
-const open = XMLHttpRequest.prototype.open;
-XMLHttpRequest.prototype.open = function (method, url, ...others) {
-  const path = new URL(url, location.href).pathname;
-  // What is asked about studies as such; the page shows the reason of all other refusals.
-  if (method !== "GET" && /^\/api\/studies(\/\d+(\/rename)?)?$/.test(path)) {
-    this.addEventListener("load", answered(method, path));
   }
-  return open.call(this, method, url, ...others);
+  return answer;
 };

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from bottle import Bottle, HTTPResponse, Route, request
+from bottle import Bottle, HTTPResponse, Route, request, response
 
 from storage import LEASE_SECONDS, LeaseHeld, Ledger, LedgerError, StudyRecord
 
@@ -73,7 +73,7 @@ def delete(ledger: Ledger, study: StudyRecord | None, view: Answer, of: dict[str
     if study is None:
         return view(**of)
     ledger.delete_study(study)
-    return HTTPResponse(status=204)
+    return {}
 
 
 def tell(ledger: Ledger, study: StudyRecord | None, view: Answer, of: dict[str, Any]) -> Any:
@@ -83,7 +83,7 @@ def tell(ledger: Ledger, study: StudyRecord | None, view: Answer, of: dict[str, 
     if str(_given("state")).upper() != "FAIL":
         raise Refused("a trial gets its values from its training; it can only be failed here")
     ledger.fail_trial(study, of["trial_id"])
-    return HTTPResponse(status=204)
+    return {}
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -132,7 +132,10 @@ class _Writes:
 
         def write(**of: Any) -> Any:
             try:
-                return operation(self._ledger, self._study(of), view, of)
+                answer = operation(self._ledger, self._study(of), view, of)
+                if response.status_code == 204:  # the page wants JSON, and says that all failed
+                    response.status = 200
+                return answer
             except LeaseHeld as error:
                 killed = f"if it was killed, try again in {LEASE_SECONDS:.0f} s"
                 return _no(f"{error}: `hpo stop` it first; {killed}", 409)
