@@ -48,12 +48,12 @@ def is_text(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-class Unclear(yaml.MarkedYAMLError):
-    """Something that readers of YAML disagree about."""
-
-
 def typed(text: str) -> Any:
-    """The value of the YAML that a person wrote. Raises YAMLError, ValueError, RecursionError."""
+    """The value of the YAML that a person wrote.
+
+    Raises YAMLError, ValueError, RecursionError; for what readers of YAML disagree about, it is a
+    MarkedYAMLError itself and none of a subclass.
+    """
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"no settings are longer than {MOST_CHARACTERS:,} characters")
     return yaml.load(text, Loader=_Typed)  # noqa: S506 - a SafeLoader
@@ -120,7 +120,7 @@ class _Kept(yaml.SafeLoader):
     def _check(self, node: yaml.Node, path: str, seen: set[yaml.Node]) -> None:
         """Refuse a key that is given twice, and what readers of YAML disagree about."""
         if node.tag == _UNCLEAR:
-            raise Unclear(problem=f"{path and f'{path}: '}{_advice(node.value)}",
+            raise yaml.MarkedYAMLError(problem=f"{path and f'{path}: '}{_advice(node.value)}",
                           problem_mark=node.start_mark)  # fmt: skip
         if isinstance(node, yaml.ScalarNode) or node in seen:
             return

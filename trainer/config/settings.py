@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_
 from pydantic.fields import FieldInfo
 
 from hpo.errors import HpoError
-from trainer.config.plain import MOST_CHARACTERS, Unclear, kept, typed
+from trainer.config.plain import MOST_CHARACTERS, kept, typed
 
 Document = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
@@ -110,7 +110,7 @@ def _parsed(parse: Callable[[str], Any], text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark if "\n" in text.strip() else None
         line = f" line {mark.line + 1}:" if mark else ""
-        what = "" if isinstance(error, Unclear) else " not valid YAML:"
+        what = "" if type(error) is yaml.MarkedYAMLError else " not valid YAML:"
         raise ConfigError(f"{source}:{line}{what} {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: not valid YAML: {_line(error)}") from None
