@@ -28,5 +28,6 @@ class HpoError(Exception):
         RayLost            Ray's daemon on this machine died or did not start (RuntimeError)
         DiskAway           a folder of trials cannot be written to
         SpaceExhausted     every point of a finite search space was proposed before
+        Refused            the dashboard does not do what its page asks, and the page says why
         _Broken            the network failed during a download
     """
