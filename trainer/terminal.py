@@ -54,6 +54,14 @@ class Quiet:
             shutil.copyfileobj(self._aside, log)
             log.flush()
             send_output_to(log.fileno())
+        self._kept_in = path
+
+    def follow(self) -> None:
+        """Go on in a new file if that of `keep_in` was moved away, as logrotate does."""
+        with suppress(OSError):  # such as a full disk: what there is goes on
+            if not (self._kept_in.exists() and os.path.samestat(self._kept_in.stat(), os.fstat(1))):
+                with self._kept_in.open("ab") as log:
+                    send_output_to(log.fileno())
 
     def __exit__(self, *_: object) -> None:
         self._undo.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
@@ -44,14 +44,21 @@ class JsonLines(logging.Formatter):
 
 
 @contextmanager
-def logged(folder: Path, study: str, controller: int) -> Iterator[None]:
+def logged(
+    folder: Path, study: str, controller: int, follow: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """Write to log.jsonl, and as text to standard error, what is logged while the block runs.
 
-    That is what the service does, and the warnings of all libraries.
+    That is what the service does, and the warnings of all libraries. `follow` is called before each
+    text, and may send standard error elsewhere.
     """
 
     def stamp(record: logging.LogRecord) -> bool:
         record.study, record.controller = study, controller
+        return True
+
+    def followed(record: logging.LogRecord) -> bool:
+        follow()
         return True
 
     # This handler opens the file again once it was moved away, as logrotate does.
@@ -59,6 +66,7 @@ def logged(folder: Path, study: str, controller: int) -> Iterator[None]:
     handler.setFormatter(JsonLines())
     handler.addFilter(stamp)
     as_text = logging.StreamHandler()
+    as_text.addFilter(followed)
     as_text.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     ours, root = logging.getLogger("hpo"), logging.getLogger()
     level = ours.level

@@ -81,7 +81,7 @@ def _run_under(launch: Launch, config: StudyConfig, lease: Lease, *, exits: bool
             quiet.keep_in(folder / "log.txt")
             console = Console(file=quiet.output, emoji=False)
             with (
-                logged(folder, record.name, lease.controller_id),
+                logged(folder, record.name, lease.controller_id, quiet.follow),
                 metrics_served(ledger, record, config, launch.place.metrics_port),
             ):
                 logger.info("process %d on %s runs it", os.getpid(), socket.gethostname())

@@ -26,6 +26,8 @@ from hpo.workers.trainable import GangTrainable
 
 logger = logging.getLogger("hpo.dispatch")
 
+_FOLDER = "attempts"  # Tune's, of which nothing is read but why an actor failed
+
 
 class _Adapter:
     """Speaks for the controller; Tune pickles its adapters for a restore that never comes."""
@@ -70,6 +72,11 @@ class ControllerScheduler(_Adapter, FIFOScheduler):  # type: ignore[misc]
         super().__init__()
         self._controller = controller
 
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Have all attempts share Tune's folder, of which it would else make one for each."""
+        trial.relative_logdir = trial.storage.trial_dir_name = _FOLDER
+        super().on_trial_add(tune_controller, trial)
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Pass on an evaluation; the answer says whether the attempt goes on."""
         decision: str = TrialScheduler.STOP
@@ -83,7 +90,10 @@ class ControllerScheduler(_Adapter, FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Pass on that the gang is lost, or its actor, perhaps with the whole node."""
-        why = Path(trial.error_file).read_text().rpartition(f"{GangFailure.__name__}: ")[2]
+        file = Path(trial.error_file)
+        said = file.read_text().rpartition("(occurred at ")[2].partition("\n")[2]
+        file.unlink()  # it would grow with each failure
+        why = said.rpartition(f"{GangFailure.__name__}: ")[2]
         self._handle(trial, Message("worker_lost", detail=why.strip()))
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
@@ -113,7 +123,6 @@ def run_attempts(controller: Controller, scratch: Path) -> None:
             num_samples=-1,
             reuse_actors=True,
             trial_name_creator=_tune_name,
-            trial_dirname_creator=_tune_name,
         ),
         run_config=tune.RunConfig(
             name="tune",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import subprocess
 import sys
@@ -12,11 +13,13 @@ from types import SimpleNamespace
 import cloudpickle
 import pyarrow.fs
 import pytest
-from ray.tune import result_grid
+from ray.train._internal import storage
+from ray.tune import TuneError, result_grid
 from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 
-from hpo.workers.dispatch import GangTrainable
+from hpo.control.messages import Message
+from hpo.workers.dispatch import ControllerScheduler, GangTrainable
 from hpo.workers.ray_start import configure_ray
 
 pytestmark = pytest.mark.slow
@@ -49,6 +52,46 @@ def test_an_actors_error_is_not_unpickled_from_the_runs_folder(tmp_path: Path) -
     assert result_grid.ResultGrid._populate_exception(trial) is None
     assert not (tmp_path / "ran").exists()
     assert "get_pickled_error" in inspect.getsource(result_grid), "Tune still goes through it"
+
+
+class Heard:
+    """A controller that remembers what attempts said."""
+
+    def __init__(self) -> None:
+        self.said: list[str | None] = []
+
+    def handle(self, job: int, attempt: int, message: Message) -> bool:
+        self.said.append(message.detail)
+        return False
+
+
+def test_however_many_attempts_there_are_tune_has_one_folder_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_get_ray_train_session_dir", lambda: str(tmp_path / "session"))
+    context = storage.StorageContext(str(tmp_path / "kept"), "tune")
+    heard = Heard()
+    scheduler = ControllerScheduler(heard)  # type: ignore[arg-type]
+    for number in range(20):
+        assignment = SimpleNamespace(job=number, attempt=1)
+        trial = Trial("t", stub=True, storage=context, config={"assignment": assignment})
+        scheduler.on_trial_add(None, trial)
+        trial.init_local_path()
+        for _ in range(2):  # Tune does so once more after the scheduler has heard of it
+            trial.handle_error(TuneError(f"RayTaskError: GangFailure: rank {number} is gone"))
+            if not trial.run_metadata.num_failures > 1:
+                scheduler.on_trial_error(None, trial)
+    assert heard.said == [f"rank {number} is gone" for number in range(20)]
+    folders = [path.name for path in (tmp_path / "session").rglob("*") if path.is_dir()]
+    assert len(folders) == 4
+    errors = Path(trial.error_file).read_text()
+    assert errors.count("GangFailure") == 1
+
+
+def test_tune_does_not_name_every_attempt_at_its_end() -> None:
+    for name in ("ray.tune.analysis.experiment_analysis", "ray.tune.tune"):
+        assert name in sys.modules, "there is such a logger"
+        assert not logging.getLogger(name).isEnabledFor(logging.ERROR)
 
 
 def test_a_ray_that_was_imported_before_a_token_was_there_starts_all_the_same(

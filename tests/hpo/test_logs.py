@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +50,27 @@ def test_every_line_says_its_study_and_controller_and_its_trial_and_attempt(
     ]  # fmt: skip
     assert [line.get("reason") for line in lines[2:5]] == ["worker_lost", None, None]
     assert "ValueError: two\nlines" in lines[-1]["exception"]
+
+
+def test_both_logs_go_on_in_new_files_once_they_were_moved_away(tmp_path: Path) -> None:
+    program = f"""if True:
+        import logging, os, pathlib
+        from hpo.observers.logs import logged
+        from trainer.terminal import Quiet
+        folder = pathlib.Path({str(tmp_path)!r})
+        with Quiet() as quiet:
+            quiet.keep_in(folder / "log.txt")
+            with logged(folder, "played", 1, quiet.follow):
+                logging.getLogger("hpo.study").info("first")
+                for name in ("log.txt", "log.jsonl"):
+                    (folder / name).rename(folder / (name + ".1"))
+                logging.getLogger("hpo.study").info("second")
+                print("a library")
+                os.write(2, b"another\\n")
+    """
+    subprocess.run([sys.executable, "-c", program], check=True)
+    for name in ("log.txt", "log.jsonl"):
+        old, new = (tmp_path / f"{name}.1").read_text(), (tmp_path / name).read_text()
+        assert ("first" in old, "second" in old) == (True, False)
+        assert ("first" in new, "second" in new) == (False, True)
+    assert (tmp_path / "log.txt").read_text().splitlines()[1:] == ["a library", "another"]
