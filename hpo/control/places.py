@@ -3,7 +3,7 @@
 A trial's folder follows from the runs folder, the name in the study's file, which a rename does not
 change, and the trial's number; a teacher's folder follows from its content. A ledger, which another
 program may have changed, decides neither: `service/preflight.py` compares what it says with these
-places.
+places. It does say which runs folder a study has, unless a person says so.
 """
 
 from __future__ import annotations
