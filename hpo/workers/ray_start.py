@@ -5,11 +5,13 @@ A Ray of ours listens on loopback alone, and takes a token that only this sessio
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import secrets
 import site
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +34,8 @@ from hpo.study.sections import Resources, local_cpus
 from hpo.workers import session
 from hpo.workers.waiting import overseen
 
-START_SECONDS = 180.0
+START_SECONDS, END_SECONDS = 180.0, 20.0
+STOP_SECONDS = 4.0  # in which a start that is stopped may come to its end, and be left in order
 _LOOK_SECONDS = 0.1  # between two looks at a signal that came
 
 
@@ -121,25 +124,24 @@ def ray_session(
         try:
             yield folder
         finally:
-            ray.shutdown()
-            start.over.set()
+            start.end()
 
 
 class _Start(threading.Thread):
-    """Starts Ray in a thread of its own, which a signal and a limit need not wait for.
+    """Starts Ray and ends it, in a thread of its own: a signal and a limit need not wait for that.
 
     It lasts as long as the session: Linux ends Ray's processes with the thread that made them.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__(name="ray", daemon=True)
-        self.over = threading.Event()
+        self._over = threading.Event()
         self._options = options
         self._done = threading.Event()
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        """Start Ray, and stay until the session is over."""
+        """Start Ray, and end it once the session is over."""
         try:
             ray.init(
                 job_config=_Job(),
@@ -151,20 +153,29 @@ class _Start(threading.Thread):
         except BaseException as error:  # noqa: BLE001 - raised again by `wait`
             self._error = error
         self._done.set()
-        self.over.wait()
+        self._over.wait()
+        ray.shutdown()
 
     def wait(self, stopped: Callable[[], bool]) -> None:
         """Start, and return when Ray is there. Raises RayLost and KeyboardInterrupt."""
         self.start()
-        left = START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while not self._done.wait(_LOOK_SECONDS):
-            left -= _LOOK_SECONDS
             if stopped():
-                raise KeyboardInterrupt
-            if left <= 0:
+                deadline = min(deadline, time.monotonic() + STOP_SECONDS)
+            if time.monotonic() > deadline:
+                if stopped():
+                    raise KeyboardInterrupt
                 raise RayLost(f"Ray did not start: nothing answers after {START_SECONDS:.0f} s")
         if self._error is not None:  # Ray raises plain ones too, when a node takes too long
             raise RayLost(f"Ray did not start: {' '.join(str(self._error).split())}")
+
+    def end(self) -> None:
+        """End Ray. A blocked one is left after END_SECONDS, to be killed with its session."""
+        self._over.set()
+        self.join(END_SECONDS)
+        if self.is_alive():
+            atexit.unregister(ray.shutdown)  # it would wait at the end of this process
 
 
 @contextmanager

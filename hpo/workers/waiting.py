@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import IO
 
 SAY_SECONDS = 10.0  # a wait that is longer is told
-GRACE_SECONDS = 5.0  # in which the process that waits may leave by itself
+GRACE_SECONDS = 8.0  # in which the process that waits may leave by itself
 _LOOK_SECONDS = 0.5
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 

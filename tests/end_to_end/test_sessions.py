@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,3 +62,16 @@ def test_a_killed_study_leaves_no_folder_process_or_token_once_the_next_has_star
     assert second.returncode == 130
     assert [path.name for path in place.iterdir()] == [f"hpo-{os.getuid()}-notes.txt"]
     assert not desk.ours()
+
+
+def test_ctrl_c_is_heard_while_ray_is_blocked_at_its_start(desk: Desk, place: Path) -> None:
+    desk.environment["RAY_TMPDIR"] = str(place)
+    study = desk.start("start", str(desk.write_study()))
+    started = desk.wait_for(lambda: [p for p in desk.ours() if p.name() == "gcs_server"])
+    started[0].suspend()
+    began = time.monotonic()
+    _, said = desk.interrupt(study)
+    assert (study.returncode, said) == (130, "study tiny is stopped; go on with: hpo resume tiny\n")
+    assert time.monotonic() - began < 30
+    assert not desk.ours()
+    assert not list(place.iterdir())

@@ -117,3 +117,20 @@ with ray_session(None, "test"):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_ray_that_is_blocked_at_its_end_is_left_and_killed() -> None:
+    program = """
+from hpo.workers import ray_start, session
+ray_start.END_SECONDS = 1.0
+with ray_start.ray_session(None, "test") as folder:
+    for process in session.processes(folder):
+        if process.name() == "raylet":
+            process.suspend()
+assert not session.processes(folder)
+assert not folder.exists()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
