@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
 import signal
 import sqlite3
+from collections.abc import Mapping
 
 import pytest
 from optuna.trial import TrialState
@@ -148,12 +148,15 @@ def test_a_controller_whose_study_was_taken_over_leaves_it_alone_with_status_1(
     study = desk.start("start", str(file), *joined)
     desk.wait_for(lambda: desk.steps(0))
     ledger = Ledger.open(f"sqlite:///{desk.folder}/hpo.db")
-    while True:  # as if it had been paused for longer than its lease
+    seen: Mapping[int, float] = {}
+    while True:  # as if it had been paused for longer than its lease, and watched meanwhile
         with sqlite3.connect(desk.folder / "hpo.db") as database:
             database.execute("UPDATE hpo_controllers SET expires_at = 0")
-        with contextlib.suppress(LeaseHeld):
-            lease = ledger.acquire(ledger.study("tiny"), seconds=9)
+        try:
+            lease = ledger.acquire(ledger.study("tiny"), seconds=9, watched=seen)
             break
+        except LeaseHeld as held:
+            seen = held.leases
     with ledger.heartbeat(lease, print):
         _, err = study.communicate(timeout=60)
     assert study.returncode == 1
