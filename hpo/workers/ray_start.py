@@ -67,6 +67,8 @@ def configure_ray() -> None:
     class_cache.DEFAULT_ENV_VARS.clear()
     # Tune reads a failed actor's error back from a pickle in its folder, which is in the study's.
     Trial.get_pickled_error = lambda trial: None
+    # Tune writes all trials into a file, which it would read for a restore that never comes.
+    Trial.get_json_state = lambda trial: ("{}", "{}")
     # At the end Tune would name each attempt that failed, and each that it has no results of: all.
     for name in ("ray.tune.analysis.experiment_analysis", "ray.tune.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

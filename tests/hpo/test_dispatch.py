@@ -84,6 +84,7 @@ def test_however_many_attempts_there_are_tune_has_one_folder_for_them(
     assert heard.said == [f"rank {number} is gone" for number in range(20)]
     folders = [path.name for path in (tmp_path / "session").rglob("*") if path.is_dir()]
     assert len(folders) == 4
+    assert len("".join(trial.get_json_state())) < 10, "of which Tune keeps one for each"
     errors = Path(trial.error_file).read_text()
     assert errors.count("GangFailure") == 1
 
