@@ -51,6 +51,8 @@ def table(ledger: Ledger, name: str) -> pd.DataFrame:
             }
         )
     frame = pd.DataFrame(rows, columns=None if rows else list(FIXED))
+    for column in frame.columns[len(FIXED) :]:
+        _keep_integers(frame, column, [row.get(column) for row in rows])
     for column in ("started", "ended"):
         frame[column] = pd.to_datetime(frame[column].astype(float), unit="s", utc=True).dt.round(
             "us"
@@ -58,10 +60,19 @@ def table(ledger: Ledger, name: str) -> pd.DataFrame:
     return frame
 
 
+def _keep_integers(frame: pd.DataFrame, column: str, values: list[Any]) -> None:
+    """Keep integers as they are where some trials have none; pandas makes floats of them."""
+    there = [value for value in values if value is not None]
+    if len(there) < len(values) and all(type(value) is int for value in there):
+        fit = all(-(2**63) <= value < 2**63 for value in there)
+        frame[column] = pd.Series(values, dtype="Int64" if fit else object)
+
+
 def _parquet(frame: pd.DataFrame) -> bytes:
-    """Return the table as Parquet, whose columns have one type: mixed ones become text."""
+    """Return the table as Parquet, whose columns have one type: text, if nothing else fits."""
     for column in frame.columns:
-        if pd.api.types.infer_dtype(frame[column], skipna=True).startswith("mixed"):
+        kind = pd.api.types.infer_dtype(frame[column], skipna=True)
+        if kind.startswith("mixed") or (kind == "integer" and frame[column].dtype == object):
             frame[column] = frame[column].map(str, na_action="ignore")
     content: bytes = frame.to_parquet(index=False, engine="pyarrow")
     return content
@@ -76,7 +87,7 @@ def _json(frame: pd.DataFrame) -> str:
 def _json_value(value: Any) -> Any:
     if isinstance(value, pd.Timestamp):
         return value.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    if value is pd.NaT or (isinstance(value, float) and not math.isfinite(value)):
+    if value is pd.NaT or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
         return None
     return value
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from hpo.commands.writing import export
 from hpo.reading.export import FORMATS, table
+from storage import Point
 from tests.hpo.long_studies import MARKUP, START, written
-from tests.hpo.stage import Stage
+from tests.hpo.stage import Stage, finish
 from trainer.config.settings import ConfigError
 
 READERS: dict[str, Any] = {
@@ -76,6 +77,29 @@ def test_choices_of_several_types_fit_into_parquet() -> None:
     from hpo.reading.export import _parquet
 
     assert _parquet(pd.DataFrame({"param.x": ["auto", 8, None, True]}))
+
+
+def test_integers_stay_integers_where_a_trial_has_none(tmp_path: Path) -> None:
+    large, larger = 2**53 + 1, 10**30
+    when = {"layers": 3}
+    space = {
+        "layers": {"type": "int", "low": 3, "high": 4},
+        "a": {"type": "categorical", "choices": [large], "when": when},
+        "b": {"type": "categorical", "choices": [larger], "when": when},
+    }
+    stage = Stage(f"sqlite:///{tmp_path}/hpo.db", space=space, trainer="a:b", train={"steps": 3})
+    controller = stage.controller()
+    for layers in (3, 4):
+        stage.ledger.enqueue(stage.record, [Point({"layers": layers}, {})])
+        finish(controller)
+    frame = table(stage.ledger, "played")
+    first, second = json.loads(str(FORMATS[".json"](frame)))
+    assert (first["param.a"], first["param.b"]) == (large, larger)
+    assert second["param.a"] is second["param.b"] is None
+    [_, row, _] = str(FORMATS[".csv"](frame)).splitlines()
+    assert f",{large},{larger}," in row
+    read = pd.read_parquet(io.BytesIO(FORMATS[".parquet"](frame)))  # type: ignore[arg-type]
+    assert (read["param.a"][0], read["param.b"][0]) == (large, str(larger))
 
 
 def test_another_suffix_is_refused_by_the_names_of_the_three(tmp_path: Path) -> None:
