@@ -163,7 +163,7 @@ class Life:
         self._machine.ended(self, how)
 
     def _run(self) -> str:
-        ledger = self._stage.database.ledger()
+        self.ledger = ledger = self._stage.database.ledger()
         ledger.study(self._stage.name)
         while True:
             self.writes = False

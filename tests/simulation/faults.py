@@ -15,7 +15,7 @@ AT_TIME = {
     "away": 4,  # the database, for everybody
     "cut off": 1,  # for one machine
     "jump": 2,  # of the database's clock
-    "gang dies": 3,
+    "gang dies": 4,
     "gang hangs": 1,
     "disk full": 2,
     "checkpoint lost": 2,
@@ -52,26 +52,27 @@ class Fault:
         return f"{self.kind} {where}, {self.seconds:.1f} s"
 
 
-def draw(seed: str, machines: int) -> list[Fault]:
-    """Draw the faults of a schedule."""
+def draw(seed: str, machines: int, longest: float) -> list[Fault]:
+    """Draw the faults of a schedule, most of which takes no longer than so many seconds."""
     random = Random(f"{seed}-faults")
-    return [_one(random, machines) for _ in range(random.choice([0, 1, 1, 2, 2, 3, 3, 4, 5, 7]))]
+    number = random.choice([1, 2, 2, 3, 3, 4, 5, 7])
+    return [_one(random, machines, longest) for _ in range(number)]
 
 
-def _one(random: Random, machines: int) -> Fault:
+def _one(random: Random, machines: int, longest: float) -> Fault:
     kinds = {"point": 6, "commit": 6, **AT_TIME}
     kind = random.choices(list(kinds), weights=list(kinds.values()))[0]
     machine, pick = random.randrange(machines), random.random()
     seconds = math.exp(random.uniform(math.log(0.2), math.log(700.0)))
-    at = random.uniform(0.0, 25.0)
+    at = random.uniform(0.0, longest)
     if kind == "point":
         kind = random.choices(AT_POINT, weights=[4, 3, 1])[0]
         if kind == "pause" and pick < 0.5:
             seconds = random.uniform(14.0, 45.0)  # about a lease, or two
-        return Fault(kind, machine, int(math.exp(random.uniform(0, math.log(800)))), 0.0, seconds)
+        return Fault(kind, machine, int(math.exp(random.uniform(0, math.log(500)))), 0.0, seconds)
     if kind == "commit":
         kind = random.choices(AT_COMMIT, weights=[2, 3, 2])[0]
-        return Fault(kind, machine, random.randint(1, 35), 0.0, seconds)
+        return Fault(kind, machine, int(math.exp(random.uniform(0.0, math.log(25)))), 0.0, seconds)
     if kind == "jump":
         seconds = random.choice([-60.0, -15.0, -1.0, 1.0, 10.0, 16.0, 60.0, 3600.0])
     return Fault(kind, machine, 0, at, seconds, pick)

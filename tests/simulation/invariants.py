@@ -75,6 +75,8 @@ class Invariants:
         self._check_budget(ledger)
         self._check_executed(ledger)
         self._check_ends(ledger)
+        if actor is not None and actor.process.life is not None:
+            self._check_cache(actor.process.life, ledger)
         self._check_reports(ledger)
 
     def at_end(self) -> None:
@@ -156,6 +158,17 @@ class Invariants:
             if (still + waits) != (state == "RUNNING"):
                 text = f"trial {number} is {state}: {still} open attempts, waiting: {waits}"
                 raise Violation("executed", text)
+
+    def _check_cache(self, life: Life, ledger: Ledger) -> None:
+        """Optuna remembers nothing that was never written."""
+        cached: Any = life.ledger.storage
+        known = cached._studies.get(self._study_id)
+        for trial in known.trials.values() if known else ():
+            number, state = ledger.trials.get(trial._trial_id, (None, None))
+            ended = trial.state.is_finished() and trial.state.name != state
+            if number != trial.number or ended:
+                text = f"{life.process}: trial {trial.number} {trial.state.name}, it is {state}"
+                raise Violation("Optuna's cache", text)
 
     def _check_ends(self, ledger: Ledger) -> None:
         """What has ended stays as it ended."""

@@ -72,13 +72,14 @@ class Player:
         restless = random.choice([0.02, 0.1, 0.3, 0.6])
         noisy = random.random() < 0.3
         budget = random.choice(scenario.budgets)
-        if faults is None:
-            faults = draw(seed, machines)
         record, rows = self._prepared(scenario)
         world = World(f"{seed}-world", restless=restless)
+        world.tick = random.choice([0.0, 0.25, 1.0])
         world.log = [] if logs else None
         world.limit = world.now + LONGEST
         site = Site(world, seed, kept=scenario.kept, noisy=noisy, depths=scenario.depths)
+        if faults is None:
+            faults = draw(seed, machines, 6.0 + 5.0 * site.pace)
         random = Random(f"{seed}-stage")
         stage = Stage(
             world, self.database, site, scenario.config, record, exploit, scenario.joins, random

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import threading
 import traceback
 from collections.abc import Callable
@@ -82,6 +83,7 @@ class World:
         self.violation: Violation | None = None
         self.points = 0
         self.restless = restless
+        self.tick = 0.0  # with one, more happens at the same time
         self.limit = float("inf")  # of virtual time
         self.on_point: Callable[[Actor, str], None] | None = None  # faults
         self._actors: list[Actor] = []
@@ -100,8 +102,11 @@ class World:
             self.log.append(f"{self.now - BEGINS:10.3f} {who:>14}  {text}")
 
     def at(self, seconds: float, do: Callable[[], None]) -> None:
-        """Have `do` called in so many seconds. It must not wait."""
-        heapq.heappush(self._events, (self.now + seconds, next(self._order), do))
+        """Have `do` called in so many seconds, or at the next tick. It must not wait."""
+        when = self.now + seconds
+        if self.tick:
+            when = math.ceil(when / self.tick) * self.tick
+        heapq.heappush(self._events, (when, next(self._order), do))
 
     def spawn(self, process: Process, name: str, work: Callable[[], None]) -> Actor:
         """Let a new actor of `process` do `work`, as soon as its turn comes."""
