@@ -63,7 +63,8 @@ def _one(random: Random, machines: int, longest: float) -> Fault:
     kinds = {"point": 6, "commit": 6, **AT_TIME}
     kind = random.choices(list(kinds), weights=list(kinds.values()))[0]
     machine, pick = random.randrange(machines), random.random()
-    seconds = math.exp(random.uniform(math.log(0.2), math.log(700.0)))
+    longest_away = random.choices([700.0, 60.0], weights=[1, 9])[0]
+    seconds = math.exp(random.uniform(math.log(0.2), math.log(longest_away)))
     at = random.uniform(0.0, longest)
     if kind == "point":
         kind = random.choices(AT_POINT, weights=[4, 3, 1])[0]
