@@ -58,7 +58,6 @@ def check(
 def _unfinished(found: list[FrozenTrial], trials: int, clicked: set[int]) -> list[str]:
     good = (TrialState.COMPLETE, TrialState.PRUNED)
     missing = [f"trial {number} is missing" for number in range(len(found), trials)]
-    clicked = {n for n in clicked if found[n].user_attrs.get("reason") == "outside"}
     bad = [t for t in found if t.state not in good and t.number not in clicked]
     return missing + [
         f"trial {t.number} is {t.state.name}: {t.user_attrs.get('detail')}" for t in bad
@@ -81,7 +80,8 @@ def _reports(scene: Scene, found: list[FrozenTrial], train: dict[str, Any]) -> l
     every, broken = train["eval_every"], []
     for trial in found:
         kept = sorted(steps[trial.number])
-        last = train["steps"] if trial.state is TrialState.COMPLETE else max(kept, default=every)
+        first = 0 if trial.number in scene.clicked else every  # a click may come before a report
+        last = train["steps"] if trial.state is TrialState.COMPLETE else max(kept, default=first)
         if kept != list(range(every, last + 1, every)):
             broken.append(f"trial {trial.number} has reports at {kept}")
         if sorted(trial.intermediate_values) != kept:

@@ -7,6 +7,7 @@ that is under attack.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -87,6 +88,7 @@ class Scene:
         self.url = server.new_database() if server else f"sqlite:///{folder / 'hpo.db'}"
         self.commands: list[Command] = []  # that may still run
         self.dashboard: str | None = None  # its address, if it runs
+        self._dashboard: Command | None = None
         self.clicked: set[int] = set()  # trials that somebody ended in it
         self._typed = 0
         self._mark = uuid.uuid4().hex
@@ -125,7 +127,14 @@ class Scene:
             port = probe.getsockname()[1]
         command = self._type("dashboard", "--no-token", "--port", str(port), runs=False)
         self.commands.remove(command)
+        self._dashboard = command
         self.dashboard = f"http://127.0.0.1:{port}"
+
+    def close_dashboard(self) -> None:
+        """Ctrl-C at it."""
+        if self._dashboard is not None:
+            self._dashboard.process.send_signal(signal.SIGINT)
+            self._dashboard.process.wait(60)
 
     def active(self) -> list[int]:
         """The processes that hold a lease of the study."""
