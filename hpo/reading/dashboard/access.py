@@ -1,8 +1,8 @@
 """Who may open the dashboard: who knows its token, or is in a file that `htpasswd -B` wrote.
 
 The token is for this machine, where every account and every page in a browser reaches the address.
-Passwords are compared as bcrypt hashes only, in a time that reveals neither user nor password. None
-is kept, logged or taken from a command line. This module does not encrypt the connection.
+Passwords are compared as bcrypt hashes only (`logins.py`). None is kept, logged or taken from a
+command line. This module does not encrypt the connection.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-import bcrypt
-
+from hpo.reading.dashboard.logins import GUESS_SECONDS, Logins
 from trainer.config.settings import ConfigError
 
 Application = Callable[[Mapping[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -60,22 +59,26 @@ def read_users(path: Path) -> dict[bytes, bytes]:
 
 
 def guarded(application: Application, users: Mapping[bytes, bytes]) -> Application:
-    """Return `application` for `users` only: without a right password the answer is 401."""
+    """Return `application` for `users` only: without a right password the answer is 401.
+
+    It is 429 where too many wrong ones came from.
+    """
     from bottle import parse_auth
 
-    someone = next(iter(users.values()))  # the hash that stands in for that of an unknown user
-
-    def known(header: str) -> bool:
-        user, password = (part.encode() for part in parse_auth(header) or ("", ""))
-        try:
-            matches = bcrypt.checkpw(password, users.get(user, someone))
-        except ValueError:  # the password is longer than bcrypt takes, or has a NUL
-            return False
-        return matches and user in users
+    logins = Logins(users)
 
     def guard(environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if known(environ.get("HTTP_AUTHORIZATION", "")):
+        given = parse_auth(environ.get("HTTP_AUTHORIZATION", ""))
+        known: bool | None = False
+        if given is not None:
+            user, password = (part.encode() for part in given)
+            known = logins.knows(user, password, environ.get("REMOTE_ADDR", ""))
+        if known:
             return application(environ, start_response)
+        if known is None:
+            wait = ("Retry-After", f"{GUESS_SECONDS:.0f}")
+            start_response("429 Too Many Requests", [wait, ("Content-Type", "text/plain")])
+            return [b"too many wrong passwords came from your address; wait a minute\n"]
         challenge = ("WWW-Authenticate", 'Basic realm="hpo dashboard", charset="UTF-8"')
         start_response("401 Unauthorized", [challenge, ("Content-Type", "text/plain")])
         return [b"this dashboard wants a user and a password\n"]

@@ -14,10 +14,12 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 import webbrowser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from socketserver import ThreadingMixIn
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from hpo.reading.dashboard.access import Application, for_hosts, for_token, guarded, read_users
@@ -25,10 +27,63 @@ from hpo.reading.dashboard.overlay import application
 from storage import Ledger
 from trainer.config.settings import ConfigError
 
+CLIENTS = 32  # are answered at a time, by a thread each
+SILENCE_SECONDS, ANSWER_SECONDS = 20.0, 120.0  # of a client, and until it must have its answer
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = SILENCE_SECONDS
+
 
 class _Server(ThreadingMixIn, WSGIServer):
-    # A client that says nothing holds up neither the other clients nor the end of the program.
+    """Answers a limited number of clients at a time; one more takes the place of the oldest.
+
+    A client that says nothing, or a byte now and then, holds up neither others nor the end.
+    """
+
     daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._places = threading.BoundedSemaphore(CLIENTS)
+        self._since: dict[Any, float] = {}  # of each connection, the oldest first
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._places.acquire(blocking=False):
+            self._cut(max_age=0.0, at_most=1)
+            if not self._places.acquire(timeout=1.0):
+                self.shutdown_request(request)
+                return
+        self._since[request] = time.monotonic()
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be started
+            self._leave(request)
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._leave(request)
+
+    def service_actions(self) -> None:
+        self._cut(max_age=ANSWER_SECONDS, at_most=CLIENTS)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):  # the client is gone, slow, or was cut
+            super().handle_error(request, client_address)
+
+    def _leave(self, request: Any) -> None:
+        self._since.pop(request, None)
+        self._places.release()
+
+    def _cut(self, max_age: float, at_most: int) -> None:
+        """End the oldest connections, if they are older than `max_age`: their threads then end."""
+        for request, since in list(self._since.items())[:at_most]:
+            if time.monotonic() - since >= max_age:
+                with contextlib.suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)
 
 
 def serve(
@@ -103,7 +158,7 @@ def _bound(family: int, address: str, host: str, port: int | None) -> _Server:
     """Return a server that has the address already, so that a browser may connect at once."""
     kind = type("_Server", (_Server,), {"address_family": family})
     try:
-        server: _Server = kind((address, port or 0), WSGIRequestHandler)
+        server: _Server = kind((address, port or 0), _Handler)
     except OSError as error:
         reason = str(error.strerror).lower()
         if error.errno == errno.EADDRNOTAVAIL:
