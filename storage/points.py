@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 _FIXED = "fixed_params"  # Optuna's system attribute of an enqueued trial
@@ -37,3 +38,13 @@ def known_params(trial: FrozenTrial) -> dict[str, Any]:
     if trial.state is TrialState.WAITING:
         return dict(trial.system_attrs.get(_FIXED, {}))
     return trial.params
+
+
+def fixed_params(storage: BaseStorage, trial_id: int) -> dict[str, Any]:
+    """Return what the point of a trial fixes that has just been asked for; nothing without one."""
+    return dict(storage.get_trial_system_attrs(trial_id).get(_FIXED, {}))
+
+
+def fix_params(storage: BaseStorage, trial_id: int, params: Mapping[str, Any]) -> None:
+    """Have the trial's point fix `params` instead."""
+    storage.set_trial_system_attr(trial_id, _FIXED, dict(params))

@@ -97,12 +97,6 @@ TABLE = (
         "the id of a trial that was read, which it does not show either",
     ),
     Private(
-        "optuna.Trial",
-        "_fixed_params",
-        "hpo/control/attempts.py",
-        "we leave out what another program has enqueued and the search space does not have",
-    ),
-    Private(
         "optuna.Study",
         "_storage _study_id",
         "hpo/search",

@@ -18,6 +18,7 @@ from hpo.search.population import fork_of
 from hpo.search.samplers.rebuilt import check_new
 from hpo.search.space import suggest
 from storage import Attempt, Reason, Transaction, Waiting
+from storage.points import fix_params, fixed_params
 
 logger = logging.getLogger("hpo.controller")
 
@@ -69,11 +70,7 @@ class Attempts:
     def first(self, transaction: Transaction) -> TrialAttempt:
         """Ask for a new trial in the transaction that counts it. Raises SpaceExhausted."""
         leased = self._leased
-        trial = leased.study.ask()
-        # Another program may have enqueued what the space does not have; the sampler draws instead.
-        trial._fixed_params, reasons = fitted(leased.config.space, trial._fixed_params)
-        for reason in reasons:
-            logger.warning("trial %d was enqueued with a value left out: %s", trial.number, reason)
+        trial = self._fitting(leased.study.ask())
         params = suggest(leased.config.space, trial)
         if leased.config.sampler.finite:
             check_new(leased.study, trial)
@@ -82,6 +79,17 @@ class Attempts:
         attempt = self._begin(transaction, trial)
         document = leased.config.trial_document(params, leased.run_folder(trial.number))
         return self._made(trial, attempt, document, params, reported_step=0)
+
+    def _fitting(self, trial: optuna.Trial) -> optuna.Trial:
+        """Leave out what another program has enqueued and the space has not: the sampler draws."""
+        storage, trial_id = self._leased.ledger.storage, trial._trial_id
+        inside, reasons = fitted(self._leased.config.space, fixed_params(storage, trial_id))
+        for reason in reasons:
+            logger.warning("trial %d was enqueued with a value left out: %s", trial.number, reason)
+        if not reasons:
+            return trial
+        fix_params(storage, trial_id, inside)
+        return self._leased.trial(trial_id)
 
     def losses(self, trial_id: int) -> int:
         """Count how often a trial that waits has been lost since it last got any further.

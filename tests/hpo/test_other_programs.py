@@ -227,6 +227,16 @@ def test_a_point_that_plain_optuna_enqueues_is_tried_as_far_as_the_space_has_it(
         assert f"trial 1 was enqueued with a value left out: {words}" in caplog.text
 
 
+def test_a_point_that_waits_may_be_withdrawn(url: str) -> None:
+    stage = Stage(url)
+    controller = stage.controller()
+    by_api(stage).enqueue_trial({"optim.lr": "fast"})
+    stage.ledger.fail_trial(stage.record, stage.trials[0]._trial_id)
+    assert [finish(controller) for _ in range(4)] == [1, 2, 3, 4]
+    assert controller.next() is None
+    assert controller.look_for_end()
+
+
 def misfit(state: TrialState, **attributes: Any) -> FrozenTrial:
     """A trial that Optuna has given a value outside of its range."""
     value = 1.0 if state is TrialState.COMPLETE else None

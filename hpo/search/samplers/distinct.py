@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from random import Random
 from typing import Any, cast
 
@@ -109,10 +110,13 @@ class Distinct(Delegate):
         return abs(one - other) / (high - low)
 
     def _plain(self, params: Mapping[str, Any]) -> Point:
-        return {
-            path: self._space[path].plain(value) if path in self._space else value
-            for path, value in params.items()
-        }
+        return {path: self._plain_value(path, value) for path, value in params.items()}
+
+    def _plain_value(self, path: str, value: Any) -> Any:
+        # Another program's trial may have a path of its own, or what is no value of ours.
+        with suppress(TypeError, ValueError, ArithmeticError):
+            return self._space[path].plain(value) if path in self._space else value
+        return value
 
     def _key_of(self, trial: FrozenTrial) -> int:
         # A study may have 100,000 trials, whose points do not change.
