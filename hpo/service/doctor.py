@@ -70,10 +70,14 @@ def packages(_: Place) -> Finding:
 def database(place: Place) -> Finding:
     """Check that the ledger's database answers, takes writes and tells the time."""
     from storage.database import shown
+    from storage.disks import network_disk
     from storage.probe import probe
 
     given = storage_url(place.storage)
     url, found = shown(given), probe(given)
+    if disk := network_disk(given):
+        says = f"{url}: is on a network disk ({disk}), where SQLite cannot keep machines apart"
+        return Finding("warn", says, "keep it on a local disk, or use PostgreSQL")
     if found is None:
         return Finding("ok", f"{url}: not there yet; `hpo start` makes it")
     tables = f"tables {found.tables}" if found.tables else "no ledger in it yet"

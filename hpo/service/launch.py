@@ -5,6 +5,7 @@ Everything is checked before a row is written. `say` tells the person; this modu
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -50,6 +51,7 @@ def start(config: StudyConfig, source: str, place: Place, *, may_rename: bool, s
     check_port(place.metrics_port)
     check_place(config, place, runs)
     points = _warm_points(config, url, source, say)
+    _warn_of_network_disk(url, say)
     ledger = open_ledger(url, create=True)
     record = create_study(ledger, config, teachers, points, runs)
     return Launch(ledger, record, place, runs, new=True)
@@ -103,6 +105,10 @@ def resume(
     if changed_code:
         _check_alone(ledger, record, config)
     check_identities(ledger, record, config, runs, changed_code=changed_code)
+    if not ledger.on_a_server:
+        _warn_of_network_disk(ledger.url, say)
+        if same_machine:
+            _check_same_machine(ledger, record)
     join = ledger.on_a_server or same_machine
     if join:
         for other in running(ledger, record):
@@ -110,6 +116,30 @@ def resume(
     if record.runs not in (None, runs):
         say(f"study {name}: its run folders go to {runs} from now on, and were in {record.runs}")
     return Launch(ledger, record, place, runs, trials, join, more)
+
+
+def _check_same_machine(ledger: Ledger, record: StudyRecord) -> None:
+    """Raise ConfigError if another machine runs the study, whose ledger is a SQLite file."""
+    from trainer.config.settings import ConfigError
+
+    here = socket.gethostname()
+    others = [c for c in ledger.controllers(record) if c.alive and c.host != here]
+    if others:
+        raise ConfigError(
+            f"--same-machine: study {record.name} is being run by {others[0]}, and this is {here}; "
+            "for several machines, `hpo copy` the study to PostgreSQL"
+        )
+
+
+def _warn_of_network_disk(url: str, say: Say) -> None:
+    from storage.database import shown
+    from storage.disks import network_disk
+
+    if disk := network_disk(url):
+        say(
+            f"warning: {shown(url)} is on a network disk ({disk}): let no other machine open it, "
+            "or use a local disk or PostgreSQL"
+        )
 
 
 def running(ledger: Ledger, record: StudyRecord) -> list[str]:
