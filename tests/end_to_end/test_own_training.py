@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -52,7 +53,11 @@ def test_the_example_is_killed_and_goes_on_as_if_undisturbed(
     assert {line.pop("step"): line for line in map(dict, lines)} == killed["metrics"]
     assert desk.steps(0, "spirals") == sorted(killed["metrics"])
     monkeypatch.syspath_prepend(str(desk.folder))
-    assert lines == said_at_once(run_dir, len(lines))
+    try:
+        assert lines == said_at_once(run_dir, len(lines))
+    finally:
+        for name in ("mine", "mine.own_training"):  # other tests have a `mine`, too
+            sys.modules.pop(name, None)
 
 
 def said_at_once(run_dir: Path, evaluations: int) -> list[dict[str, float]]:

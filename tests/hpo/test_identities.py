@@ -151,7 +151,9 @@ def function(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
         importlib.invalidate_caches()
         monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
+    path = [*sys.path]
     yield write
+    sys.path[:] = path
     sys.modules.pop("mine", None)
 
 
