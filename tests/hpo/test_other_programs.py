@@ -227,12 +227,13 @@ def test_a_point_that_plain_optuna_enqueues_is_tried_as_far_as_the_space_has_it(
         assert f"trial 1 was enqueued with a value left out: {words}" in caplog.text
 
 
-def test_a_point_that_waits_may_be_withdrawn(url: str) -> None:
-    stage = Stage(url)
+def test_a_point_that_waits_may_be_withdrawn(stage: Stage) -> None:
     controller = stage.controller()
-    by_api(stage).enqueue_trial({"optim.lr": "fast"})
+    for _ in range(2):
+        by_api(stage).enqueue_trial({"optim.lr": "fast", "layerdrop.policy": "linear"})
     stage.ledger.fail_trial(stage.record, stage.trials[0]._trial_id)
     assert [finish(controller) for _ in range(4)] == [1, 2, 3, 4]
+    assert stage.trials[1].params["layerdrop.policy"] == "linear"
     assert controller.next() is None
     assert controller.look_for_end()
 
