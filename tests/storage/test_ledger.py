@@ -522,6 +522,9 @@ class TestOpening:
         trial = run_trial(ledger, ledger.acquire(new_study(ledger)))
         first = {"hpo_studies", "hpo_controllers", "hpo_attempts", "hpo_metrics"}
         with ledger.sessions() as session:  # as the first version left it
+            if not ledger.on_a_server:
+                for table in Base.metadata.tables:
+                    session.execute(sa.text(f"DROP TRIGGER IF EXISTS {table}_follows"))
             for table in Base.metadata.tables.keys() - first:
                 session.execute(sa.text(f"DROP TABLE {table}"))
             session.execute(sa.text("DROP INDEX ix_hpo_attempts_open"))
