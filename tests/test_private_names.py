@@ -253,9 +253,9 @@ TABLE = (
     ),
     Private(
         "ray.tune.experiment.Trial",
-        "get_pickled_error",
+        "get_pickled_error get_json_state",
         "hpo/workers/ray_start.py",
-        "we replace it, so that Tune unpickles no file",
+        "we replace them, so that Tune unpickles no file, and keeps no state for a restore",
     ),
     Private(
         "ray.tune.schedulers.pbt",
