@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Quiet:
     """A context in which whatever is written to standard output and error stays off the terminal.
 
-    `output` is the real standard output.
+    `output` is the real standard output, and `errors` the real standard error.
     """
 
     def __enter__(self) -> Quiet:
@@ -36,7 +36,10 @@ class Quiet:
                 undo.callback(os.close, copy)
                 undo.callback(os.dup2, copy, stream)
             self._aside = undo.enter_context(tempfile.TemporaryFile())
-            self.output = undo.enter_context(_Lasting(os.fdopen(os.dup(1), "wb"), "utf-8"))
+            self.output, self.errors = (
+                undo.enter_context(_Lasting(os.fdopen(os.dup(stream), "wb"), "utf-8"))
+                for stream in (1, 2)
+            )
             # A notebook shows what is printed, whatever the file descriptors point to.
             undo.enter_context(redirect_stdout(_on(1)))
             undo.enter_context(redirect_stderr(_on(2)))

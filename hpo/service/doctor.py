@@ -206,7 +206,7 @@ def ray(place: Place) -> Finding:
     else:
         with (
             Quiet() as quiet,
-            ray_start.ray_session(None, "hpo-doctor", output=quiet.output) as folder,
+            ray_start.ray_session(None, "hpo-doctor", output=quiet.errors) as folder,
         ):
             cpus, count = ray_start.cluster_size()
             open_to_others = ray_start.exposed(folder)

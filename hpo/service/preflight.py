@@ -100,7 +100,7 @@ def _visited(ray_address: str) -> Iterator[None]:
         socket.create_connection((host, int(port)), timeout=10).close()
         with (
             Quiet() as quiet,
-            ray_start.ray_session(ray_address, "hpo-check", output=quiet.output),
+            ray_start.ray_session(ray_address, "hpo-check", output=quiet.errors),
         ):
             yield
     except (OSError, ValueError, RuntimeError) as error:
