@@ -13,6 +13,7 @@ class HpoError(Exception):
             Unreachable    the database's server does not answer now
             StudyExists    the name of a new study is taken
             StudyNotFound  there is no study of that name
+            Gone           another program has deleted the study or the trial (KeyError)
             BudgetSpent    every trial of the budget has been created
             RolledBack     a transaction was not written
             LeaseLost      another controller has taken over this controller's trials

@@ -6,6 +6,7 @@ This package imports neither ray nor torch, and workers never import it.
 from storage.availability import is_away, is_unwritable
 from storage.errors import (
     BudgetSpent,
+    Gone,
     LeaseHeld,
     LeaseLost,
     LedgerError,
@@ -28,6 +29,7 @@ __all__ = [
     "Attempt",
     "BudgetSpent",
     "Controller",
+    "Gone",
     "Lease",
     "LeaseHeld",
     "LeaseLost",

@@ -23,6 +23,12 @@ class StudyNotFound(LedgerError):
     """No study of that name is in the ledger."""
 
 
+class Gone(LedgerError, KeyError):
+    """Another program has deleted a study or a trial that was to be read or written."""
+
+    __str__ = Exception.__str__  # a KeyError shows its message as code
+
+
 class BudgetSpent(LedgerError):
     """Every trial of the study's budget has been created."""
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 import datetime
 import gc
 import json
-from collections.abc import Collection, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, wraps
 from sys import intern
 from typing import Any, cast
 
 import sqlalchemy as sa
 from optuna.distributions import json_to_distribution
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb.models import (
     NOT_FOUND_MSG,
     TrialIntermediateValueModel,
@@ -31,6 +31,8 @@ from optuna.storages._rdb.models import (
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.orm import Session
+
+from storage.errors import Gone
 
 FEW = 1_000  # trials, whose rows are read by their ids, of all tables at once
 
@@ -51,7 +53,7 @@ def newer_or_named(study_id: int, than: int, trial_ids: Collection[int]) -> sa.C
 
 
 class TrialStorage(RDBStorage):
-    """Optuna's storage, with faster reading of trials."""
+    """Optuna's storage, with faster reading of trials, and with Gone for its KeyError."""
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Return the trial as the database has it. Raises KeyError if there is none."""
@@ -81,6 +83,25 @@ class TrialStorage(RDBStorage):
                 with _no_garbage_collection():
                     _fill(trials, _rows(session, wanted, list(trials)))
         return list(trials.values())
+
+
+def _with_gone(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `method` with a ledger's error for what another program has deleted meanwhile."""
+
+    @wraps(method)
+    def told(storage: RDBStorage, *arguments: Any, **named: Any) -> Any:
+        try:
+            return method(storage, *arguments, **named)
+        except KeyError as error:
+            if error.args != (NOT_FOUND_MSG,):
+                raise
+            raise Gone("another program has deleted the study, or a trial of it") from None
+
+    return told
+
+
+for _name in (*BaseStorage.__abstractmethods__, "_create_new_trial", "_set_trial_param"):
+    setattr(TrialStorage, _name, _with_gone(getattr(TrialStorage, _name)))
 
 
 def _bare(session: Session, wanted: sa.ColumnElement[bool]) -> dict[int, FrozenTrial]:

@@ -57,7 +57,12 @@ def run_study(launch: Launch, *, exits: bool = True) -> Ending:
     join = launch.join and config.schedule is None
     lease = _acquire(launch, join=join)
     while True:
-        ending = _run_under(launch, config, lease, exits=exits)
+        try:
+            ending = _run_under(launch, config, lease, exits=exits)
+        finally:
+            # A ledger that cannot be reached is why we leave; the lease then runs out by itself.
+            with contextlib.suppress(*LEDGER_ERRORS):
+                launch.ledger.release(lease)
         if ending is not None:
             return ending
         # Paused past its lease (a laptop's lid, a SIGSTOP), it found its trials taken.
@@ -99,10 +104,6 @@ def _run_under(launch: Launch, config: StudyConfig, lease: Lease, *, exits: bool
     except KeyboardInterrupt:  # before the guard listens, or after, or from its second signal
         message = f"study {record.name} is stopped; {_again(record.name, ledger.url)}"
         return Ending(INTERRUPTED, message, signalled=True)
-    finally:
-        # A ledger that cannot be reached is why we leave; the lease then runs out by itself.
-        with contextlib.suppress(*LEDGER_ERRORS):
-            ledger.release(lease)
 
 
 def _run(

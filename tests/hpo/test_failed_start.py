@@ -15,7 +15,7 @@ from hpo.service.opening import Place
 from hpo.service.run import run_study
 from hpo.study.load import load_study
 from hpo.workers import ray_start
-from storage import Ledger
+from storage import Ledger, StudyNotFound
 from tests.hpo.stage import Stage, finish
 from tests.hpo.study_files import written
 from trainer.config.settings import ConfigError
@@ -120,3 +120,12 @@ def test_a_text_too_short_for_any_trial_s_batch_is_found_at_the_start(
 def test_texts_that_are_long_enough_are_taken() -> None:
     study = load_study(written(Path(), train=text()))
     assert study.train["data"]["batch_size"] == 4
+
+
+def test_a_study_that_was_renamed_since_its_command_read_it_keeps_no_lease() -> None:
+    begun = start()
+    begun.ledger.rename_study(begun.record, "other")
+    with pytest.raises(StudyNotFound):
+        run_study(begun)
+    controllers = begun.ledger.controllers(begun.record)
+    assert {controller.state for controller in controllers} == {"released"}

@@ -5,21 +5,19 @@ Prints how many schedules it took until each mutant was caught. Exits with 1 if 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
-import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 import storage.writing
 from hpo.control.controller import Controller
-from storage import Lease, Ledger, Transaction
-from storage.database import clock
+from storage import Lease, LeaseLost, Ledger, Transaction
 from storage.leases import reap
-from storage.models import ControllerRow
 from tests.simulation.schedules import player
 
 LIMIT = 1000  # schedules
@@ -27,9 +25,8 @@ Mutant = Callable[[], AbstractContextManager[Any]]
 
 
 def _renew_without_fence(session: Session, lease: Lease) -> None:
-    now = clock(session.get_bind().dialect.name)
-    mine = sa.update(ControllerRow).where(ControllerRow.id == lease.controller_id)
-    session.execute(mine.values(seen_at=now, expires_at=now + lease.seconds))
+    with contextlib.suppress(LeaseLost):
+        _renew(session, lease)
 
 
 def _claim_always(transaction: Transaction, trial_id: int) -> bool:
@@ -37,7 +34,7 @@ def _claim_always(transaction: Transaction, trial_id: int) -> bool:
     return True
 
 
-_claim, _reserve = Transaction.claim, Transaction.reserve_trial
+_claim, _renew, _reserve = Transaction.claim, storage.writing.renew, Transaction.reserve_trial
 
 
 def _reserve_alone(transaction: Transaction) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.simulation.schedules import player
+
+pytestmark = pytest.mark.slow
 
 
 def test_no_schedule_violates_an_invariant() -> None:

@@ -26,7 +26,8 @@ def test_a_seed_decides_everything(playing: Player, seed: str) -> None:
     assert len(first.log) > 20
 
 
-@pytest.mark.parametrize("name", ["claim always true", "no fence in renew"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["is_open always true", "the cache not forgotten"])
 def test_a_broken_product_is_caught(name: str) -> None:
     assert schedules_until_caught(MUTANTS[name], 300) is not None
 

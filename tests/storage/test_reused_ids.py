@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.study import StudyDirection
 
-from storage import LeaseLost, Ledger, StudyNotFound, StudyRecord
+from storage import Gone, LeaseLost, Ledger, StudyNotFound, StudyRecord
 
 
 def create(ledger: Ledger, name: str) -> StudyRecord:
@@ -56,3 +56,18 @@ def test_a_study_starts_after_optunas_own_command_has_deleted_the_newest(tmp_pat
     with pytest.raises(LeaseLost), ledger.transaction(lease):
         pass
     assert again.token != lease.token
+
+
+def test_what_another_program_has_deleted_is_told_as_a_ledger_s_error(ledger_url: str) -> None:
+    ledger = Ledger.open(ledger_url, create=True)
+    study = create(ledger, "mine")
+    trial_id = ledger.storage.create_new_trial(study.study_id)
+    optuna.delete_study(study_name=study.name, storage=ledger.storage)
+    for read in (
+        lambda: ledger.storage.get_study_user_attrs(study.study_id),
+        lambda: ledger.storage.get_trial(trial_id),
+        lambda: ledger.storage.create_new_trial(study.study_id),
+        lambda: ledger.storage.set_trial_user_attr(trial_id, "key", 1),
+    ):
+        with pytest.raises(Gone, match="^another program has deleted the study, or a trial of it$"):
+            read()
