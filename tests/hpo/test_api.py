@@ -93,7 +93,7 @@ def test_a_loaded_study_knows_what_the_reading_commands_know(here: Path) -> None
     assert study.optuna.best_value == 4.0
     assert repr(study) == "<study played: 2 of 4 trials, best valid_ppl 4 (trial 1)>"
     assert study.report("page.html").read_text().startswith("<!doctype html>")
-    assert study.export("table.csv").read_text().startswith("number,state")
+    assert study.export("table.csv").read_text().startswith('"number","state"')
 
 
 def test_a_study_is_evaluated_and_compared_as_by_the_commands(
@@ -164,8 +164,12 @@ def test_a_study_is_a_file_or_what_is_in_it(here: Path) -> None:
     [
         ({**TINY, "spaec": {}}, {}, "hpo.start: spaec: no such setting"),
         (TINY, {"optim.lrr": 1}, "optim.lrr: no such train setting; did you mean optim.lr"),
-        (TINY, {"steps": Path()}, "hpo.start: steps: must be plain data, as in a file: "),
-        ({**TINY, "train": here}, {}, "hpo.start: the study: must be plain data, as in a file: "),
+        (TINY, {"steps": Path()}, "hpo.start: steps: must be plain data, as in a file, not "),
+        (
+            {**TINY, "train": here},
+            {},
+            "hpo.start: the study: must be plain data, as in a file, not ",
+        ),
         ("nowhere.yaml", {}, "nowhere.yaml: no such file"),
     ],
 )
