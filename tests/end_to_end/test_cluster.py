@@ -19,7 +19,8 @@ def test_a_study_joins_a_cluster_and_leaves_it_running(desk: Desk, joined: tuple
     desk.environment["RAY_AUTH_TOKEN"] = "0" * 64
     message = desk.hpo("start", str(too_many), *joined, status=2)
     assert "$RAY_AUTH_TOKEN is not its token" in message
-    assert message.count("\n") == 1
+    told = [line for line in message.splitlines() if "waiting for Ray at" not in line]
+    assert len(told) == 1  # besides what a slow machine waits for
     assert [study["study"] for study in desk.json("list")] == ["tiny"], "nothing was written"
 
 
