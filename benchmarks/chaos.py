@@ -2,7 +2,7 @@
 
     python -m benchmarks.chaos [sqlite|postgresql] [seed=N]
 
-Sixty short trials on two ranks, first without faults, then by two controllers with the faults of
+75 short trials on two ranks, first without faults, then by two controllers with the faults of
 chaos_faults.py, where and when the seed says. Whenever fewer controllers live, `hpo resume` is
 typed, as a person or a supervisor would. Every fault is a line when the study is past it, with
 what the ledger says became of it; chaos_checks.py says what must be true at the end.
@@ -30,7 +30,7 @@ from benchmarks.chaos_scene import STUDY, Command, Look, Scene
 from benchmarks.postgres import PostgresServer
 from benchmarks.report import Result, report
 
-TRIALS = 60
+TRIALS = 75
 EACH = 8  # faults of each kind: 8 are of SQLite, 10 of PostgreSQL
 GOAL = 60  # faults a side
 CONTROLLERS = 2

@@ -7,7 +7,6 @@ that is under attack.
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -131,10 +130,10 @@ class Scene:
         self.dashboard = f"http://127.0.0.1:{port}"
 
     def close_dashboard(self) -> None:
-        """Ctrl-C at it."""
+        """End it; a shell may have had Ctrl-C ignored."""
         if self._dashboard is not None:
-            self._dashboard.process.send_signal(signal.SIGINT)
-            self._dashboard.process.wait(60)
+            self._dashboard.process.terminate()
+            self._dashboard.process.wait()
 
     def active(self) -> list[int]:
         """The processes that hold a lease of the study."""
