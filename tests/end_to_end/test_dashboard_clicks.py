@@ -182,7 +182,7 @@ def refuse_while_it_runs(page: Page) -> None:
     assert not page.sees("#hpo-refused")
     page.click("button[aria-label='delete study']")
     page.says("Are you sure you want to delete a study (id=1)?")
-    assert not page.sees("[role=dialog] label")
+    assert not page.sees("[aria-labelledby=delete-study-dialog-title] label")
     page.click("[role=dialog] button", "Yes")
     page.until("document.querySelector('#hpo-refused')?.innerText.includes('`hpo stop` it first')")
     page.says("1. clicked")
