@@ -112,7 +112,7 @@ class Judge:
                 return Verdict(Reason.BUSY, None, again_in=backoff(self._busy(attempt)))
             case "worker_lost":
                 attempts = self._leased.ledger.trial_attempts(attempt.attempt.trial_id)
-                lost = 1 + losses(attempts)
+                lost = 1 + losses(attempts, [Reason.WORKER_LOST])
                 if lost > self._leased.config.failures.max_retries:
                     return Verdict(Reason.WORKER_LOST, TrialState.FAIL)
                 return Verdict(Reason.WORKER_LOST, None, again_in=backoff(lost))

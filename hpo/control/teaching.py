@@ -53,10 +53,11 @@ class Teaching:
                 self._found(teacher)
                 self._waiting.popleft()
             elif self._took_controllers_down(teacher):
+                why = f"lost with its controller {teacher.attempts} times before any evaluation"
+                failed = TeacherState.FAILED, Reason.CONTROLLER_LOST, why
                 with self._leased.transaction() as transaction:
-                    why = f"lost with its controller {teacher.attempts} times before any evaluation"
-                    failed = TeacherState.FAILED, Reason.CONTROLLER_LOST, why
-                    self._follow(transaction.teachers.end(teacher.key, *failed))
+                    written = transaction.teachers.end(teacher.key, *failed)
+                self._follow(written)
             elif _is_in_use(teacher.folder) or (attempt := self._begin(teacher)) is None:
                 self._wait(teacher)
                 return None

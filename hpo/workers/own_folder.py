@@ -77,7 +77,7 @@ class OwnFolder(LockedFolder):
         if step < self._step:
             raise ConfigError(f"a checkpoint of step {step} after the evaluation of {self._step}")
         self.place()
-        with self._writing():
+        with self._refusals():
             aside = begin_checkpoint(self._checkpoints, step)
             (aside / _FILES).mkdir()
         yield aside / _FILES
@@ -102,12 +102,12 @@ class OwnFolder(LockedFolder):
         if self._written is None:
             return
         (step, aside), self._written = self._written, None
-        with self._writing():
+        with self._refusals():
             files = _synced(aside / _FILES)
             manifest = {"format": _FORMAT, "files": files, "history": self.history}
             (aside / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
             sync(aside / _MANIFEST)
-        with self._writing():
+        with self._refusals():
             place_checkpoint(self._checkpoints, step, KEPT)
 
     @property

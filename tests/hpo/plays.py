@@ -118,6 +118,11 @@ def interrupted(attempt: TrialAttempt, step: int, had: Counter[Reason | None]) -
     return at(step, 5.0)
 
 
+def crashing(attempt: TrialAttempt, step: int, had: Counter[Reason | None]) -> Message | None:
+    """The first trial takes its controller down each time."""
+    return None if attempt.number == 0 else at(step, 5.0)
+
+
 def ever_worse(attempt: TrialAttempt, step: int, had: Counter[Reason | None]) -> Message:
     """Each trial is a little worse than the one before."""
     return at(step, 5.0 + attempt.number)
@@ -142,6 +147,15 @@ PLAYS = {
         interrupted,
         points=(Point({"optim.lr": 1e-3}, {"study": "earlier", "trial": 7}),),
         by_hand=(Point({"optim.lr": 2e-3}, {"by": "hand"}),),
+        joins=True,
+    ),
+    "crashing": Play(
+        {"budget": {"trials": 2}, "failures": {"max_retries": 0}}, crashing, joins=True
+    ),
+    "doomed": Play(
+        {"budget": {"trials": 1}, "failures": {"max_retries": 0}},
+        by_parameters,
+        teachers=("doomed",),
         joins=True,
     ),
     "halving": Play(
@@ -187,6 +201,8 @@ class _Stage:
             controller.mend()
             attempt = controller.next()
             if isinstance(attempt, TeacherAttempt):
+                if attempt.key == "doomed":
+                    return True
                 self._teach(controller, attempt)
             elif attempt is not None and not self._train(controller, attempt):
                 return True

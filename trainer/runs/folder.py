@@ -78,7 +78,7 @@ class LockedFolder:
     def append_metrics(self, metrics: Mapping[str, float]) -> None:
         """Add a line to `metrics.jsonl`, on the disk when this returns."""
         path = self._path / "metrics.jsonl"
-        with self._writing():
+        with self._refusals():
             with path.open("a", encoding="utf-8") as file:
                 file.write(_line(metrics))
             sync(path)
@@ -103,11 +103,11 @@ class LockedFolder:
         self._write("metrics.jsonl", "".join(_line(metrics) for metrics in history))
 
     def _write(self, name: str, text: str) -> None:
-        with self._writing(), whole_file(self._path / name) as file:
+        with self._refusals(), whole_file(self._path / name) as file:
             file.write(text.encode())
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _refusals(self) -> Iterator[None]:
         with self._typed():
             self._claimed.check()
             yield
@@ -146,7 +146,7 @@ class RunFolder(LockedFolder):
         found = found or begins
         progress = found[1] if found else Progress()
         if progress.step < self._config.steps:
-            with self._writing():
+            with self._refusals():
                 (self._path / "result.json").unlink(missing_ok=True)
         self._write("config.yaml", self._config.to_yaml())
         self._cut_metrics(progress.history)
@@ -157,9 +157,9 @@ class RunFolder(LockedFolder):
     def save(self, state: dict[str, Tensor], progress: Progress) -> None:
         """Write a checkpoint and delete the older ones beyond `keep_checkpoints`."""
         checkpoints = self._path / "checkpoints"
-        with self._writing():
+        with self._refusals():
             write_checkpoint(checkpoints, state, progress)
-        with self._writing():  # that may have taken long
+        with self._refusals():  # that may have taken long
             place_checkpoint(checkpoints, progress.step, self._config.keep_checkpoints)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
