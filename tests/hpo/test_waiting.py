@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from hpo.workers import waiting
@@ -29,6 +30,8 @@ def deaf(limit_seconds: float) -> subprocess.Popen[str]:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "waits\n"
+    while "sleep" not in [child.name() for child in psutil.Process(process.pid).children()]:
+        time.sleep(0.01)
     return process
 
 
