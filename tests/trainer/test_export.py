@@ -107,8 +107,9 @@ def test_a_process_killed_while_it_exports_leaves_no_folder_and_the_next_makes_i
     run: Path, tmp_path: Path
 ) -> None:
     program = (
-        "import os, signal, trainer.export as e; from pathlib import Path\n"
-        "e.sync = lambda path: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, trainer.config.whole as whole, trainer.export as e\n"
+        "from pathlib import Path\n"
+        "whole.sync = lambda path: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"e.export(Path({str(run)!r}), None, Path({str(tmp_path / 'x')!r}))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
