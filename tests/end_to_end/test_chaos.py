@@ -20,7 +20,7 @@ def test_a_study_under_faults_ends_with_exactly_its_trials_and_reports(
     faults = ["cut checkpoint", "kill raylet"]  # others have tests of their own
     config = study(3, seed=1, sampler="tpe")
     # Ray misses its daemon after some 15 s: there should be something left to train by then.
-    config["train"]["steps"] = 480
+    config["train"]["steps"] = 320
     del config["pruner"]
     siege = Siege(scene, [Due(name, trial, 0.0) for trial, name in enumerate(faults)], Random(0))
     try:

@@ -38,6 +38,8 @@ def test_ranks_that_do_not_come_are_told_and_end_the_wait_in_one_line(
     left_over = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     for name, value in {**left_over, "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, value)
+    # Another test may have joined a group in this process.
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: False)
     monkeypatch.setattr(distributed, "JOIN_SECONDS", 1.0)
     monkeypatch.setattr(waiting, "SAY_SECONDS", 0.1)
     said: list[str] = []
