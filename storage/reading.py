@@ -156,6 +156,25 @@ class Reader:
         )
         return [attempt_record(row) for row in rows]
 
+    def has_unfinished(self, study: StudyRecord) -> bool:
+        """Return whether a trial of the study waits for its next attempt, or is being executed.
+
+        One statement sees one state of the database. Of two, the first would miss a trial that
+        waits, and the second one that a controller has claimed or let go of in between.
+        """
+        waits = (
+            sa.select(WaitingRow.trial_id)
+            .join(TrialModel, TrialModel.trial_id == WaitingRow.trial_id)
+            .where(TrialModel.study_id == study.study_id, TrialModel.state == TrialState.RUNNING)
+        )
+        runs = (
+            sa.select(AttemptRow.id)
+            .join(ControllerRow, ControllerRow.id == AttemptRow.controller_id)
+            .where(ControllerRow.study_id == study.study_id, ControllerRow.state == "active")
+            .where(AttemptRow.ended_at.is_(None))
+        )
+        return any(self._scalars(sa.select(waits.exists() | runs.exists())))
+
     def trials(self, study: StudyRecord, *states: TrialState) -> list[FrozenTrial]:
         """Return the study's trials in any of these states, by number. Reads no others."""
         return self._backend.get_all_trials(study.study_id, deepcopy=False, states=states)

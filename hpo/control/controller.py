@@ -137,9 +137,7 @@ class Controller:
                 if self.failing:
                     return True
                 # What another controller executes may come to be ours.
-                return not (
-                    self._ledger.waiting(self._record) or self._ledger.open_attempts(self._record)
-                )
+                return not self._ledger.has_unfinished(self._record)
             except LEDGER_ERRORS as error:
                 self.report_error(error)
                 return False
