@@ -113,11 +113,14 @@ def one_at_a_time(url: URL) -> Iterator[None]:
         finally:
             os.close(folder)
         return
-    engine = sa.create_engine(url, **engine_options(url))
+    # The lock goes with its connection, however the block ends: no pool keeps it.
+    options = engine_options(url) | {"pool_pre_ping": False}
+    engine = sa.create_engine(url, poolclass=sa.NullPool, **options)
     with engine.connect() as connection:
+        connection.exec_driver_sql("SET lock_timeout = 0")  # a migration may take its time
         connection.execute(sa.select(sa.func.pg_advisory_lock(OPENING)))
-        yield  # the lock goes with the connection
-    engine.dispose()
+        connection.commit()
+        yield
 
 
 def has_ledger(url: str) -> bool:

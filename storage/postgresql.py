@@ -56,12 +56,13 @@ def connector(url: URL) -> Callable[[], psycopg.Connection[Any]]:
                 f"the database's encoding is {encoding}, which has no room for every character; "
                 "make one with: createdb --encoding UTF8 --template template0 NAME"
             )
-        for name, seconds in (
-            ("lock_timeout", LOCK_SECONDS),
-            ("statement_timeout", STATEMENT_SECONDS),
-            ("idle_in_transaction_session_timeout", IDLE_SECONDS),
-        ):
-            connection.execute(f"SET {name} = '{seconds}s'")
+        seconds = {
+            "lock_timeout": LOCK_SECONDS,
+            "statement_timeout": STATEMENT_SECONDS,
+            "idle_in_transaction_session_timeout": IDLE_SECONDS,
+        }
+        settings = ", ".join(f"set_config('{n}', '{s}s', false)" for n, s in seconds.items())
+        connection.execute(f"SELECT {settings}")
         connection.commit()
         return connection
 

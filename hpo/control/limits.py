@@ -21,6 +21,7 @@ class Limits:
         self._ledger = leased.ledger
         self._record = record
         self._config = leased.config
+        self._time = raised(leased.config.budget, leased.ledger.attributes(record))
         self._failures = 0  # trials in a row; a resume counts anew, what was wrong may be mended
 
     def may_begin(self) -> bool:
@@ -51,8 +52,14 @@ class Limits:
         return self.budget != before
 
     def _time_spent(self) -> str | None:
-        budget = raised(self._config.budget, self._ledger.attributes(self._record))
-        hours, device_hours = budget.hours, budget.device_hours
+        if self._spent() is None:
+            return None
+        # Somebody may have raised it meanwhile.
+        self._time = raised(self._config.budget, self._ledger.attributes(self._record))
+        return self._spent()
+
+    def _spent(self) -> str | None:
+        hours, device_hours = self._time.hours, self._time.device_hours
         if hours is not None and self._ledger.seconds(self._record) >= hours * 3600:
             return f"the budget of {hours:g} hours is spent (`hpo resume --hours` raises it)"
         if device_hours is None:

@@ -1,4 +1,4 @@
-"""Whose the run folders are that are found in the place of a study's, before it starts or goes on.
+"""Checks whose the run folders in a study's place are, before the study starts or goes on.
 
 A name may come again after its study was deleted, or in another ledger: a folder's `identity.json`
 tells its study. It tells the texts and the code that trained it, too, which must be the same now.

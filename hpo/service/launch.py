@@ -93,15 +93,7 @@ def resume(
         raise ConfigError(
             f"--trials {trials}: study {name} has {record.reserved_trials} trials already"
         )
-    given = {"hours": hours, "device_hours": device_hours}
-    more = {of: most for of, most in given.items() if most is not None}
-    spent = {"hours": ledger.seconds(record), "device_hours": ledger.device_seconds(record)}
-    for of, most in more.items():
-        if not spent[of] < most * 3600:
-            raise ConfigError(
-                f"--{of.replace('_', '-')} {most:g}: study {name} has taken "
-                f"{spent[of] / 3600:.2f} hours already"
-            )
+    more = _more_time(ledger, record, {"hours": hours, "device_hours": device_hours})
     if changed_code:
         _check_alone(ledger, record, config)
     check_identities(ledger, record, config, runs, changed_code=changed_code)
@@ -116,6 +108,23 @@ def resume(
     if record.runs not in (None, runs):
         say(f"study {name}: its run folders go to {runs} from now on, and were in {record.runs}")
     return Launch(ledger, record, place, runs, trials, join, more)
+
+
+def _more_time(
+    ledger: Ledger, record: StudyRecord, given: Mapping[str, float | None]
+) -> dict[str, float]:
+    """Return the budgets of time that were given. Raises ConfigError for one that is spent."""
+    from trainer.config.settings import ConfigError
+
+    more = {of: most for of, most in given.items() if most is not None}
+    spent = {"hours": ledger.seconds(record), "device_hours": ledger.device_seconds(record)}
+    for of, most in more.items():
+        if not spent[of] < most * 3600:
+            raise ConfigError(
+                f"--{of.replace('_', '-')} {most:g}: study {record.name} has taken "
+                f"{spent[of] / 3600:.2f} hours already"
+            )
+    return more
 
 
 def _check_same_machine(ledger: Ledger, record: StudyRecord) -> None:

@@ -7,7 +7,7 @@ import logging
 import secrets
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -60,6 +60,13 @@ class Player:
     def database(self) -> Database:
         optuna.logging.set_verbosity(optuna.logging.CRITICAL)
         return Database(self.folder)
+
+    def first_violation(self, seeds: Iterable[int]) -> str | None:
+        """Play the schedules of `seeds`; say what the first one that violates an invariant does."""
+        for seed in seeds:
+            if violation := self.play(str(seed)).violation:
+                return f"python -m tests.simulation --seed {seed}: {violation}"
+        return None
 
     def play(
         self, seed: str, faults: Sequence[Fault] | None = None, *, logs: bool = False

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.simulation.mutants import MUTANTS, schedules_until_caught
-from tests.simulation.schedules import Player, player
+from tests.simulation.schedules import Player
 from tests.simulation.world import Lock, Process, World
-
-
-@pytest.fixture(scope="module")
-def playing() -> Iterator[Player]:
-    with player() as made:
-        yield made
 
 
 @pytest.mark.parametrize("seed", ["3", "17", "42"])

@@ -46,7 +46,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     def document(self, exclude: dict[str, Any] | None = None) -> Document:
-        """All settings as plain data: infinite numbers and keys that are numbers as they are."""
+        """Return all settings as plain data; infinite numbers and integer keys stay as they are."""
         document: Document = _listed(self.model_dump(exclude=exclude))
         return document
 

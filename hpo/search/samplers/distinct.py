@@ -1,4 +1,4 @@
-"""No point twice: a sampler whose copies of earlier trials are replaced by points that are new.
+"""A sampler that proposes no point twice: a new point takes the place of each copy.
 
 All trials of a study train under one seed, so a copy would train the same again, to the last digit.
 What replaces it follows from the earlier trials' parameters and the trial's number alone, so that a

@@ -1,4 +1,4 @@
-"""Where a study's runs are, and since when a controller has renewed its lease without a gap."""
+"""Add where a study's runs are, and since when a controller renews its lease without a gap."""
 
 import sqlalchemy as sa
 from alembic import op
