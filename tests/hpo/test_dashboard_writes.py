@@ -17,6 +17,8 @@ from tests.hpo.dashboard_api import Ask, asking
 from tests.hpo.stage import Stage, finish, ppl
 from tests.leases import lapse
 
+pytestmark = pytest.mark.slow
+
 ARTIFACT = "0f"
 # One request for each route that writes; {name} is what the address names.
 REQUESTS = {

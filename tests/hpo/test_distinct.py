@@ -19,6 +19,8 @@ from hpo.search.space import Dimension, suggest
 from storage import Point
 from tests.hpo.stage import Stage, finish
 
+pytestmark = pytest.mark.slow
+
 CONFIG: TypeAdapter[Any] = TypeAdapter(SamplerConfig)
 SPACE: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Dimension])
 

@@ -23,6 +23,8 @@ from storage import LeaseLost, Ledger, Reason, StudyExists, StudyNotFound
 from tests.hpo.asking import study_of
 from tests.hpo.stage import STUDY, Stage, finish, ppl
 
+pytestmark = pytest.mark.slow
+
 # All of Optuna's commands; those that only read are tried in one test.
 READING = {"studies", "study-names", "trials", "best-trial", "best-trials"}
 WRITING = {"create-study", "delete-study", "study set-user-attr", "storage upgrade", "ask", "tell"}

@@ -26,6 +26,8 @@ from trainer.config.settings import ConfigError
 from trainer.config.train import resolve
 from trainer.teaching.teacher import content_folder
 
+pytestmark = pytest.mark.slow
+
 OUTSIDE = [
     "../x", "a/../../x", "/tmp/x", "..", ".", ".hidden", "", "a\0b", "a\nb", "tiny\n", "a b", "-x",
     "x" * 300, "C:\\x", "a\\b", "~root", "$HOME",

@@ -27,6 +27,8 @@ from storage.points import known_params
 from tests.hpo.stage import STUDY, Stage, finish
 from trainer.config.settings import ConfigError
 
+pytestmark = pytest.mark.slow
+
 SPACE: dict[str, Dimension] = TypeAdapter(dict[str, Dimension]).validate_python(
     {
         "optim.lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},

@@ -14,6 +14,8 @@ from benchmarks.postgres import PostgresServer
 from storage import Ledger, LedgerError, Unreachable
 from trainer.engine.distributed import free_port
 
+pytestmark = pytest.mark.slow
+
 OPERATING = Path(__file__).parents[2] / "docs/operating.md"
 
 

@@ -8,6 +8,8 @@ from tests.simulation.mutants import MUTANTS, schedules_until_caught
 from tests.simulation.schedules import Player
 from tests.simulation.world import Lock, Process, World
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("seed", ["3", "17", "42"])
 def test_a_seed_decides_everything(playing: Player, seed: str) -> None:

@@ -21,6 +21,8 @@ from storage.models import ControllerRow
 from tests.databases import empty_database
 from tests.hpo.stage import Stage, ppl
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def server_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
